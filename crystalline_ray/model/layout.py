@@ -1,0 +1,166 @@
+"""All parameters of a model in one flat buffer, with named views.
+
+A gradient has the same layout as the weights, so a segment of either is a slice. Names and shapes are those of the
+GPT-2 state dict of Hugging Face `transformers` without its `transformer.` prefix; the head is tied to `wte.weight`.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from crystalline_ray.errors import ConfigError
+from crystalline_ray.kernels.random import Purpose, generator
+
+ALIGNMENT = 16
+"""Floats per 64-byte cache line: tensors start, and segments end, on multiples of it."""
+
+_INITIAL_DEVIATION = 0.02
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What decides the number of parameters of a GPT-2 model and the shape of each.
+
+    Raises ConfigError for sizes that are no model.
+    """
+
+    vocab_size: int
+    seq_len: int
+    embed_dim: int
+    num_layers: int
+    num_heads: int
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, least = getattr(self, field.name), 2 if field.name == "vocab_size" else 1
+            if value < least:
+                raise ConfigError(f"{field.name} must be at least {least}, got {value}")
+        if self.embed_dim % self.num_heads:
+            below = self.embed_dim - self.embed_dim % self.num_heads
+            allowed = " or ".join(str(value) for value in (below, below + self.num_heads) if value)
+            raise ConfigError(
+                f"embed_dim must be a multiple of num_heads: {self.embed_dim} is not a multiple of {self.num_heads}, "
+                f"{allowed} would be"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.embed_dim // self.num_heads
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One tensor: `size` floats from `offset` on; `decay` says whether weight decay applies (to matrices only)."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+    decay: bool
+
+
+class ParameterLayout:
+    """Where each parameter of a model lies in a flat buffer of `size` floats.
+
+    Every tensor starts on a 64-byte boundary of the buffer and `size` is a multiple of 16. The padding between tensors
+    is zero in the weights and in their gradient, and every optimizer keeps zeros with a zero gradient at zero.
+    """
+
+    def __init__(self, shape: ModelShape) -> None:
+        self.shape = shape
+        parameters = []
+        offset = 0
+        for name, dimensions in _names_and_shapes(shape):
+            size = int(np.prod(dimensions))
+            parameters.append(Parameter(name, dimensions, offset, size, decay=len(dimensions) == 2))
+            offset += _round_up(size)
+        self.parameters: tuple[Parameter, ...] = tuple(parameters)
+        self.size: int = offset
+        self.num_parameters: int = sum(parameter.size for parameter in parameters)
+
+    def views(self, buffer: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+        """Return one view per parameter into `buffer` (size,) of any dtype.
+
+        Raises ValueError if the buffer is not flat, contiguous and of the layout's size.
+        """
+        if buffer.shape != (self.size,) or not buffer.flags.c_contiguous:
+            raise ValueError(f"expected a contiguous buffer of shape ({self.size},), got {buffer.shape}")
+        return {p.name: buffer[p.offset : p.offset + p.size].reshape(p.shape) for p in self.parameters}
+
+    def segments(self, count: int = 12) -> tuple[slice, ...]:
+        """Split the buffer into `count` slices with bounds on cache lines and lengths within one cache line."""
+        lines = self.size // ALIGNMENT
+        bounds = [index * lines // count * ALIGNMENT for index in range(count + 1)]
+        return tuple(slice(start, stop) for start, stop in pairwise(bounds))
+
+    def pieces(self, segment: slice) -> tuple[tuple[slice, bool], ...]:
+        """Cut a segment into maximal runs that weight decay treats alike: (slice of the whole buffer, decay).
+
+        Together the pieces cover the segment, padding included (it follows the tensor before it).
+        """
+        pieces: list[tuple[slice, bool]] = []
+        for parameter in self.parameters:
+            start = max(parameter.offset, segment.start)
+            stop = min(parameter.offset + _round_up(parameter.size), segment.stop)
+            if start >= stop:
+                continue
+            if pieces and pieces[-1][1] == parameter.decay:
+                start = pieces.pop()[0].start
+            pieces.append((slice(start, stop), parameter.decay))
+        return tuple(pieces)
+
+
+def initialise(layout: ParameterLayout, seed: int) -> npt.NDArray[np.float32]:
+    """Return the initial weights (size,) of GPT-2, the same for a seed on every machine of one kind.
+
+    Matrices are normal with deviation 0.02, the projections onto the residual stream with 0.02 / sqrt(2 * num_layers)
+    (Radford et al., "Language models are unsupervised multitask learners", 2019, section 2.3); biases are 0, norms 1.
+    """
+    buffer = np.zeros(layout.size, np.float32)
+    for index, (parameter, view) in enumerate(zip(layout.parameters, layout.views(buffer).values(), strict=True)):
+        if parameter.decay:
+            deviation = _INITIAL_DEVIATION
+            if parameter.name.endswith("c_proj.weight"):
+                deviation /= float(np.sqrt(2 * layout.shape.num_layers))
+            generator(seed, Purpose.INITIALISE, index).standard_normal(dtype=np.float32, out=view)
+            view *= np.float32(deviation)
+        elif parameter.name.endswith("weight"):
+            view.fill(1.0)
+    return buffer
+
+
+def weights_digest(buffer: npt.NDArray[Any]) -> str:
+    """Return BLAKE2b-256 in hexadecimal over a contiguous buffer's bytes: two runs are equal when their digests are."""
+    return hashlib.blake2b(buffer.data.cast("B"), digest_size=32).hexdigest()
+
+
+def _round_up(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _names_and_shapes(shape: ModelShape) -> Iterator[tuple[str, tuple[int, ...]]]:
+    width = shape.embed_dim
+    yield "wte.weight", (shape.vocab_size, width)
+    yield "wpe.weight", (shape.seq_len, width)
+    for layer in range(shape.num_layers):
+        prefix = f"h.{layer}."
+        yield prefix + "ln_1.weight", (width,)
+        yield prefix + "ln_1.bias", (width,)
+        yield prefix + "attn.c_attn.weight", (width, 3 * width)
+        yield prefix + "attn.c_attn.bias", (3 * width,)
+        yield prefix + "attn.c_proj.weight", (width, width)
+        yield prefix + "attn.c_proj.bias", (width,)
+        yield prefix + "ln_2.weight", (width,)
+        yield prefix + "ln_2.bias", (width,)
+        yield prefix + "mlp.c_fc.weight", (width, 4 * width)
+        yield prefix + "mlp.c_fc.bias", (4 * width,)
+        yield prefix + "mlp.c_proj.weight", (4 * width, width)
+        yield prefix + "mlp.c_proj.bias", (width,)
+    yield "ln_f.weight", (width,)
+    yield "ln_f.bias", (width,)

@@ -1,0 +1,1 @@
+"""Text in, batches out: corpus -> tokenizer -> Arrow shards -> batches by random access."""

@@ -1,0 +1,115 @@
+"""Batches by random access: a sequence's number gives its tokens, with no scan and no state to restore on resume."""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crystalline_ray.data.permutation import Permutation
+
+_BLOCK = 512  # positions of an epoch whose windows are computed at once: amortises NumPy's cost per call
+IGNORED = -1  # target of a position that counts for nothing
+
+
+class TokenSource(Protocol):
+    """Tokens in a row, read by position."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> NDArray[np.unsignedinteger]:
+        """Return tokens start..stop-1."""
+        ...
+
+
+class TrainBatches:
+    """Micro-batches of a run, addressed by the run-wide number of their first sequence.
+
+    Window k is tokens[k*T : k*T + T + 1] with T = `seq_len`: T inputs, and the same shifted by one as targets, so every
+    token but the first and a rest shorter than T is a target once an epoch. Sequence s is window
+    `Permutation(windows, seed, epoch)(s % windows)` with epoch = s // windows. From `total_sequences` on, rows are
+    padding: inputs 0, targets -1.
+
+    Raises ValueError if the tokens are too few for one window.
+    """
+
+    def __init__(
+        self, tokens: TokenSource, seq_len: int, batch_size: int, seed: int, total_sequences: int | None = None
+    ) -> None:
+        self.windows = (len(tokens) - 1) // seq_len
+        if self.windows < 1:
+            raise ValueError(f"{len(tokens)} tokens hold no window of {seq_len} + 1")
+        self._tokens = tokens
+        self._seq_len = seq_len
+        self._batch_size = batch_size
+        self._seed = seed
+        self._total_sequences = total_sequences
+        self._permutation = (0, Permutation(self.windows, seed, 0))
+        self._block: tuple[int, int] | None = None
+        self._block_windows: list[int] = []
+
+    def window(self, sequence: int) -> int:
+        """Return the window that the run-wide sequence number stands for."""
+        epoch, position = divmod(sequence, self.windows)
+        block, offset = divmod(position, _BLOCK)
+        if self._block != (epoch, block):
+            self._load(epoch, block)
+        return self._block_windows[offset]
+
+    def fill(self, first_sequence: int, inputs: NDArray[np.int32], targets: NDArray[np.int32]) -> int:
+        """Write batch_size sequences from `first_sequence` on to int32 (B, T) arrays; return the number of targets."""
+        length = self._seq_len
+        real = self._batch_size
+        if self._total_sequences is not None:
+            real = min(real, max(0, self._total_sequences - first_sequence))
+        for row in range(real):
+            start = self.window(first_sequence + row) * length
+            tokens = self._tokens.read(start, start + length + 1)
+            inputs[row] = tokens[:-1]
+            targets[row] = tokens[1:]
+        if real < self._batch_size:
+            inputs[real:] = 0
+            targets[real:] = IGNORED
+        return real * length
+
+    def _load(self, epoch: int, block: int) -> None:
+        if self._permutation[0] != epoch:
+            self._permutation = (epoch, Permutation(self.windows, self._seed, epoch))
+        stop = min(self.windows, (block + 1) * _BLOCK)
+        positions = np.arange(block * _BLOCK, stop, dtype=np.uint64)
+        self._block_windows = self._permutation[1](positions).tolist()
+        self._block = (epoch, block)
+
+
+class ValidationBatches:
+    """The validation part in order: every token but the first is a target exactly once; the rest is padding (-1).
+
+    Raises ValueError if there are fewer than two tokens.
+    """
+
+    def __init__(self, tokens: TokenSource, seq_len: int, batch_size: int) -> None:
+        if len(tokens) < 2:
+            raise ValueError(f"{len(tokens)} tokens have nothing to predict")
+        self._tokens = tokens
+        self._seq_len = seq_len
+        self._batch_size = batch_size
+        self._targets = len(tokens) - 1
+        rows = -(-self._targets // seq_len)
+        self.count = -(-rows // batch_size)
+
+    def fill(self, index: int, inputs: NDArray[np.int32], targets: NDArray[np.int32]) -> int:
+        """Write batch `index`, 0 .. count - 1, into int32 (B, T) arrays; return the number of targets."""
+        if not 0 <= index < self.count:
+            raise IndexError(f"validation batch {index} of {self.count}")
+        start = index * self._batch_size * self._seq_len
+        valid = min(self._batch_size * self._seq_len, self._targets - start)
+        tokens = self._tokens.read(start, start + valid + 1)
+        rows, rest = divmod(valid, self._seq_len)
+        whole = rows * self._seq_len
+        inputs[:rows] = tokens[:whole].reshape(rows, self._seq_len)
+        targets[:rows] = tokens[1 : whole + 1].reshape(rows, self._seq_len)
+        if rows < self._batch_size:
+            inputs[rows:] = 0
+            targets[rows:] = IGNORED
+            inputs[rows, :rest] = tokens[whole:valid]
+            targets[rows, :rest] = tokens[whole + 1 : valid + 1]
+        return valid

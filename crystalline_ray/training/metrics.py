@@ -1,0 +1,111 @@
+"""`metrics.jsonl`: the truth for plots, one JSON object a line, appended as the run goes."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from crystalline_ray.errors import InputError
+from crystalline_ray.training.durable import disk_errors, replace_file
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The records of a run in order; `torn` says what was wrong with the last line, if it was not whole."""
+
+    records: tuple[Record, ...]
+    torn: str | None = None
+
+
+class MetricsWriter:
+    """Appends records to `path`, each with one write to the file, so a killed run leaves at most its last line torn.
+
+    A file that is there is continued: a torn last line goes, and so do the records whose step is `drop_from` or
+    later, which a resumed run writes again. That happens at once or, after a crash, not at all.
+
+    Raises ResourceError if the disk refuses.
+    """
+
+    def __init__(self, path: Path, *, drop_from: int | None = None) -> None:
+        self._path = path
+        if path.exists():
+            metrics = read_metrics(path)
+            kept = [r for r in metrics.records if drop_from is None or r["step"] < drop_from]
+            if metrics.torn is not None or len(kept) < len(metrics.records):
+                replace_file(path, b"".join(map(_line, kept)))
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append {"step": step, **values}; numbers that are not finite become null, which JSON can say."""
+        data = _line({"step": step, **values})
+        with disk_errors(self._path):
+            written = os.write(self._descriptor, data)
+            while written < len(data):
+                written += os.write(self._descriptor, data[written:])
+
+    def close(self) -> None:
+        """Wait until the records are on the disk and close the file; a second call does nothing."""
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            with disk_errors(self._path):
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Read all records; a last line that is not whole, as a killed run leaves it, is left out and reported.
+
+    Raises InputError if the file cannot be read or another line is no record.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    *whole, last = lines
+    records: list[Record] = []
+    for number, line in enumerate(whole, start=1):
+        record = _parse(line)
+        if record is None:
+            if number == len(whole) and not last:
+                # After a power failure the file may be as long as it was to be, without the content.
+                return Metrics(tuple(records), torn=f"line {number} is not a record: {line[:40]!r}")
+            raise InputError(f"{path}, line {number}: not a record with a step: {line[:40]!r}")
+        records.append(record)
+    return Metrics(tuple(records), torn=f"line {len(lines)} has no end: {last[:40]!r}" if last else None)
+
+
+def _parse(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    values = {key: _plain(value) for key, value in record.items()}
+    return json.dumps(values, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,153 @@
+"""Where configuration values come from: YAML, the environment, the command line; and what is said of a refused one.
+
+Knows no field by name: every function takes the pydantic model that has them.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from crystalline_ray.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "CRYSTALLINE_RAY_"
+
+
+class Given(NamedTuple):
+    """A value for a field, and where it came from in the user's words."""
+
+    value: Any
+    origin: str
+
+
+Layer = dict[str, Given]
+"""The fields given by one source, or by several merged."""
+
+
+def read_yaml(path: Path, model: type[BaseModel]) -> Layer:
+    """Read a YAML file of `field: value` lines; raises `ConfigError` if it cannot be read or has an unknown field."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a configuration file: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: must hold `field: value` lines, not a single {type(values).__name__}")
+    for key in values:
+        if key not in model.model_fields:
+            raise ConfigError(f"{key} ({path}): no such field{nearest(str(key), model.model_fields)}")
+    return {field: Given(value, str(path)) for field, value in values.items()}
+
+
+def read_environment(environ: Mapping[str, str], model: type[BaseModel]) -> Layer:
+    """Parse the variables that begin with `ENVIRONMENT_PREFIX`; several paths are separated as in PATH."""
+    fields = {ENVIRONMENT_PREFIX + field.upper(): field for field in model.model_fields}
+    layer: Layer = {}
+    for name in sorted(environ):
+        if name.startswith(ENVIRONMENT_PREFIX):
+            if name not in fields:
+                raise ConfigError(f"environment variable {name}: no such field{nearest(name, fields)}")
+            given = Given(environ[name], f"environment variable {name}")
+            layer[fields[name]] = _parse(fields[name], given, model)
+    return layer
+
+
+def read_flags(flags: Mapping[str, Any], model: type[BaseModel]) -> Layer:
+    """Parse the command line's options, given by field name."""
+    layer: Layer = {}
+    for field, value in flags.items():
+        flag = "--" + field.replace("_", "-")
+        if field not in model.model_fields:
+            raise ConfigError(f"{flag}: no such option{nearest(field, model.model_fields)}")
+        layer[field] = _parse(field, Given(value, flag), model)
+    return layer
+
+
+def merge(layers: Sequence[Layer], exclusive: Collection[str]) -> Layer:
+    """Lay later layers over earlier ones; one that gives any of the `exclusive` fields replaces them all."""
+    merged: Layer = {}
+    for layer in layers:
+        if any(field in layer for field in exclusive):
+            merged = {field: given for field, given in merged.items() if field not in exclusive}
+        merged |= layer
+    return merged
+
+
+def explain(error: ValidationError, layer: Layer) -> str:
+    """One line for each refused value: the field, the value, where it came from, what is allowed."""
+    lines = []
+    for cause in error.errors(include_url=False):
+        if cause["type"] == "default_factory_not_called":
+            continue  # a default that derives from a refused field: that one's line is enough
+        if cause["type"] == "conflict":
+            values = cause["ctx"]["values"]
+            fields = {field: shown(field, value, layer) for field, value in values.items()}
+            lines.append(cause["ctx"]["sentence"].format_map(fields))
+        else:
+            field = str(cause["loc"][0])
+            lines.append(f"{shown(field, layer[field].value, layer)}: {_reason(cause['msg'])}")
+    return "\n".join(lines)
+
+
+def shown(field: str, value: object, layer: Layer) -> str:
+    """`field = value (origin)`."""
+    text = os.pathsep.join(map(str, value)) if isinstance(value, tuple) else value
+    text = str(text) if isinstance(text, Path) else repr(text)
+    return f"{field} = {text} ({layer[field].origin if field in layer else 'default'})"
+
+
+def nearest(name: str, valid: Collection[str]) -> str:
+    """Return '; did you mean X?' for the valid name closest to `name`, or '' where none is close."""
+    matches = difflib.get_close_matches(name, valid, n=1)
+    return f"; did you mean {matches[0]}?" if matches else ""
+
+
+def _parse(field: str, given: Given, model: type[BaseModel]) -> Given:
+    """Turn text from a source without types into the field's type, within the field's own limits."""
+    if not isinstance(given.value, str):
+        return given
+    annotation: Any = model.model_fields[field].annotation
+    if type(None) in get_args(annotation) and given.value.lower() in ("none", "null"):
+        return given._replace(value=None)
+    value = given.value.split(os.pathsep) if get_origin(annotation) is tuple else given.value
+    try:
+        parsed: Any = TypeAdapter(model.model_fields[field].rebuild_annotation()).validate_python(value)
+        return given._replace(value=parsed)
+    except ValidationError as error:
+        reason = _reason(error.errors(include_url=False)[0]["msg"])
+        raise ConfigError(f"{shown(field, given.value, {field: given})}: {reason}") from None
+
+
+def _reason(message: str) -> str:
+    return re.sub(r"^(Input|String) should|^Value error, a path must", "must", message).replace(
+        "must match pattern", "must match the pattern"
+    )
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with two traps of PyYAML removed: 1e-3 is a number, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build the mapping; raises `ConstructorError` at a key's second appearance."""
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+\Z"), list("-+0123456789")
+)

@@ -1,0 +1,1 @@
+"""The tree of kissing spheres: who coordinates whom, and what each one does. No engine in here."""

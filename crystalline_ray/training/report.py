@@ -1,0 +1,147 @@
+"""The report of a run: what came out, and what every sphere of the tree did for it."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError, computed_field
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from crystalline_ray.errors import InputError
+from crystalline_ray.training.console import duration, short_count
+from crystalline_ray.training.durable import replace_file
+
+
+class SphereStats(BaseModel):
+    """What one sphere did during the run: CPU and waiting time in seconds, micro-batches computed or added up."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: int
+    role: Literal["root", "control", "leaf"]
+    level: int
+    cpu_seconds: float
+    wait_seconds: float
+    batches: int
+
+
+class RunReport(BaseModel):
+    """The closing report; losses in nats per token, None where nothing was measured.
+
+    Rates, times and spheres are those of the last process that trained the run, the rest is of the whole run.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    steps: int
+    total_steps: int
+    stopped: str
+    """Why training ended: "finished", or what stopped it before its last step."""
+    train_loss: float | None
+    first_validation_loss: float | None
+    validation_loss: float | None
+    best_validation_loss: float | None
+    bits_per_byte: float | None
+    tokens: int
+    tokens_per_second: float
+    elapsed_seconds: float
+    weights_digest: str
+    restarts: int
+    skipped_steps: int
+    spheres: tuple[SphereStats, ...]
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def leaf_to_root_cpu(self) -> float | None:
+        """Mean CPU time of a leaf over that of the root; None if there is no leaf or the root took none."""
+        leaves = [sphere.cpu_seconds for sphere in self.spheres if sphere.role == "leaf"]
+        root = sum(sphere.cpu_seconds for sphere in self.spheres if sphere.role == "root")
+        return fmean(leaves) / root if leaves and root > 0 else None
+
+    def to_json(self) -> str:
+        """Return the report as one JSON object."""
+        return self.model_dump_json(indent=2)
+
+    def write(self, path: Path) -> None:
+        """Write the report as JSON; the file is there as a whole or not at all. Raises ResourceError."""
+        replace_file(path, self.to_json().encode() + b"\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a report; raises InputError if there is none or it is not understood."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise InputError(f"cannot read the report {path}: {error.strerror}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise InputError(f"{path} is not a report of a run: {field} {first['msg']}") from error
+
+    def render(self) -> RenderableType:
+        """Return the closing summary, with the tree, for `Console.show`."""
+        results = Table.grid(padding=(0, 2))
+        for name, value in self._results():
+            results.add_row(Text("  " + name, style="dim"), Text(value, overflow="fold"))
+        parts: list[RenderableType] = [Text(f"Run {self.run}", style="bold"), results]
+        if self.spheres:
+            parts += [Text(""), _sphere_table(self.spheres)]
+        if (ratio := self.leaf_to_root_cpu) is not None:
+            parts.append(Text(f"  CPU time leaf : root = {ratio:,.1f} : 1"))
+        return Group(*parts)
+
+    def _results(self) -> list[tuple[str, str]]:
+        ended = "" if self.stopped == "finished" else f", stopped: {self.stopped}"
+        rows = [("steps", f"{self.steps:,} of {self.total_steps:,} in {duration(self.elapsed_seconds)}{ended}")]
+        if self.train_loss is not None:
+            rows.append(("train loss", f"{self.train_loss:.4f} nats per token"))
+        if self.validation_loss is not None:
+            rows.append(("validation", f"{self.validation_loss:.4f} nats per token{self._fall()}"))
+        if self.bits_per_byte is not None:
+            rows.append(("", f"{self.bits_per_byte:.4f} bits per byte"))
+        rows.append(("speed", f"{short_count(self.tokens_per_second)} tokens per second"))
+        if self.restarts or self.skipped_steps:
+            rows.append(("faults", f"restarted spheres: {self.restarts}, skipped steps: {self.skipped_steps}"))
+        # Short names leave room for the whole digest on a terminal of 80 columns: it is there to be copied.
+        rows.append(("weights", self.weights_digest))
+        return rows
+
+    def _fall(self) -> str:
+        first, last = self.first_validation_loss, self.validation_loss
+        if not first or last is None or self.steps == 0:
+            return ""
+        return f" (from {first:.4f}: {100 * (last - first) / first:+.1f} %)"
+
+
+def _sphere_table(spheres: Sequence[SphereStats]) -> Table:
+    """One row for each level and role, indented by level: the mean, and the range where spheres differ."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim")
+    table.add_column("  sphere")
+    for name in ("CPU seconds", "waiting seconds", "batches"):
+        table.add_column(name, justify="right")
+    order = {"root": 0, "control": 1, "leaf": 2}
+    ranked = sorted(spheres, key=lambda sphere: (sphere.level, order[sphere.role]))
+    for (level, role), members in groupby(ranked, key=lambda sphere: (sphere.level, sphere.role)):
+        group = list(members)
+        table.add_row(
+            "  " * (level + 1) + _name(role, len(group)),
+            _spread([sphere.cpu_seconds for sphere in group], 1),
+            _spread([sphere.wait_seconds for sphere in group], 1),
+            _spread([sphere.batches for sphere in group], 0),
+        )
+    return table
+
+
+def _name(role: str, count: int) -> str:
+    plural = {"root": "roots", "control": "controls", "leaf": "leaves"}
+    return role if role == "root" and count == 1 else f"{count} {role if count == 1 else plural[role]}"
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    shown = [f"{value:,.{digits}f}" for value in (fmean(values), min(values), max(values))]
+    return shown[0] if shown[1] == shown[2] else f"{shown[0]} ({shown[1]} to {shown[2]})"

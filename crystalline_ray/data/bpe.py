@@ -1,0 +1,169 @@
+"""Byte-level byte-pair encoding, trained and applied by the `tokenizers` library.
+
+Byte level as in GPT-2 (Radford et al., "Language models are unsupervised multitask learners", 2019, section 2.2): every
+byte is a token before any merge, so any text can be encoded and decoding gives it back unchanged.
+"""
+
+import codecs
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as Library
+from tokenizers import models, pre_tokenizers, trainers
+
+from crystalline_ray.data.progress import Progress, silent
+from crystalline_ray.errors import TokenizerError
+
+END_OF_TEXT = "<|endoftext|>"
+NUM_BYTES = 256
+_MIN_PAIR_COUNT = 2  # a pair seen once teaches nothing
+_TRAINING_CHARS = 16 << 20  # more text hardly changes the merges, and costs 0.3 s per MiB
+_PIECE_CHARS = 16 << 10
+# Between two words and after the only line break there, GPT-2's pattern always ends a word, and merges stay in words.
+_BREAK = re.compile(r"(?<=\S\n)(?=\S)")
+
+
+class BpeTokenizer:
+    """Byte-level BPE. From 257 tokens on, `<|endoftext|>` separates documents; with 256, the token of byte 0 does."""
+
+    kind: Literal["bpe"] = "bpe"
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+        self._library.encode_special_tokens = True  # text that spells "<|endoftext|>" does not end anything
+        self.vocab_size: int = library.get_vocab_size()
+        self._bytes = _token_bytes(library)
+        separator = library.token_to_id(END_OF_TEXT)
+        self.end_of_text: int = self._bytes.index(b"\0") if separator is None else separator
+
+    @classmethod
+    def train(cls, texts: Sequence[str], vocab_size: int, progress: Progress = silent) -> "BpeTokenizer":
+        """Learn merges from `texts` (from an even sample of them if they are long).
+
+        The vocabulary comes out smaller than `vocab_size` if the text has too few pairs that occur twice. The same
+        texts give the same merges. Raises TokenizerError if `vocab_size` is below 256.
+        """
+        if vocab_size < NUM_BYTES:
+            raise TokenizerError(f"a byte-level vocabulary needs at least {NUM_BYTES} tokens, got {vocab_size}")
+        library = Library(models.BPE())
+        library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=_MIN_PAIR_COUNT,
+            special_tokens=[END_OF_TEXT] if vocab_size > NUM_BYTES else [],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        library.train_from_iterator(_sample(texts, progress), trainer)
+        return cls(library)
+
+    @classmethod
+    def from_json(cls, text: str) -> "BpeTokenizer":
+        """Restore what `to_json` wrote. Raises TokenizerError if it is something else."""
+        try:
+            return cls(Library.from_str(text))
+        except (ValueError, KeyError) as error:
+            raise TokenizerError(f"not a byte-level BPE tokenizer: {error}") from error
+        except Exception as error:  # the library raises bare Exception for JSON that it cannot read
+            if type(error) is not Exception:
+                raise
+            raise TokenizerError(f"not a byte-level BPE tokenizer: {error}") from error
+
+    def to_json(self) -> str:
+        """Return the tokenizer in the format of the `tokenizers` library."""
+        return str(self._library.to_str())
+
+    def save(self, path: Path) -> None:
+        """Write `to_json` to a file."""
+        path.write_text(self.to_json(), encoding="utf-8")
+
+    def encode(self, text: str) -> NDArray[np.int32]:
+        """Return the tokens of `text`, int32 (n,). Raises TokenizerError if it holds lone surrogates."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """Return the tokens of each text, int32 (n,); the library encodes them in parallel."""
+        try:
+            encodings = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
+        except TypeError as error:
+            raise TokenizerError("the text holds half of a surrogate pair, which is no character") from error
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of `ids`; bytes that are no UTF-8 become U+FFFD. Raises TokenizerError for an unknown id."""
+        return b"".join(self._token(token) for token in ids).decode(errors="replace")
+
+    def stream(self) -> "ByteStream":
+        """Return a decoder that takes one token at a time."""
+        return ByteStream(self)
+
+    def _token(self, token: int) -> bytes:
+        if not 0 <= token < self.vocab_size:
+            raise TokenizerError(f"token {token} is not in the vocabulary of {self.vocab_size}")
+        return self._bytes[token]
+
+
+class ByteStream:
+    """Decodes token by token; a character whose bytes are spread over several tokens comes when it is whole."""
+
+    def __init__(self, tokenizer: BpeTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, token: int) -> str:
+        """Return the characters that `token` completes, maybe none."""
+        return self._decoder.decode(self._tokenizer._token(token))
+
+    def flush(self) -> str:
+        """Return what is left at the end: U+FFFD if a character stayed incomplete."""
+        return self._decoder.decode(b"", final=True)
+
+
+def pieces(text: str) -> Iterator[str]:
+    """Cut a long text where the tokens do not change, so that it can be encoded in parallel and in bounded memory.
+
+    Encoding the pieces gives the tokens of the whole. A text without such places stays whole.
+    """
+    start = 0
+    while len(text) - start > _PIECE_CHARS:
+        cut = _BREAK.search(text, start + _PIECE_CHARS)
+        if cut is None:
+            break
+        yield text[start : cut.start()]
+        start = cut.start()
+    yield text[start:]
+
+
+def _sample(texts: Sequence[str], progress: Progress) -> Iterator[str]:
+    """Yield all pieces of `texts`, or so many, evenly spaced, that about `_TRAINING_CHARS` characters are seen."""
+    total = sum(map(len, texts))
+    share = min(1.0, _TRAINING_CHARS / max(total, 1))
+    seen = 0
+    for number, piece in enumerate(piece for text in texts for piece in pieces(text)):
+        seen += len(piece)
+        if int((number + 1) * share) > int(number * share):
+            progress("learning the vocabulary", seen, total)
+            yield piece
+
+
+def _token_bytes(library: Library) -> list[bytes]:
+    """Return the bytes of each token: the library spells them in GPT-2's printable stand-ins for bytes."""
+    vocabulary = library.get_vocab(with_added_tokens=True)
+    stand_ins = _stand_ins()
+    table = [b""] * len(vocabulary)
+    for token, number in vocabulary.items():
+        table[number] = bytes(stand_ins[char] for char in token)
+    if not set(stand_ins) <= set(vocabulary):
+        raise ValueError("some bytes have no token")
+    return table
+
+
+def _stand_ins() -> dict[str, int]:
+    """Return GPT-2's character for each byte: printable Latin-1 stands for itself, the rest from U+0100 on in order."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(NUM_BYTES) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}

@@ -1,0 +1,154 @@
+"""A dataset: text made ready once, then found again by what it was made of."""
+
+import json
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import tokenizers
+
+from crystalline_ray.config import DataConfig
+from crystalline_ray.data.cache import building, check, default_cache_dir, disk_errors, install, seal
+from crystalline_ray.data.corpus import Corpus, read_corpus
+from crystalline_ray.data.encoding import count_bytes, encode_documents
+from crystalline_ray.data.progress import Progress, silent
+from crystalline_ray.data.shards import ShardWriter, TokenArray, map_shard, token_dtype
+from crystalline_ray.data.split import Split, resolve_mode, split
+from crystalline_ray.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from crystalline_ray.errors import DataError, TokenizerError
+
+_TOKENIZER = "tokenizer.json"
+_PARTS = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Tokens to learn from and to measure by."""
+
+    folder: Path
+    """Where it is kept; `open_dataset` opens it in another process."""
+    tokenizer: Tokenizer
+    train: TokenArray
+    validation: TokenArray
+    validation_bytes: int
+    """UTF-8 bytes that the validation tokens stand for, to reckon bits per byte."""
+    summary: dict[str, Any]
+    """What it consists of, for people to read: counts, and under "notes" what they should know."""
+
+
+def prepare(data: DataConfig, *, seq_len: int, seed: int, progress: Progress = silent) -> Dataset:
+    """Read the text, split it, train the tokenizer and write the tokens, or find all that in the cache.
+
+    The cache key is a hash of the text itself and of every setting that decides the tokens. A cached dataset is
+    verified; a damaged one is built anew, with a note in the summary.
+
+    Raises DataError if the text cannot be used or a part is too short for `seq_len` + 1 tokens, and ResourceError if
+    the cache cannot be written.
+    """
+    corpus = read_corpus(data.text, text_column=data.text_column, progress=progress)
+    texts = [document.text for document in corpus.documents]
+    mode = resolve_mode(texts, data.validation_split)
+    root = default_cache_dir() if data.cache_dir is None else data.cache_dir
+    folder = root / _key(data, corpus, mode, seed)
+    notes = []
+    dataset = None
+    with disk_errors(root):
+        if folder.exists():
+            try:
+                dataset = _open(folder, contents=True)
+            except DataError as error:
+                notes.append(f"the cached tokens were damaged and have been made anew ({error})")
+        cached = dataset is not None
+        if dataset is None:
+            with building(root) as temporary:
+                _build(temporary, texts, split(texts, data.validation_fraction, mode, seed), data, progress)
+                install(temporary, folder)
+            dataset = _open(folder, contents=False)
+    _require_length(dataset, seq_len)
+    dataset.summary["notes"] += notes
+    dataset.summary.update(
+        skipped_binary=corpus.skipped_binary,
+        skipped_empty=corpus.skipped_empty,
+        replaced_utf8=corpus.replaced_utf8,
+        cached=cached,
+    )
+    return dataset
+
+
+def open_dataset(folder: Path) -> Dataset:
+    """Open what `prepare` left in `folder`; nothing is read until it is needed.
+
+    Raises DataError if it is missing or damaged.
+    """
+    return _open(folder, contents=False)
+
+
+def _key(data: DataConfig, corpus: Corpus, mode: str, seed: int) -> str:
+    decides = {
+        "text": corpus.digest,
+        "tokenizer": data.tokenizer,
+        "split": mode,
+        "fraction": data.validation_fraction,
+        "seed": seed if mode == "document" else None,
+        "vocab_size": data.vocab_size if data.tokenizer == "bpe" else None,
+        "library": tokenizers.__version__ if data.tokenizer == "bpe" else None,
+    }
+    return blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _build(folder: Path, texts: list[str], parts: Split, data: DataConfig, progress: Progress) -> None:
+    # A character that only the validation part has must have a token; merges must not be learnt from that part.
+    tokenizer = train_tokenizer(
+        data.tokenizer, texts if data.tokenizer == "char" else parts.train, data.vocab_size, progress
+    )
+    tokenizer.save(folder / _TOKENIZER)
+    dtype = token_dtype(tokenizer.vocab_size)
+    names = {}
+    for part, part_texts in zip(_PARTS, (parts.train, parts.validation), strict=True):
+        writer = ShardWriter(folder, part, dtype)
+        for tokens in encode_documents(part_texts, tokenizer, stage=f"tokenizing {part} text", progress=progress):
+            writer.append(tokens)
+        writer.close()
+        names[part] = writer.names
+    notes = []
+    if data.tokenizer == "bpe" and tokenizer.vocab_size < data.vocab_size:
+        notes.append(f"the text yields a vocabulary of {tokenizer.vocab_size} tokens, fewer than {data.vocab_size}")
+    summary = {
+        "documents": len(texts),
+        "train_documents": len(parts.train),
+        "validation_documents": len(parts.validation),
+        "split": parts.mode,
+        "bytes": count_bytes(texts),
+        "validation_bytes": count_bytes(parts.validation),
+        "tokenizer": tokenizer.kind,
+        "vocab_size": tokenizer.vocab_size,
+        "notes": notes,
+    }
+    seal(folder, {"shards": names, "summary": summary})
+
+
+def _open(folder: Path, *, contents: bool) -> Dataset:
+    facts = check(folder, contents=contents)
+    try:
+        tokenizer = load_tokenizer(folder / _TOKENIZER)
+        dtype = token_dtype(tokenizer.vocab_size)
+        train, validation = (
+            TokenArray([map_shard(folder / name) for name in facts["shards"][part]], dtype) for part in _PARTS
+        )
+    except (TokenizerError, pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{folder}: {error}") from error
+    summary = facts["summary"] | {"train_tokens": len(train), "validation_tokens": len(validation)}
+    return Dataset(folder, tokenizer, train, validation, summary["validation_bytes"], summary)
+
+
+def _require_length(dataset: Dataset, seq_len: int) -> None:
+    longest = min(len(dataset.train), len(dataset.validation)) - 1
+    if longest >= seq_len:
+        return
+    advice = f"use seq_len = {longest} or less, or more text" if longest >= 1 else "use more text"
+    raise DataError(
+        f"the context is longer than the text: seq_len = {seq_len} needs {seq_len + 1} tokens in each part, "
+        f"but there are {len(dataset.train)} to train on and {len(dataset.validation)} to validate on; {advice}"
+    )

@@ -1,0 +1,172 @@
+"""What is inside one file: the texts of its documents, whatever the format."""
+
+import codecs
+import csv
+import io
+import json
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from crystalline_ray.data.files import unreadable
+from crystalline_ray.errors import DataError
+
+_PROBE_BYTES = 8192
+_MAX_ODD_SHARE = 0.3
+_REPLACEMENT = "\ufffd"
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_TABLE_SUFFIXES = frozenset({".csv", ".jsonl", ".ndjson"})
+
+
+@dataclass(slots=True)
+class FileText:
+    """The texts in one file, and how many invalid UTF-8 sequences were replaced by U+FFFD in them."""
+
+    texts: list[str] = field(default_factory=list)
+    replaced: int = 0
+
+    def add(self, raw: bytes) -> None:
+        """Append the text that `raw` encodes."""
+        self.texts.append(self.decode(raw))
+
+    def decode(self, raw: bytes) -> str:
+        """Decode UTF-8; count what had to be replaced."""
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            text = raw.decode(errors="replace")
+            self.replaced += text.count(_REPLACEMENT) - raw.count(_REPLACEMENT.encode())
+            return text
+
+    def add_decoded(self, text: str) -> None:
+        """Append `text`, which may hold lone surrogates (JSON can spell them, UTF-8 cannot)."""
+        text, count = _SURROGATE.subn(_REPLACEMENT, text)
+        self.replaced += count
+        self.texts.append(text)
+
+
+def read_file(path: Path, text_column: str) -> FileText | None:
+    """Read one file: each row of a .jsonl, .ndjson, .csv or .parquet file is a text, any other file is one text.
+
+    Returns None for a binary file. Raises DataError if the file cannot be read, is not what its suffix says, or has no
+    column `text_column`.
+    """
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".parquet":
+            return _read_parquet(path, text_column)
+        raw = path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if is_binary(raw):
+        return None
+    raw = raw.removeprefix(codecs.BOM_UTF8)
+    found = FileText()
+    if suffix == ".csv":
+        _read_csv(path, found.decode(raw), text_column, found)
+    elif suffix in _TABLE_SUFFIXES:
+        _read_jsonl(path, found.decode(raw), text_column, found)
+    else:
+        found.add(raw)
+    return found
+
+
+def is_binary(raw: bytes) -> bool:
+    """Tell whether a file that starts with `raw` is no text.
+
+    Text has no NUL byte in its first 8 KiB (the rule of git), and there less than 30 % of its characters are invalid
+    UTF-8 or control characters (the share that Perl's -B test uses). Text in UTF-16, or in a one-byte encoding of a
+    language that is not written in Latin letters, therefore counts as binary: as UTF-8 it would be noise.
+    """
+    probe = raw[:_PROBE_BYTES]
+    if b"\0" in probe:
+        return True
+    text = codecs.getincrementaldecoder("utf-8")("replace").decode(probe, final=len(raw) <= _PROBE_BYTES)
+    odd = sum(count for char, count in _counts(text) if char == _REPLACEMENT or _is_control(char))
+    return odd > _MAX_ODD_SHARE * len(text)
+
+
+def is_utf16(path: Path) -> bool:
+    """Tell whether a file starts with the byte order mark of UTF-16."""
+    with path.open("rb") as file:
+        return file.read(2) in _UTF16_MARKS
+
+
+def _counts(text: str) -> list[tuple[str, int]]:
+    return [(char, text.count(char)) for char in set(text)]
+
+
+def _is_control(char: str) -> bool:
+    return unicodedata.category(char) == "Cc" and char not in "\t\n\v\f\r\x1b\x85"
+
+
+def _read_jsonl(path: Path, text: str, column: str, found: FileText) -> None:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}, line {number}: not valid JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: each line must be a JSON object, this is {json.dumps(row)[:40]}")
+        if column not in row:
+            raise _no_column(f"{path}, line {number}", column, list(row))
+        value = "" if row[column] is None else row[column]
+        if not isinstance(value, str):
+            raise DataError(
+                f"{path}, line {number}: column {column!r} must hold text, here it is {json.dumps(value)[:40]}"
+            )
+        found.add_decoded(value)
+
+
+def _read_csv(path: Path, text: str, column: str, found: FileText) -> None:
+    limit = csv.field_size_limit(max(len(text), 1))  # a document may be longer than the module's 128 KiB
+    try:
+        rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+        header = next(rows, None)
+        if header is None:
+            return
+        if column not in header:
+            raise _no_column(str(path), column, header)
+        position = header.index(column)
+        for row in rows:
+            if row and len(row) <= position:
+                raise DataError(f"{path}, line {rows.line_num}: {len(row)} fields, but the header has {len(header)}")
+            if row:
+                found.texts.append(row[position])
+    except csv.Error as error:
+        raise DataError(f"{path}, line {rows.line_num}: not valid CSV: {error}") from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _read_parquet(path: Path, column: str) -> FileText:
+    found = FileText()
+    try:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            if column not in schema.names:
+                raise _no_column(str(path), column, schema.names)
+            kind = schema.field(column).type
+            if pa.types.is_dictionary(kind):
+                kind = kind.value_type
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+                raise DataError(f"{path}: column {column!r} must hold text, it holds {kind}")
+            for batch in file.iter_batches(columns=[column]):
+                # As bytes: a writer may have stored text that is not UTF-8, and Arrow does not check.
+                for value in batch.column(0).cast(kind).cast(pa.large_binary()).to_pylist():
+                    found.add(value or b"")
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path}: not a valid parquet file: {error}") from error
+    return found
+
+
+def _no_column(where: str, column: str, existing: list[str]) -> DataError:
+    columns = ", ".join(repr(name) for name in existing) or "none"
+    return DataError(f"{where}: no column {column!r}; columns there: {columns}. Choose one with text_column")

@@ -1,0 +1,200 @@
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from crystalline_ray.config import SECTIONS, Config, load_config, resume_config, save_config
+from crystalline_ray.errors import ConfigError
+
+
+def from_yaml(tmp_path: Path, text: str, environ: Mapping[str, str] | None = None, **flags: Any) -> Config:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return load_config(path, environ or {}, flags)
+
+
+def test_command_line_wins_over_environment_over_file_over_default(tmp_path: Path) -> None:
+    config = from_yaml(
+        tmp_path,
+        "seq_len: 32\nbatch_size: 4\nnum_layers: 2",
+        {"CRYSTALLINE_RAY_SEQ_LEN": "64", "CRYSTALLINE_RAY_BATCH_SIZE": "6"},
+        seq_len="256",
+    )
+    assert (config.seq_len, config.batch_size, config.num_layers, config.num_heads) == (256, 6, 2, 4)
+
+
+def test_derived_defaults_follow_what_was_given() -> None:
+    config = load_config(None, {}, {"batch_size": "5", "learning_rate": "0.02"})
+    assert config.global_batch_size == 60
+    assert config.micro_batches == 12
+    assert config.min_learning_rate == pytest.approx(0.002)
+    assert (config.steps, config.epochs) == (None, 1)
+
+
+def test_length_given_by_a_higher_source_replaces_that_of_a_lower_one(tmp_path: Path) -> None:
+    assert from_yaml(tmp_path, "epochs: 3", steps="7").steps == 7
+    assert from_yaml(tmp_path, "epochs: 3", steps="7").epochs is None
+    assert from_yaml(tmp_path, "steps: 7", {"CRYSTALLINE_RAY_EPOCHS": "2"}).epochs == 2
+
+
+def test_yaml_numbers_in_scientific_notation_are_numbers(tmp_path: Path) -> None:
+    assert from_yaml(tmp_path, "learning_rate: 3e-4\nepsilon: 1.0e-6").learning_rate == 3e-4
+
+
+def test_yaml_whole_number_serves_as_a_float(tmp_path: Path) -> None:
+    assert from_yaml(tmp_path, "clip_norm: 2").clip_norm == 2.0
+
+
+def test_text_is_one_path_or_several(tmp_path: Path) -> None:
+    assert from_yaml(tmp_path, "text: a.txt").text == (Path("a.txt"),)
+    assert from_yaml(tmp_path, "text: [a.txt, b]").text == (Path("a.txt"), Path("b"))
+    assert load_config(None, {"CRYSTALLINE_RAY_TEXT": "a.txt:b"}, {}).text == (Path("a.txt"), Path("b"))
+    assert load_config(None, {}, {"text": (Path("c"),)}).text == (Path("c"),)
+
+
+@pytest.mark.parametrize(("text", "pin"), [("true", True), ("0", False), ("no", False)])
+def test_environment_text_is_parsed(text: str, pin: bool) -> None:
+    assert load_config(None, {"CRYSTALLINE_RAY_PIN": text}, {}).pin is pin
+
+
+def test_none_clears_an_optional_field(tmp_path: Path) -> None:
+    assert from_yaml(tmp_path, "threads: 3", {"CRYSTALLINE_RAY_THREADS": "none"}).threads is None
+
+
+def test_other_variables_of_the_environment_are_not_ours() -> None:
+    assert load_config(None, {"PATH": "/bin", "SEQ_LEN": "3"}, {}) == Config()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batchsize: 3", r"batchsize \(.*config.yaml\): no such field; did you mean batch_size\?"),
+        ("zzz: 3", r"zzz \(.*config.yaml\): no such field$"),
+        ("seq_len: '64'", r"seq_len = '64' \(.*config.yaml\): must be a valid integer"),
+        ("seq_len: 64.5", r"seq_len = 64.5 .*integer"),
+        ("seq_len: true", r"seq_len = True .*integer"),
+        ("pin: 1", r"pin = 1 .*boolean"),
+        ("seq_len:", r"seq_len = None .*integer"),
+        ("seq_len: [1]", r"seq_len = \[1\] .*integer"),
+        ("name: 7", r"name = 7 .*string"),
+        ("seq_len: 3\nseq_len: 4", r"not valid YAML: seq_len is given twice .*line 2"),
+        ("{", r"not valid YAML"),
+        ("- 3", r"must hold `field: value` lines, not a single list"),
+        ("text: 3", r"text = 3 .*must be a valid tuple"),
+        ("text: ['']", r"text = .*must not be empty"),
+        ("learning_rate: .nan", r"learning_rate = nan .*finite"),
+        ("learning_rate: -1e-3", r"learning_rate = -0.001 .*greater than 0"),
+        ("dropout: 1", r"dropout = 1 .*less than 1"),
+        ("beta2: 1.0", r"beta2 = 1.0 .*less than 1"),
+        ("validation_fraction: 0.6", r"validation_fraction = 0.6 .*less than or equal to 0.5"),
+        ("threads: 0", r"threads = 0 .*greater than or equal to 1"),
+        ("tokenizer: words", r"tokenizer = 'words' .*must be 'bpe' or 'char'"),
+        ("vocab_size: 255", r"vocab_size = 255 .*at least 256 with tokenizer = 'bpe' \(default\)"),
+        ("embed_dim: 130", r"num_heads = 4 \(default\) must divide embed_dim = 130 .*; nearest: 2 and 5"),
+        ("num_heads: 200", r"num_heads = 200 .* must divide embed_dim = 128 \(default\); nearest: 128$"),
+        (
+            "global_batch_size: 20",
+            r"global_batch_size = 20 .*multiple of batch_size = 8 \(default\); nearest: 16 and 24",
+        ),
+        ("global_batch_size: 4", r"global_batch_size = 4 .*nearest: 8$"),
+        ("steps: 3\nepochs: 4", r"steps = 3 .* and epochs = 4 .*exclude each other"),
+        ("min_learning_rate: 1", r"min_learning_rate = 1.0 .*must not exceed learning_rate = 0.001 \(default\)"),
+    ],
+)
+def test_refusal_names_field_value_source_and_what_is_allowed(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_yaml(tmp_path, text)
+
+
+def test_char_vocabulary_may_be_smaller_than_the_bytes(tmp_path: Path) -> None:
+    assert from_yaml(tmp_path, "tokenizer: char\nvocab_size: 65").vocab_size == 65
+
+
+def test_all_refused_values_are_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_yaml(tmp_path, "seq_len: 0\nbatch_size: 0\nlearning_rate: 0")
+    named = [line.split(" = ")[0] for line in str(caught.value).splitlines()]
+    assert sorted(named) == ["batch_size", "learning_rate", "seq_len"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "flags", "message"),
+    [
+        ({"CRYSTALLINE_RAY_SEQLEN": "3"}, {}, r"CRYSTALLINE_RAY_SEQLEN: no such field; did you mean .*_SEQ_LEN\?"),
+        (
+            {"CRYSTALLINE_RAY_SEQ_LEN": "x"},
+            {},
+            r"seq_len = 'x' \(environment variable CRYSTALLINE_RAY_SEQ_LEN\): .*int",
+        ),
+        ({"CRYSTALLINE_RAY_PIN": "perhaps"}, {}, r"pin = 'perhaps' .*boolean"),
+        ({"CRYSTALLINE_RAY_TEXT": ""}, {}, r"text = '' .*must not be empty"),
+        ({}, {"seqlen": "3"}, r"--seqlen: no such option; did you mean seq_len\?"),
+        ({}, {"seq_len": "1.5"}, r"seq_len = '1.5' \(--seq-len\): .*integer"),
+        ({}, {"name": "../elsewhere"}, r"name = '../elsewhere' \(--name\): must match"),
+        ({}, {"name": "a\n"}, r"name = .*must match"),
+        ({}, {"runs_dir": ""}, r"runs_dir = '' \(--runs-dir\): must not be empty"),
+        ({}, {"seed": str(2**63)}, r"seed = .*less than"),
+    ],
+)
+def test_refusal_names_variable_or_flag(environ: dict[str, str], flags: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, environ, flags)
+
+
+def test_missing_and_unreadable_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: there is no such configuration file"):
+        load_config(tmp_path / "none.yaml", {}, {})
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path, {}, {})
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"binary\.yaml: cannot be read"):
+        load_config(tmp_path / "binary.yaml", {}, {})
+
+
+def test_saved_configuration_loads_as_the_same(tmp_path: Path) -> None:
+    config = load_config(
+        None,
+        {},
+        {"text": (Path("a"), Path("ü b")), "steps": "5", "epsilon": "1e-9", "name": "x", "sample_prompt": "no"},
+    )
+    path = tmp_path / "config.yaml"
+    save_config(config, path)
+    assert load_config(path, {}, {}) == config
+    assert list(yaml.safe_load(path.read_text())) == [
+        field for section in SECTIONS.values() for field in section.model_fields
+    ]
+    assert [child.name for child in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_digest_follows_what_decides_the_weights_and_nothing_else() -> None:
+    digest = Config().digest()
+    assert len(digest) == 64
+    other: dict[str, Any] = {
+        "text": (Path("a"),), "tokenizer": "char", "vocab_size": 300, "validation_fraction": 0.2, "seq_len": 64,
+        "embed_dim": 64, "dropout": 0.1, "batch_size": 4, "global_batch_size": 48, "sum_unit": 2, "steps": 9,
+        "optimizer": "sgd", "learning_rate": 0.1, "schedule": "linear", "warmup_steps": 3, "seed": 7,
+    }  # fmt: skip
+    for field, value in other.items():
+        assert Config(**{field: value}).digest() != digest, field
+    for field, value in {"engine": "local", "threads": 3, "pin": False, "name": "x", "log_every": 3}.items():
+        assert Config(**{field: value}).digest() == digest, field  # type: ignore[arg-type]
+
+
+def test_resume_takes_new_threads_but_keeps_what_decides_the_weights(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    save_config(Config(seq_len=32, threads=2), path)
+    resumed = resume_config(path, {"CRYSTALLINE_RAY_ENGINE": "local"}, {"threads": "5", "seq_len": "32"})
+    assert (resumed.threads, resumed.engine, resumed.seq_len) == (5, "local", 32)
+    assert resumed.digest() == Config(seq_len=32).digest()
+    with pytest.raises(ConfigError, match=r"seq_len = 64 \(--seq-len\): a resumed run keeps its seq_len = 32"):
+        resume_config(path, {}, {"seq_len": "64"})
+    with pytest.raises(ConfigError, match=r"batch_size = 4 \(environment variable CRYSTALLINE_RAY_BATCH_SIZE\)"):
+        resume_config(path, {"CRYSTALLINE_RAY_BATCH_SIZE": "4"}, {})
+
+
+def test_every_field_is_described_and_in_one_section() -> None:
+    fields = [field for section in SECTIONS.values() for field in section.model_fields]
+    assert sorted(fields) == sorted(Config.model_fields)
+    assert all(Config.model_fields[field].description for field in fields)

@@ -60,6 +60,8 @@ class TrainingState(BaseModel):
     seed: int
     optimizer: str
     config_digest: str
+    data_digest: str = ""
+    """Name of the prepared dataset: a hash of the text and of all that decides its tokens."""
     weights_digest: str = ""
     skipped_steps: int = 0
     restarts: int = 0
@@ -69,6 +71,13 @@ class TrainingState(BaseModel):
     validation_loss: float | None = None
     best_validation_loss: float | None = None
     is_best: bool = False
+
+    def check_continues(self, config_digest: str, data_digest: str) -> None:
+        """Raise CheckpointError unless a run with this configuration and this text would continue this one."""
+        if self.config_digest != config_digest:
+            raise CheckpointError("the checkpoint belongs to another configuration: its weights would differ")
+        if self.data_digest != data_digest:
+            raise CheckpointError("the text has changed since the checkpoint was written; start a new run")
 
 
 @dataclass(frozen=True)

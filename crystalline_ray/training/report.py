@@ -4,29 +4,17 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, computed_field
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from crystalline_ray.engine.base import SphereStats
 from crystalline_ray.errors import InputError
 from crystalline_ray.training.console import duration, short_count
 from crystalline_ray.training.durable import replace_file
-
-
-class SphereStats(BaseModel):
-    """What one sphere did during the run: CPU and waiting time in seconds, micro-batches computed or added up."""
-
-    model_config = ConfigDict(frozen=True)
-
-    id: int
-    role: Literal["root", "control", "leaf"]
-    level: int
-    cpu_seconds: float
-    wait_seconds: float
-    batches: int
 
 
 class RunReport(BaseModel):

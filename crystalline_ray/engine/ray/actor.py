@@ -1,0 +1,126 @@
+"""The actors: one sphere each, in a process of its own."""
+
+import os
+import time
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from crystalline_ray.engine.base import SphereStats
+from crystalline_ray.engine.process import prepare_worker
+from crystalline_ray.engine.ray.arena import Arena
+from crystalline_ray.engine.ray.link import RayLink, describe, fetch
+from crystalline_ray.spheres.build import Sphere
+from crystalline_ray.spheres.run_spec import RunSpec
+
+_READ_ONLY: frozenset[str] = frozenset()
+
+
+class SphereHost:
+    """Hosts one sphere: sets up its process, passes messages on, keeps the books.
+
+    Args:
+        run: the run.
+        sphere_id: place in the plan.
+        arena: shared memory of the node.
+    """
+
+    def __init__(self, run: RunSpec, sphere_id: int, arena: Arena) -> None:
+        spec = run.plan.spheres[sphere_id]
+        prepare_worker(spec.core)
+        self._link = RayLink(run.plan, sphere_id, self._inner)
+        memory = arena.attach(writable=_writable(spec.role, spec.level))
+        self._sphere = Sphere(run, sphere_id, memory, self._link)
+        self._busy = self._cpu = self._started = 0.0
+
+    def connect(self, actors: "dict[int, ActorHandle[Any]]") -> int:
+        """Take the handles of other spheres; return the id of this process. Work is counted from here on."""
+        self._link.actors = actors
+        self._busy, self._link.wait_seconds = 0.0, 0.0
+        self._cpu, self._started = time.process_time(), time.perf_counter()
+        return os.getpid()
+
+    def handle(self, message: object) -> Any:
+        """Pass a message to the sphere."""
+        start = time.perf_counter()
+        try:
+            return self._sphere.handle(message)
+        finally:
+            self._busy += time.perf_counter() - start
+
+    def stats(self) -> SphereStats:
+        """Return what the sphere did since it was connected."""
+        working = self._busy - self._link.wait_seconds
+        return SphereStats(
+            id=self._sphere.spec.id,
+            role=self._sphere.spec.role,
+            level=self._sphere.spec.level,
+            cpu_seconds=time.process_time() - self._cpu,
+            wait_seconds=max(0.0, time.perf_counter() - self._started - working),
+            batches=self._sphere.batches,
+        )
+
+    def _inner(self, message: object) -> Any:
+        return self._sphere.handle(message)
+
+
+class RootHost(SphereHost):
+    """Hosts the root, which makes all other actors: an actor dies with its creator, and the root outlives them."""
+
+    def __init__(self, run: RunSpec, sphere_id: int, arena: Arena) -> None:
+        super().__init__(run, sphere_id, arena)
+        self._run = run
+        self._arena = arena
+        self._actors: dict[int, ActorHandle[Any]] = {}
+        self._processes: dict[ray.ObjectRef[Any], int] = {}
+
+    def launch(self) -> None:
+        """Start making every other sphere."""
+        run, arena = ray.put(self._run), ray.put(self._arena)
+        for spec in self._run.plan.spheres[1:]:
+            self._actors[spec.id] = HOST.remote(run, spec.id, arena)
+        for sphere, actor in self._actors.items():
+            self._processes[actor.connect.remote(self._acquaintances(sphere))] = sphere
+
+    def poll(self, seconds: float) -> dict[int, int]:
+        """Return the process ids of the spheres that are ready within `seconds`.
+
+        Raises:
+            CrystallineError: a sphere could not be made.
+        """
+        done, waiting = ray.wait(list(self._processes), num_returns=len(self._processes), timeout=seconds)
+        ready = {
+            self._processes[reference]: fetch(reference, describe(self._run.plan, self._processes[reference]))
+            for reference in done
+        }
+        if not waiting:
+            self.connect(self._actors)
+        return ready
+
+    def process(self) -> int:
+        """Return the id of this process."""
+        return os.getpid()
+
+    def stats_of_all(self, seconds: float) -> list[SphereStats]:
+        """Return the work of every sphere in the order of the plan."""
+        others: list[SphereStats] = ray.get([actor.stats.remote() for actor in self._actors.values()], timeout=seconds)
+        return [self.stats(), *others]
+
+    def _acquaintances(self, sphere: int) -> "dict[int, ActorHandle[Any]]":
+        """Level-1 spheres may borrow any worker; a deeper control knows its children; a deeper leaf nobody."""
+        if self._run.plan.spheres[sphere].level == 1:
+            return self._actors
+        return {child.id: self._actors[child.id] for child in self._run.plan.children(sphere)}
+
+
+def _writable(role: str, level: int) -> frozenset[str]:
+    """Weights and moments are written by segment owners, gradients by whoever computes or adds them."""
+    if role == "root":
+        return _READ_ONLY
+    return frozenset({"weights", "moments", "gradients"} if level == 1 else {"gradients"})
+
+
+# Coordinators and leaves share cores by plan, so Ray is not to count them; a lost sphere is never restarted blindly.
+HOST = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)(SphereHost)
+ROOT_HOST = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)(RootHost)

@@ -1,0 +1,94 @@
+"""The arena: memory shared by the spheres of one node, as files mapped from /dev/shm.
+
+Plain files with one owner who unlinks them, not `multiprocessing.shared_memory`: before Python 3.13
+its resource tracker unlinks a segment as soon as any process that attached it exits.
+"""
+
+import errno
+import mmap
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from crystalline_ray.errors import ResourceError
+from crystalline_ray.spheres.memory import BufferMemory, MemoryLayout
+
+_PREFERRED = Path("/dev/shm")
+# Left free for Ray's object store, which lies in the same file system.
+_HEADROOM_BYTES = 160 << 20
+
+
+@dataclass(frozen=True)
+class Arena:
+    """The files of one run's shared memory on this node.
+
+    Attributes:
+        folder: where they lie; belongs to the run alone.
+        layout: their sizes.
+    """
+
+    folder: Path
+    layout: MemoryLayout
+
+    def create(self) -> None:
+        """Make the files at full size, so that a later write cannot find the file system full.
+
+        Raises:
+            ResourceError: not enough shared memory.
+        """
+        check_room(self.folder.parent, self.layout)
+        self.folder.mkdir(mode=0o700)
+        for part in self.layout.rows():
+            descriptor = os.open(self.folder / part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                os.posix_fallocate(descriptor, 0, max(1, self.layout.bytes_of(part)))
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    raise _too_small(self.folder.parent, self.layout.total_bytes) from error
+                raise
+            finally:
+                os.close(descriptor)
+
+    def attach(self, *, writable: frozenset[str]) -> BufferMemory:
+        """Map the files; parts not named in `writable` are mapped read-only.
+
+        Raises:
+            FileNotFoundError: the arena is gone.
+        """
+        return BufferMemory(self.layout, {part: self._map(part, part in writable) for part in self.layout.rows()})
+
+    def remove(self) -> None:
+        """Unlink the files; processes that have them mapped keep their memory until they exit."""
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+
+    def _map(self, part: str, writable: bool) -> memoryview:
+        flags, access = (os.O_RDWR, mmap.ACCESS_WRITE) if writable else (os.O_RDONLY, mmap.ACCESS_READ)
+        descriptor = os.open(self.folder / part, flags)
+        try:
+            return memoryview(mmap.mmap(descriptor, 0, access=access))
+        finally:
+            os.close(descriptor)
+
+
+def arena_root() -> Path:
+    """Return the folder arenas live in: shared memory where the system has it, else the temporary folder."""
+    if _PREFERRED.is_dir() and os.access(_PREFERRED, os.W_OK):
+        return _PREFERRED
+    return Path(os.environ.get("TMPDIR", "/tmp"))
+
+
+def check_room(root: Path, layout: MemoryLayout) -> None:
+    """Raise ResourceError if `root` has not enough free space for an arena of this layout."""
+    if shutil.disk_usage(root).free < layout.total_bytes + _HEADROOM_BYTES:
+        raise _too_small(root, layout.total_bytes)
+
+
+def _too_small(root: Path, needed: int) -> ResourceError:
+    free = shutil.disk_usage(root).free
+    return ResourceError(
+        f"shared memory too small: the arena needs {needed / 2**20:,.0f} MiB, {root} has {free / 2**20:,.0f} MiB free "
+        f"({_HEADROOM_BYTES >> 20} MiB of it are kept for Ray); use a smaller model, fewer micro-batches per step, "
+        "or a larger shared-memory file system (docker: --shm-size)"
+    )

@@ -1,0 +1,145 @@
+"""The Ray engine: the spheres of a run as actors of a running Ray instance."""
+
+import time
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+import ray
+from ray.actor import ActorHandle
+
+from crystalline_ray.data.progress import Progress
+from crystalline_ray.engine.base import SphereStats
+from crystalline_ray.engine.ray.actor import ROOT_HOST
+from crystalline_ray.engine.ray.arena import Arena
+from crystalline_ray.engine.ray.link import RayLink, describe, fetch
+from crystalline_ray.engine.ray.session import RaySession
+from crystalline_ray.errors import DeadlineError
+from crystalline_ray.spheres.messages import EvaluationRequest, EvaluationResult, StepRequest, StepResult
+from crystalline_ray.spheres.run_spec import RunSpec
+
+_ROOT = 0
+_DRIVER = -1
+_POLL_SECONDS = 0.25
+_EXIT_SECONDS = 15.0
+# Added to the root's own deadlines, so that the root names the culprit before the driver gives up on the root.
+_GRACE_SECONDS = 30.0
+
+
+class RayEngine:
+    """Hosts the spheres of a run as actors.
+
+    Args:
+        run: the run.
+        session: a started Ray instance; it outlives the engine.
+
+    Raises:
+        ResourceError: not enough shared memory.
+    """
+
+    def __init__(self, run: RunSpec, session: RaySession) -> None:
+        self.warnings = _oversubscription(run)
+        self._run = run
+        self._arena = Arena(session.new_arena_folder(), run.memory)
+        self._arena.create()
+        self.memory = self._arena.attach(writable=frozenset({"weights", "moments"}))
+        self._link = RayLink(run.plan, _DRIVER, _nobody)
+        self._root: ActorHandle[Any] | None = None
+        self._processes: list[int] = []
+
+    def start(self, progress: Progress) -> None:
+        """Make the root, which makes all other spheres.
+
+        Raises:
+            CrystallineError: a sphere could not be made, or not in time.
+        """
+        total = len(self._run.plan.spheres)
+        progress("Starting spheres", 0, total)
+        self._root = ROOT_HOST.remote(self._run, _ROOT, self._arena)
+        self._link.actors = {_ROOT: self._root}
+        self._call(self._root.launch.remote(), self._run.config.deadline_seconds)
+        deadline = time.monotonic() + self._run.config.deadline_seconds
+        ready: dict[int, int] = {}
+        while len(ready) < total - 1:
+            if time.monotonic() > deadline:
+                late = next(sphere.id for sphere in self._run.plan.spheres[1:] if sphere.id not in ready)
+                raise DeadlineError(f"{describe(self._run.plan, late)} did not start in time")
+            ready = self._call(self._root.poll.remote(_POLL_SECONDS), self._run.config.deadline_seconds)
+            progress("Starting spheres", len(ready) + 1, total)
+        root_process = self._call(self._root.process.remote(), self._run.config.deadline_seconds)
+        self._processes = [root_process, *ready.values()]
+
+    def step(self, request: StepRequest) -> StepResult:
+        """Run one optimizer step.
+
+        Raises:
+            SphereError: a sphere died or is late; the last committed version is intact.
+        """
+        rounds = 3 * (self._run.micro_batches(request.step) + 2)
+        result: StepResult = self._ask(request, rounds)
+        return result
+
+    def evaluate(self, request: EvaluationRequest) -> EvaluationResult:
+        """Return the validation loss."""
+        result: EvaluationResult = self._ask(request, request.batches + 2)
+        return result
+
+    def stats(self) -> list[SphereStats]:
+        """Return the work of every sphere."""
+        assert self._root is not None
+        seconds = self._run.config.deadline_seconds
+        stats: list[SphereStats] = self._call(self._root.stats_of_all.remote(seconds), seconds + _GRACE_SECONDS)
+        return stats
+
+    def close(self) -> None:
+        """Stop all actors, wait for their processes to end, remove the arena."""
+        try:
+            if self._root is not None:
+                ray.kill(self._root)
+                self._root = None
+            _await_exit(self._processes)
+        finally:
+            self._arena.remove()
+
+    def _ask(self, request: object, rounds: int) -> Any:
+        timeout = rounds * self._run.config.deadline_seconds + _GRACE_SECONDS
+        ticket = self._link.send(_ROOT, request)
+        return self._link.receive([ticket], timeout)[1]
+
+    def _call(self, reference: "ray.ObjectRef[Any]", seconds: float) -> Any:
+        ready, _ = ray.wait([reference], timeout=seconds)
+        if not ready:
+            raise DeadlineError(f"no answer within {seconds:g} s from {describe(self._run.plan, _ROOT)}")
+        return fetch(reference, describe(self._run.plan, _ROOT))
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+
+def _nobody(message: object) -> Any:
+    raise RuntimeError(f"the driver is no sphere and cannot answer {message}")
+
+
+def _await_exit(processes: list[int]) -> None:
+    alive = [psutil.Process(number) for number in processes if psutil.pid_exists(number)]
+    _, stubborn = psutil.wait_procs(alive, timeout=_EXIT_SECONDS)
+    for process in stubborn:
+        process.kill()
+    psutil.wait_procs(stubborn, timeout=_EXIT_SECONDS)
+
+
+def _oversubscription(run: RunSpec) -> tuple[str, ...]:
+    leaves = run.plan.leaves
+    if not run.config.pin or all(leaf.core is not None for leaf in leaves):
+        return ()
+    return (
+        f"{len(leaves)} leaves are more than the cores at hand: they run unpinned and share cores, so expect no more "
+        "tokens/s than with one leaf per core, and more memory and context switches",
+    )

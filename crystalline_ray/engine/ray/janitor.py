@@ -1,0 +1,64 @@
+"""A small process that outlives the driver and clears up after it, however the driver ended.
+
+Usage: python -I janitor.py DRIVER_PID FOLDER ...
+
+It waits for end-of-file on standard input, which comes when the driver closes the pipe or dies, also
+by kill -9. Then it kills every process that still uses one of the folders (its command line names it, or it
+has a file of it open or mapped) and removes them. Only the standard library: it must be there in no time.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+_ATTEMPTS = 100
+_PAUSE_SECONDS = 0.1
+
+
+def users_of(folders: list[str], spared: set[int]) -> Iterator[int]:
+    """Yield the ids of processes, other than the spared ones, that use one of the folders."""
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and int(entry) not in spared and _uses(Path("/proc") / entry, folders):
+            yield int(entry)
+
+
+def clear(folders: list[str], spared: set[int]) -> bool:
+    """Kill the users of the folders and remove them; return whether all are gone."""
+    for _ in range(_ATTEMPTS):
+        users = list(users_of(folders, spared))
+        for process in users:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        if not users and not any(os.path.exists(folder) for folder in folders):
+            return True
+        time.sleep(_PAUSE_SECONDS)
+    return False
+
+
+def _uses(process: Path, folders: list[str]) -> bool:
+    try:
+        traces = [(process / "cmdline").read_text(errors="replace"), (process / "maps").read_text(errors="replace")]
+        traces += [os.readlink(link) for link in (process / "fd").iterdir()]
+    except (FileNotFoundError, PermissionError, ProcessLookupError):
+        return False  # gone meanwhile, or another user's
+    return any(folder in trace for folder in folders for trace in traces)
+
+
+def main(arguments: list[str]) -> int:
+    """Wait for the driver's end, then clear up."""
+    driver, *folders = arguments
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, signal.SIG_IGN)
+    sys.stdin.buffer.read()
+    return 0 if clear(folders, {os.getpid(), int(driver)}) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,69 @@
+"""A leaf: forward and backward passes of micro-batches, nothing else."""
+
+import math
+
+import numpy as np
+
+from crystalline_ray.model.layout import ModelShape
+from crystalline_ray.model.transformer import Transformer
+from crystalline_ray.spheres.memory import Memory
+from crystalline_ray.spheres.messages import (
+    EvaluationReady,
+    EvaluationUnit,
+    GradientMessage,
+    UnitMessage,
+)
+
+
+class LeafSphere:
+    """Computes gradients into the regions it is told to write.
+
+    Args:
+        memory: shared memory of its node.
+        shape: the model.
+        batch_size: sequences in every micro-batch.
+        dropout: probability of dropping an activation while training.
+        seed: of the run; keys the dropout together with the micro-batch's number.
+        sum_unit: the most micro-batches in a unit; above 1 a private gradient is kept to add from.
+    """
+
+    def __init__(
+        self, memory: Memory, shape: ModelShape, *, batch_size: int, dropout: float, seed: int, sum_unit: int
+    ) -> None:
+        self.batches = 0
+        self._memory = memory
+        self._seed = seed
+        self._transformer = Transformer(shape, batch_size, dropout=dropout)
+        self._scratch = np.empty(memory.layout.parameters if sum_unit > 1 else 0, np.float32)
+
+    def compute(self, unit: UnitMessage) -> GradientMessage:
+        """Write the sum of the unit's gradients, in order, to the unit's region."""
+        region = self._memory.region(unit.region)
+        loss = 0.0
+        for position, batch in enumerate(unit.batches):
+            gradient = self._scratch if position else region
+            loss += self._transformer.loss_and_gradient(
+                self._memory.weights(unit.version),
+                gradient,
+                batch.inputs,
+                batch.targets,
+                scale=unit.scale,
+                dropout_seed=(self._seed, batch.index),
+            )
+            if position:
+                np.add(region, gradient, out=region)
+        self.batches += len(unit.batches)
+        return GradientMessage(
+            step=unit.step,
+            region=unit.region,
+            loss=loss,
+            tokens=sum(batch.tokens for batch in unit.batches),
+            finite=math.isfinite(loss),
+        )
+
+    def evaluate(self, unit: EvaluationUnit) -> EvaluationReady:
+        """Return the summed nats of each micro-batch, without dropout."""
+        weights = self._memory.weights(unit.version)
+        losses = tuple(self._transformer.loss(weights, batch.inputs, batch.targets) for batch in unit.batches)
+        self.batches += len(unit.batches)
+        return EvaluationReady(unit.step, losses, sum(batch.tokens for batch in unit.batches))

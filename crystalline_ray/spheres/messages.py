@@ -1,0 +1,197 @@
+"""What the spheres say to one another: small, immutable; weights and gradients travel by the shared memory."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tokens = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class StepRequest:
+    """Driver to root: run one optimizer step.
+
+    Attributes:
+        step: number of the step in the run, from 0.
+        version: weights version to start from; equals the number of updates applied so far.
+        learning_rate: already scheduled.
+    """
+
+    step: int
+    version: int
+    learning_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """Root to driver: what a step gave.
+
+    Attributes:
+        loss: mean negative log-likelihood in nats per token over the global batch.
+        tokens: target tokens in the global batch.
+        gradient_norm: global L2 norm before clipping.
+        applied: whether the update was made (it is not when anything was non-finite).
+    """
+
+    step: int
+    loss: float
+    tokens: int
+    gradient_norm: float
+    applied: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Helper:
+    """A worker a control may use: its sphere, how many units it may take (None: any number)."""
+
+    sphere: int
+    quota: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepOrder:
+    """Root to level 1: compute the gradients of your groups.
+
+    Attributes:
+        micro_batches: how many micro-batches the step has; indices follow from the groups.
+        scale: factor of every gradient, 1 / target tokens of the global batch.
+        helpers: workers to use, own ones first.
+    """
+
+    step: int
+    version: int
+    micro_batches: int
+    scale: float
+    helpers: tuple[Helper, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchMessage:
+    """One micro-batch.
+
+    Attributes:
+        index: number of the micro-batch in the run, the key of its dropout.
+        inputs, targets: int32 (batch, sequence); target -1 is ignored.
+        tokens: targets that count.
+    """
+
+    index: int
+    inputs: Tokens
+    targets: Tokens
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnitMessage:
+    """Control to worker: write the sum of these micro-batches' gradients, in order, to `region`."""
+
+    step: int
+    version: int
+    region: int
+    scale: float
+    batches: tuple[BatchMessage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GradientMessage:
+    """Worker to control: the gradient of a unit lies in `region`.
+
+    Attributes:
+        loss: summed negative log-likelihood in nats.
+        tokens: targets in the unit.
+    """
+
+    step: int
+    region: int
+    loss: float
+    tokens: int
+    finite: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GroupReady:
+    """Level 1 to root: the groups' gradients lie in their accumulators.
+
+    Attributes:
+        losses: summed nats of each group, in the order of the sphere's groups.
+    """
+
+    step: int
+    groups: tuple[int, ...]
+    losses: tuple[float, ...]
+    tokens: int
+    finite: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reduce:
+    """Root to level 1: add your segments over the groups in their order."""
+
+    step: int
+    groups: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentNorms:
+    """Level 1 to root: squared L2 norm of each owned segment of the summed gradient."""
+
+    step: int
+    segments: tuple[int, ...]
+    squares: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Root to level 1: update your segments from `version` to `version + 1`."""
+
+    step: int
+    version: int
+    learning_rate: float
+    clip_coefficient: float
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRequest:
+    """Driver to root: the loss over the first `batches` validation micro-batches."""
+
+    step: int
+    version: int
+    batches: int
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationOrder:
+    """Root to level 1: the loss of validation micro-batches [start, stop)."""
+
+    step: int
+    version: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationUnit:
+    """Control to worker: the losses of these validation micro-batches."""
+
+    step: int
+    version: int
+    batches: tuple[BatchMessage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationReady:
+    """Worker to control, level 1 to root: summed nats of each micro-batch in order, and all their targets."""
+
+    step: int
+    losses: tuple[float, ...]
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    """Root to driver: mean nats per token, summed nats and tokens of the validation part."""
+
+    loss: float
+    total: float
+    tokens: int

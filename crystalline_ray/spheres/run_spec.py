@@ -1,0 +1,90 @@
+"""What every sphere of a run is told when it is made, and the sizes that follow from it."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from crystalline_ray.config import Config
+from crystalline_ray.model.layout import ModelShape, ParameterLayout
+from crystalline_ray.spheres.memory import MemoryLayout
+from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, SpherePlan, SphereSpec
+
+_MOMENTS = {"adamw": 2, "sgd": 1}
+# A worker has at most two units on the way; each waits in a slot of its control until its turn.
+_SLOTS_PER_WORKER = 2
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """A run as its spheres see it.
+
+    Attributes:
+        config: the resolved configuration.
+        shape: the model; its vocabulary is the tokenizer's.
+        plan: the tree.
+        dataset: folder of the prepared tokens, readable on every node.
+        total_sequences: sequences of the whole run; later ones are masked.
+    """
+
+    config: Config
+    shape: ModelShape
+    plan: SpherePlan
+    dataset: Path
+    total_sequences: int
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Sequences of a global batch."""
+        return self.config.global_batch_size
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Micro-batches of a full step."""
+        return self.config.micro_batches
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return -(-self.total_sequences // self.sequences_per_step)
+
+    def micro_batches(self, step: int) -> int:
+        """Micro-batches of a step that hold any sequence; fewer than usual only in the last step."""
+        left = self.total_sequences - step * self.sequences_per_step
+        return min(self.micro_batches_per_step, -(-left // self.config.batch_size))
+
+    def tokens(self, step: int) -> int:
+        """Target tokens of a step."""
+        left = self.total_sequences - step * self.sequences_per_step
+        return min(self.sequences_per_step, left) * self.shape.seq_len
+
+    @cached_property
+    def layout(self) -> ParameterLayout:
+        """Where each parameter lies."""
+        return ParameterLayout(self.shape)
+
+    @cached_property
+    def slots(self) -> dict[int, range]:
+        """Gradient regions of each control (or level-1 leaf, which controls itself) beside the accumulators."""
+        slots: dict[int, range] = {}
+        start = min(SYMMETRY_GROUPS, self.micro_batches_per_step)
+        for sphere in self.plan.spheres:
+            if sphere.role == "control" or sphere.level == 1:
+                count = self._slot_count(sphere)
+                slots[sphere.id] = range(start, start + count)
+                start += count
+        return slots
+
+    def _slot_count(self, sphere: SphereSpec) -> int:
+        children = len(self.plan.children(sphere.id))
+        if sphere.level > 1:
+            return min(self.config.sum_unit - 1, _SLOTS_PER_WORKER * children)
+        per_group = -(-self.micro_batches_per_step // SYMMETRY_GROUPS)
+        if per_group <= self.config.sum_unit:
+            return 0
+        return _SLOTS_PER_WORKER * (children + 1)
+
+    @cached_property
+    def memory(self) -> MemoryLayout:
+        """Sizes of the memory the spheres of one node share."""
+        regions = min(SYMMETRY_GROUPS, self.micro_batches_per_step) + sum(map(len, self.slots.values()))
+        return MemoryLayout(self.layout.size, _MOMENTS[self.config.optimizer], regions)

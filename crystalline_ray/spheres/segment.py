@@ -1,0 +1,95 @@
+"""Segment owners: each of the twelve parameter segments is reduced and updated by exactly one level-1 sphere."""
+
+import numpy as np
+
+from crystalline_ray.config import OptimizerConfig
+from crystalline_ray.kernels.optimizers import UpdateWorkspace, adamw_update, sgd_update
+from crystalline_ray.model.layout import ParameterLayout
+from crystalline_ray.spheres.memory import Floats, Memory
+from crystalline_ray.spheres.messages import Apply, Reduce, SegmentNorms
+from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
+
+# Blocks are counted from the start of a segment, so the partial sums of the norm are the same in every tree.
+_BLOCK = 16_384
+
+
+class SegmentSphere:
+    """Sums its segments over the groups and updates them: a reduce-scatter without a network inside a node.
+
+    Args:
+        segments: numbers of the segments it owns, 0..11.
+        layout: of the parameters.
+        optimizer: rule and constants.
+        memory: shared memory of its node.
+    """
+
+    def __init__(
+        self, segments: tuple[int, ...], layout: ParameterLayout, optimizer: OptimizerConfig, memory: Memory
+    ) -> None:
+        bounds = layout.segments(SYMMETRY_GROUPS)
+        self._segments = {number: bounds[number] for number in segments}
+        self._pieces = {number: layout.pieces(bounds[number]) for number in segments}
+        self._sums = {number: np.empty(part.stop - part.start, np.float32) for number, part in self._segments.items()}
+        self._optimizer = optimizer
+        self._memory = memory
+        self._workspace = UpdateWorkspace()
+        self._wide = np.empty(_BLOCK, np.float64)
+
+    def reduce(self, order: Reduce) -> SegmentNorms:
+        """Add the groups' accumulators in their order, segment by segment; return the squared norms."""
+        squares = [self._reduce_segment(number, order.groups) for number in self._segments]
+        return SegmentNorms(order.step, tuple(self._segments), tuple(squares))
+
+    def apply(self, order: Apply) -> int:
+        """Update the segments from `version` to `version + 1`; return the new version."""
+        for number, part in self._segments.items():
+            gradient = self._sums[number]
+            for piece, decay in self._pieces[number]:
+                own = gradient[piece.start - part.start : piece.stop - part.start]
+                self._update(piece, own, order, self._optimizer.weight_decay if decay else 0.0)
+        return order.version + 1
+
+    def _reduce_segment(self, number: int, groups: tuple[int, ...]) -> float:
+        part, total = self._segments[number], self._sums[number]
+        square = 0.0
+        for start in range(0, total.size, _BLOCK):
+            stop = min(start + _BLOCK, total.size)
+            block, source = total[start:stop], slice(part.start + start, part.start + stop)
+            np.copyto(block, self._memory.region(groups[0])[source])
+            for group in groups[1:]:
+                np.add(block, self._memory.region(group)[source], out=block)
+            wide = self._wide[: stop - start]
+            np.copyto(wide, block)
+            square += float(np.dot(wide, wide))
+        return square
+
+    def _update(self, piece: slice, gradient: Floats, order: Apply, decay: float) -> None:
+        memory, settings = self._memory, self._optimizer
+        version = order.version
+        weights = (memory.weights(version)[piece], memory.weights(version + 1)[piece])
+        first = (memory.moment(0, version)[piece], memory.moment(0, version + 1)[piece])
+        if settings.optimizer == "sgd":
+            sgd_update(
+                weights,
+                first,
+                gradient,
+                clip_coefficient=order.clip_coefficient,
+                learning_rate=order.learning_rate,
+                momentum=settings.momentum,
+                weight_decay=decay,
+                workspace=self._workspace,
+            )
+            return
+        adamw_update(
+            weights,
+            first,
+            (memory.moment(1, version)[piece], memory.moment(1, version + 1)[piece]),
+            gradient,
+            clip_coefficient=order.clip_coefficient,
+            update=version + 1,
+            learning_rate=order.learning_rate,
+            betas=(settings.beta1, settings.beta2),
+            epsilon=settings.epsilon,
+            weight_decay=decay,
+            workspace=self._workspace,
+        )

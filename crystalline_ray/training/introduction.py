@@ -1,0 +1,86 @@
+"""What a run tells about itself at its start, and what its model writes at its end."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crystalline_ray.data.dataset import Dataset
+from crystalline_ray.model.generate import Generator, Sampling, generate
+from crystalline_ray.spheres.plan import occupancy
+from crystalline_ray.spheres.run_spec import RunSpec
+from crystalline_ray.training.checkpoint import TrainingState
+from crystalline_ray.training.console import Console, short_count
+
+
+def introduce(
+    console: Console, run: RunSpec, dataset: Dataset, folder: Path, state: TrainingState, warnings: tuple[str, ...]
+) -> None:
+    """Show the text, the model, the steps and the tree, and what is not as good as it could be."""
+    shape, config = run.shape, run.config
+    counts = run.plan.counts()
+    rows = [
+        ("text", _describe_text(dataset)),
+        (
+            "model",
+            f"{short_count(run.layout.num_parameters)} parameters: vocabulary {shape.vocab_size:,}, context "
+            f"{shape.seq_len:,}, width {shape.embed_dim:,}, {shape.num_layers} layers, {shape.num_heads} heads",
+        ),
+        (
+            "steps",
+            f"{state.total_steps:,} of {run.micro_batches_per_step} micro-batches of {config.batch_size} sequences "
+            f"({run.sequences_per_step * shape.seq_len:,} tokens)",
+        ),
+        (
+            "tree",
+            f"1 root + {counts['controls']} controls + {counts['leaves']} leaves; "
+            f"coordinators {run.plan.coordinators}; engine {config.engine}; "
+            f"shared memory {run.memory.total_bytes / 2**20:,.0f} MiB",
+        ),
+        ("folder", str(folder)),
+    ]
+    console.header(f"Run {folder.name}", rows)
+    for note in (*dataset.summary["notes"], *run.plan.notes, *_idle_leaves(run)):
+        console.note(note)
+    for warning in warnings:
+        console.warning(warning)
+
+
+def write_sample(console: Console, run: RunSpec, dataset: Dataset, weights: NDArray[np.float32]) -> None:
+    """Show what the model writes by itself."""
+    config, tokenizer = run.config, dataset.tokenizer
+    start = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
+    prompt = [*start, *tokenizer.encode(config.sample_prompt or ("" if start else "\n")).tolist()]
+    tokens = generate(
+        Generator(run.shape, weights),
+        prompt,
+        max_new_tokens=config.sample_tokens,
+        sampling=Sampling(),
+        seed=config.seed,
+        stop_token=None,
+    )
+    console.line(f"sample of {config.sample_tokens} tokens:")
+    console.line((config.sample_prompt or "") + tokenizer.decode([token for token in tokens if token not in start]))
+
+
+def _describe_text(dataset: Dataset) -> str:
+    names = ("documents", "train_tokens", "validation_tokens", "skipped_binary", "replaced_utf8")
+    documents, training, validation, skipped, replaced = (int(dataset.summary.get(name, 0)) for name in names)
+    text = f"{documents:,} documents, {short_count(training)} tokens, {short_count(validation)} held out for validation"
+    if skipped:
+        text += f"; {skipped:,} binary files skipped"
+    if replaced:
+        text += f"; {replaced:,} with invalid UTF-8, replaced"
+    return text
+
+
+def _idle_leaves(run: RunSpec) -> tuple[str, ...]:
+    units = -(-run.micro_batches_per_step // run.config.sum_unit)
+    rounds, idle, filling = occupancy(run.plan, units)
+    if not idle:
+        return ()
+    sizes = " or ".join(str(count * run.config.sum_unit * run.config.batch_size) for count in filling)
+    return (
+        f"{idle} of {len(run.plan.leaves)} leaves have nothing to do in the last of {rounds} rounds of a step; "
+        f"global_batch_size {sizes} would keep all busy",
+    )

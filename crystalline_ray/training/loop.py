@@ -1,0 +1,168 @@
+"""The training loop: step, validate, save, until the last step or a request to stop."""
+
+import math
+import time
+from dataclasses import dataclass, field
+
+from crystalline_ray.data.dataset import Dataset
+from crystalline_ray.engine.base import Engine
+from crystalline_ray.errors import CrystallineError, NonFiniteError
+from crystalline_ray.spheres.messages import EvaluationRequest, StepRequest, StepResult
+from crystalline_ray.spheres.run_spec import RunSpec
+from crystalline_ray.training.checkpoint import TrainingState
+from crystalline_ray.training.checkpoint_writer import CheckpointWriter
+from crystalline_ray.training.console import Console
+from crystalline_ray.training.interruption import Interruption
+from crystalline_ray.training.meter import Meter
+from crystalline_ray.training.metrics import MetricsWriter
+from crystalline_ray.training.schedule import learning_rate
+
+# One bad batch is skipped; when this many updates in a row are not finite, the run has diverged.
+_MOST_SKIPPED_IN_A_ROW = 10
+
+MOMENT_NAMES = {"adamw": ("mean", "square"), "sgd": ("velocity",)}
+
+
+@dataclass
+class TrainingLoop:
+    """Everything a loop needs; `state` is where it starts and, after `run`, where it ended."""
+
+    run_spec: RunSpec
+    dataset: Dataset
+    engine: Engine
+    console: Console
+    writer: CheckpointWriter
+    metrics: MetricsWriter
+    interruption: Interruption
+    state: TrainingState
+    bits_per_byte: float | None = None
+    mean_tokens_per_second: float = 0.0
+    _skipped_in_a_row: int = 0
+    _started: float = field(default_factory=time.monotonic)
+    _elapsed_before: float = 0.0
+
+    def run(self) -> TrainingState:
+        """Train to the last step or to an interruption; the last state is saved either way.
+
+        Raises:
+            CrystallineError: a sphere failed; the state before the failed step is saved first.
+            NonFiniteError: too many updates in a row were not finite.
+        """
+        self._elapsed_before = self.state.elapsed_seconds
+        meter = Meter(first_step=self.state.step, total_steps=self.state.total_steps)
+        self.console.start(meter)
+        if self.state.first_validation_loss is None:
+            self._validate(meter, self.run_spec.config.eval_batches)
+        try:
+            while self.state.step < self.state.total_steps and self.interruption.reason is None:
+                self._step(meter)
+        except CrystallineError:
+            self._save(is_best=False)
+            raise
+        self.mean_tokens_per_second = meter.mean_tokens_per_second
+        if self.state.step == self.state.total_steps and self.interruption.reason is None:
+            self._validate(meter, None)
+        self._save(is_best=self._is_best())
+        self._log_saved()
+        self.console.finish()
+        return self.state
+
+    @property
+    def version(self) -> int:
+        """Updates applied so far: the version of the weights."""
+        return self.state.step - self.state.skipped_steps
+
+    def _step(self, meter: Meter) -> None:
+        config, step = self.run_spec.config, self.state.step
+        rate = learning_rate(config, step, self.state.total_steps)
+        result = self.engine.step(StepRequest(step, self.version, rate))
+        self._account(result)
+        meter.update(result.loss, result.tokens)
+        done = self.state.step
+        if done % config.log_every == 0 or done == self.state.total_steps or not result.applied:
+            self._log_step(result, rate, meter)
+        self.console.step(meter, rate)
+        if done % config.eval_every == 0 and done < self.state.total_steps:
+            self._validate(meter, config.eval_batches)
+        if done % config.checkpoint_every == 0 and done < self.state.total_steps:
+            self._save(is_best=self._is_best())
+        self._log_saved()
+
+    def _account(self, result: StepResult) -> None:
+        run, before = self.run_spec, self.state
+        sequences = min(before.sequences + run.sequences_per_step, run.total_sequences)
+        self.state = before.model_copy(
+            update={
+                "step": before.step + 1,
+                "sequences": sequences,
+                "epoch": sequences // self.windows,
+                "tokens_seen": before.tokens_seen + result.tokens,
+                "skipped_steps": before.skipped_steps + (not result.applied),
+                "train_loss": result.loss if math.isfinite(result.loss) else before.train_loss,
+                "elapsed_seconds": self._elapsed_before + time.monotonic() - self._started,
+            }
+        )
+        if result.applied:
+            self._skipped_in_a_row = 0
+            return
+        self._skipped_in_a_row += 1
+        self.console.warning(f"step {result.step}: loss or gradient not finite, update skipped")
+        if self._skipped_in_a_row >= _MOST_SKIPPED_IN_A_ROW:
+            raise NonFiniteError(
+                f"{self._skipped_in_a_row} updates in a row were not finite, the last at step {result.step}: the run "
+                "has diverged; resume from an earlier checkpoint or start again with a lower learning_rate"
+            )
+
+    @property
+    def windows(self) -> int:
+        """Training sequences of an epoch."""
+        return (len(self.dataset.train) - 1) // self.run_spec.shape.seq_len
+
+    def _validate(self, meter: Meter, batches: int | None) -> None:
+        targets = len(self.dataset.validation) - 1
+        count = -(-targets // (self.run_spec.shape.seq_len * self.run_spec.config.batch_size))
+        meter.pause()
+        request = EvaluationRequest(self.state.step, self.version, min(count, batches or count))
+        result = self.engine.evaluate(request)
+        meter.resume()
+        self.bits_per_byte = result.loss / math.log(2) * targets / self.dataset.validation_bytes
+        first, best = self.state.first_validation_loss, self.state.best_validation_loss
+        self.state = self.state.model_copy(
+            update={
+                "first_validation_loss": result.loss if first is None else first,
+                "validation_loss": result.loss,
+                "best_validation_loss": result.loss if best is None else min(best, result.loss),
+            }
+        )
+        self.metrics.write(
+            self.state.step, {"validation_loss": result.loss, "validation_bits_per_byte": self.bits_per_byte}
+        )
+        self.console.validation(self.state.step, result.loss, self.bits_per_byte)
+
+    def _is_best(self) -> bool:
+        return self.state.validation_loss is not None and self.state.validation_loss == self.state.best_validation_loss
+
+    def _log_step(self, result: StepResult, rate: float, meter: Meter) -> None:
+        self.metrics.write(
+            self.state.step,
+            {
+                "loss": result.loss,
+                "learning_rate": rate,
+                "gradient_norm": result.gradient_norm,
+                "tokens_per_second": meter.tokens_per_second,
+                "tokens_seen": self.state.tokens_seen,
+                "epoch": self.state.epoch,
+                "skipped_steps": self.state.skipped_steps,
+            },
+        )
+
+    def _save(self, *, is_best: bool) -> None:
+        if self.writer.last_step == self.state.step:
+            return
+        names = MOMENT_NAMES[self.run_spec.config.optimizer]
+        moments = {name: self.engine.memory.moment(index, self.version) for index, name in enumerate(names)}
+        self.writer.save(self.state, self.engine.memory.weights(self.version), moments, is_best=is_best)
+
+    def _log_saved(self) -> None:
+        for saved in self.writer.take_saved():
+            self.metrics.write(saved.step, {"weights_digest": saved.weights_digest})

@@ -1,0 +1,182 @@
+"""A training run from configuration to report: prepare the text, plan the tree, train, leave a model behind."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from crystalline_ray.config import Config, save_config
+from crystalline_ray.data.batches import TrainBatches
+from crystalline_ray.data.dataset import Dataset, prepare
+from crystalline_ray.engine.base import Engine
+from crystalline_ray.engine.local import LocalEngine
+from crystalline_ray.engine.topology import allowed_cores
+from crystalline_ray.model.layout import ModelShape, initialise, weights_digest
+from crystalline_ray.spheres.plan import SpherePlan, plan_spheres
+from crystalline_ray.spheres.run_spec import RunSpec
+from crystalline_ray.training.checkpoint import TrainingState, load_newest
+from crystalline_ray.training.checkpoint_writer import CheckpointWriter, check_space
+from crystalline_ray.training.console import Console
+from crystalline_ray.training.interruption import Interruption
+from crystalline_ray.training.introduction import introduce, write_sample
+from crystalline_ray.training.loop import MOMENT_NAMES, TrainingLoop
+from crystalline_ray.training.metrics import MetricsWriter
+from crystalline_ray.training.report import RunReport
+from crystalline_ray.training.run_folder import CHECKPOINTS, CONFIG, METRICS, REPORT, run_folder
+
+
+def train(config: Config, console: Console, *, resume: Path | None = None) -> RunReport:
+    """Train a model, or go on with the run in the folder `resume`; return its report.
+
+    The run's folder holds the resolved configuration, checkpoints, metrics and the report.
+
+    Raises:
+        InputError: something is wrong with the configuration, the text, the checkpoint or the machine; nothing
+            was trained.
+        CrystallineError: the run failed; what was trained up to then is saved.
+    """
+    interruption = Interruption()
+    with interruption.handled(patiently=False):
+        plan = plan_for(config)
+        dataset = prepare(config, seq_len=config.seq_len, seed=config.seed, progress=console.progress)
+        run = specify(config, plan, dataset)
+        with run_folder(config, resume) as folder:
+            _check_disk(run, folder)
+            with open_engine(run, console) as engine:
+                state = _place_weights(run, dataset, engine, folder if resume else None, console)
+                introduce(console, run, dataset, folder, state, engine.warnings)
+                save_config(config.model_copy(update={"name": folder.name}), folder / CONFIG)
+                engine.start(console.progress)
+                # Entered after Ray has started, which takes SIGTERM for itself.
+                with interruption.handled(patiently=True):
+                    return _train(run, dataset, engine, folder, state, interruption, console)
+
+
+def plan_for(config: Config) -> SpherePlan:
+    """Plan the tree for the cores of this machine; more leaves than cores are not pinned."""
+    allowed = allowed_cores()
+    wanted = config.threads or len(allowed)
+    pinned = config.pin and wanted <= len(allowed)
+    cores: list[int | None] = [*allowed[:wanted]] if pinned else [None] * wanted
+    return plan_spheres([cores], coordinators=config.coordinators)
+
+
+def specify(config: Config, plan: SpherePlan, dataset: Dataset) -> RunSpec:
+    """Put together what the spheres need to know; the length of the run follows from the text."""
+    shape = ModelShape(
+        vocab_size=dataset.tokenizer.vocab_size,
+        seq_len=config.seq_len,
+        embed_dim=config.embed_dim,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+    )
+    windows = TrainBatches(dataset.train, config.seq_len, config.batch_size, config.seed).windows
+    sequences = windows * config.epochs if config.epochs else (config.steps or 0) * config.global_batch_size
+    return RunSpec(config, shape, plan, dataset.folder, sequences)
+
+
+@contextmanager
+def open_engine(run: RunSpec, console: Console) -> Iterator[Engine]:
+    """Open the configured engine; everything it started is gone when the block ends."""
+    if run.config.engine == "local":
+        with LocalEngine(run) as local:
+            yield local
+        return
+    # Ray is imported only by those who use it: it takes a second.
+    from crystalline_ray.engine.ray.engine import RayEngine
+    from crystalline_ray.engine.ray.session import RaySession
+
+    console.progress("Starting Ray", 0, 1)
+    with RaySession() as session:
+        console.progress("Starting Ray", 1, 1)
+        with RayEngine(run, session) as engine:
+            yield engine
+
+
+def _check_disk(run: RunSpec, folder: Path) -> None:
+    config = run.config
+    check_space(
+        folder / CHECKPOINTS,
+        shape=run.shape,
+        num_moments=len(MOMENT_NAMES[config.optimizer]),
+        total_steps=run.total_steps,
+        checkpoint_every=config.checkpoint_every,
+        keep_last=config.keep_checkpoints,
+        keep_every=config.keep_every,
+    )
+
+
+def _place_weights(
+    run: RunSpec, dataset: Dataset, engine: Engine, resume: Path | None, console: Console
+) -> TrainingState:
+    """Write initial or saved weights and moments into the engine's memory; return where the run stands."""
+    config = run.config
+    if resume is None:
+        engine.memory.weights(0)[:] = initialise(run.layout, config.seed)
+        return TrainingState(
+            step=0,
+            total_steps=run.total_steps,
+            sequences=0,
+            epoch=0,
+            tokens_seen=0,
+            seed=config.seed,
+            optimizer=config.optimizer,
+            config_digest=config.digest(),
+            data_digest=dataset.folder.name,
+        )
+    loaded = load_newest(resume / CHECKPOINTS, shape=run.shape)
+    for reason in loaded.skipped:
+        console.warning(f"checkpoint skipped: {reason}")
+    loaded.state.check_continues(config.digest(), dataset.folder.name)
+    version = loaded.state.step - loaded.state.skipped_steps
+    engine.memory.weights(version)[:] = loaded.weights
+    for index, name in enumerate(MOMENT_NAMES[config.optimizer]):
+        engine.memory.moment(index, version)[:] = loaded.moments[name]
+    console.note(f"resuming {resume} from step {loaded.state.step:,}")
+    return loaded.state
+
+
+def _train(
+    run: RunSpec,
+    dataset: Dataset,
+    engine: Engine,
+    folder: Path,
+    state: TrainingState,
+    interruption: Interruption,
+    console: Console,
+) -> RunReport:
+    config = run.config
+    writer = CheckpointWriter(
+        folder / CHECKPOINTS,
+        shape=run.shape,
+        tokenizer_json=dataset.tokenizer.to_json(),
+        moment_names=MOMENT_NAMES[config.optimizer],
+        keep_last=config.keep_checkpoints,
+        keep_every=config.keep_every,
+    )
+    with writer, MetricsWriter(folder / METRICS, drop_from=state.step + 1) as metrics:
+        loop = TrainingLoop(run, dataset, engine, console, writer, metrics, interruption, state)
+        state = loop.run()
+    digest = weights_digest(engine.memory.weights(loop.version))
+    report = RunReport(
+        run=folder.name,
+        steps=state.step,
+        total_steps=state.total_steps,
+        stopped=interruption.reason or "finished",
+        train_loss=state.train_loss,
+        first_validation_loss=state.first_validation_loss,
+        validation_loss=state.validation_loss,
+        best_validation_loss=state.best_validation_loss,
+        bits_per_byte=loop.bits_per_byte,
+        tokens=state.tokens_seen,
+        tokens_per_second=loop.mean_tokens_per_second,
+        elapsed_seconds=state.elapsed_seconds,
+        weights_digest=digest,
+        restarts=state.restarts,
+        skipped_steps=state.skipped_steps,
+        spheres=tuple(engine.stats()),
+    )
+    report.write(folder / REPORT)
+    if config.sample_tokens and interruption.reason is None:
+        write_sample(console, run, dataset, engine.memory.weights(loop.version))
+    console.show(report.render())
+    return report

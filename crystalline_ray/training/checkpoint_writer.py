@@ -68,6 +68,8 @@ class CheckpointWriter:
         self._error: BaseException | None = None
         self._saved: list[TrainingState] = []
         self._last_step: int | None = None
+        # Steps later than where this process began: damaged, or left from before a resume from an older one.
+        self._stale: set[int] = set()
 
     @property
     def last_step(self) -> int | None:
@@ -88,6 +90,8 @@ class CheckpointWriter:
         np.copyto(self._weights, weights, casting="no")
         for name, buffer in self._moments.items():
             np.copyto(buffer, moments[name], casting="no")
+        if self._last_step is None:
+            self._stale = {step for step in list_checkpoints(self._folder) if step > state.step}
         self._last_step = state.step
         state = state.model_copy(update={"is_best": is_best})
         self._thread = threading.Thread(target=self._run, args=(state,), name="checkpoint", daemon=True)
@@ -186,12 +190,14 @@ class CheckpointWriter:
         self._delete_surplus(state.step)
 
     def _delete_surplus(self, step: int) -> None:
-        # Steps after this one are damaged, or left from before a resume from an older one: they do not count here
-        # (three of those must not push out the good ones) and are replaced when the run gets there again.
+        # Stale ones do not count, or three damaged ones would push out the good ones; they go when the run gets there.
+        self._stale.discard(step)
         steps = [other for other in list_checkpoints(self._folder) if other <= step]
-        kept = {*steps[-self._keep_last :], self._best_step}
+        good = [other for other in steps if other not in self._stale]
+        kept = {*good[-self._keep_last :]}
+        kept.update(other for other in good if other == self._best_step)
         if self._keep_every is not None:
-            kept.update(other for other in steps if other % self._keep_every == 0)
+            kept.update(other for other in good if other % self._keep_every == 0)
         with disk_errors(self._folder):
             for other in steps:
                 if other not in kept:

@@ -1,0 +1,81 @@
+"""Saves checkpoints in a loop, is killed with SIGKILL at random moments, and looks at what is left.
+
+A program of its own: it forks, which a process that runs tests with threads must not do.
+Usage: killed_saver.py FOLDER ROUNDS
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from crystalline_ray.model.layout import ModelShape, ParameterLayout
+from crystalline_ray.training.checkpoint import Array, TrainingState, load_newest
+from crystalline_ray.training.checkpoint_writer import CheckpointWriter
+
+SHAPE = ModelShape(vocab_size=64, seq_len=16, embed_dim=32, num_layers=2, num_heads=2)
+LAYOUT = ParameterLayout(SHAPE)
+
+
+def numbers(step: int) -> Array:
+    buffer = np.zeros(LAYOUT.size, np.float32)
+    for view in LAYOUT.views(buffer).values():
+        view[...] = step
+    return buffer
+
+
+def save_in_a_loop(folder: Path, first_step: int, ready: int, saved: int) -> None:
+    with CheckpointWriter(
+        folder, shape=SHAPE, tokenizer_json="{}", moment_names=["momentum"], keep_last=1, deadline_seconds=30
+    ) as writer:
+        os.write(ready, b"!")
+        for step in range(first_step, first_step + 100_000):
+            # Every step is saved twice: a checkpoint that replaces one of its own step must not lose it either.
+            for _ in range(2):
+                state = TrainingState(
+                    step=step, total_steps=10**6, sequences=0, epoch=0, tokens_seen=0, seed=0, optimizer="sgd",
+                    config_digest="",
+                )  # fmt: skip
+                writer.save(state, numbers(step), {"momentum": numbers(step)})
+                for done in writer.take_saved():
+                    os.write(saved, done.step.to_bytes(8, "big"))
+
+
+def main(folder: Path, rounds: int) -> None:
+    at_least = 0
+    for seed in range(rounds):
+        ready_end, ready = os.pipe()
+        saved_end, saved = os.pipe()
+        child = os.fork()
+        if child == 0:
+            save_in_a_loop(folder, at_least + 1, ready, saved)
+            os._exit(1)
+        os.close(ready)
+        os.close(saved)
+        os.read(ready_end, 1)
+        time.sleep(random.Random(seed).uniform(0.01, 0.08))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        reported = b"".join(iter(lambda: os.read(saved_end, 8), b""))  # noqa: B023 - called at once
+        os.close(ready_end)
+        os.close(saved_end)
+        at_least = max(at_least, int.from_bytes(reported[-8:], "big"))
+        if at_least == 0:
+            continue
+        loaded = load_newest(folder, shape=SHAPE)
+        assert loaded.skipped == (), loaded.skipped
+        assert loaded.state.step >= at_least, (loaded.state.step, at_least)
+        expected = numbers(loaded.state.step).tobytes()
+        assert loaded.weights.tobytes() == expected
+        assert loaded.moments["momentum"].tobytes() == expected
+        at_least = loaded.state.step
+    leftovers = sorted(path.name for path in folder.iterdir() if path.name.startswith((".tmp", ".old", ".deleted")))
+    print(at_least, *leftovers)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,311 @@
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from crystalline_ray.errors import CheckpointError
+from crystalline_ray.model.layout import ModelShape, ParameterLayout, weights_digest
+from crystalline_ray.training.checkpoint import (
+    MANIFEST,
+    MODEL,
+    OPTIMIZER,
+    STATE,
+    TOKENIZER,
+    Array,
+    TrainingState,
+    list_checkpoints,
+    load,
+    load_newest,
+    write_checkpoint,
+)
+
+Save = Callable[[int], Path]
+
+FILES = (MODEL, OPTIMIZER, TOKENIZER, STATE, MANIFEST)
+TOKENIZER_JSON = '{"model": "naïve ☃", "merges": []}'
+
+
+@pytest.fixture
+def save(
+    tmp_path: Path, shape: ModelShape, make_buffer: Callable[[int], Array], make_state: Callable[[int], TrainingState]
+) -> Save:
+    """Write a checkpoint of a step into `tmp_path` whose numbers depend on the step."""
+
+    def write(step: int) -> Path:
+        weights = make_buffer(step)
+        path = tmp_path / f"step_{step:08d}"
+        write_checkpoint(
+            path,
+            state=make_state(step).model_copy(update={"weights_digest": weights_digest(weights)}),
+            layout=ParameterLayout(shape),
+            weights=weights,
+            moments={"exp_avg": make_buffer(step + 1), "exp_avg_sq": make_buffer(step + 2)},
+            tokenizer_json=TOKENIZER_JSON,
+        )
+        return path
+
+    return write
+
+
+def seal_again(path: Path) -> None:
+    """Make the manifest agree with files that a test has changed."""
+    manifest = json.loads((path / MANIFEST).read_text())
+    for name in manifest["files"]:
+        data = (path / name).read_bytes()
+        manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (path / MANIFEST).write_text(json.dumps(manifest))
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], None], **metadata: str) -> None:
+    """Change the tensors of a safetensors file and seal its checkpoint again."""
+    tensors = {name: tensor.copy() for name, tensor in load_file(path).items()}
+    change(tensors)
+    save_file(tensors, path, metadata or None)
+    seal_again(path.parent)
+
+
+def test_everything_comes_back_bit_for_bit(
+    save: Save, shape: ModelShape, make_buffer: Callable[[int], Array], make_state: Callable[[int], TrainingState]
+) -> None:
+    loaded = load(save(17), shape=shape)
+    assert loaded.weights.dtype == np.float32
+    assert loaded.weights.tobytes() == make_buffer(17).tobytes()
+    assert {name: buffer.tobytes() for name, buffer in loaded.moments.items()} == {
+        "exp_avg": make_buffer(18).tobytes(),
+        "exp_avg_sq": make_buffer(19).tobytes(),
+    }
+    assert loaded.state.model_copy(update={"weights_digest": ""}) == make_state(17)
+    assert loaded.tokenizer_json == TOKENIZER_JSON
+    assert loaded.layout.shape == shape
+    assert loaded.skipped == ()
+
+
+def test_tensors_carry_gpt2_names_and_shapes(save: Save, shape: ModelShape) -> None:
+    path = save(1)
+    model, optimizer = load_file(path / MODEL), load_file(path / OPTIMIZER)
+    assert model["wte.weight"].shape == (40, 8)
+    assert model["h.0.attn.c_attn.weight"].shape == (8, 24)
+    assert set(model) == {parameter.name for parameter in ParameterLayout(shape).parameters}
+    assert set(optimizer) == {f"{moment}.{name}" for moment in ("exp_avg", "exp_avg_sq") for name in model}
+
+
+def test_an_optimizer_without_moments_is_saved_too(
+    tmp_path: Path, shape: ModelShape, make_buffer: Callable[[int], Array], make_state: Callable[[int], TrainingState]
+) -> None:
+    weights = make_buffer(0)
+    state = make_state(3).model_copy(update={"weights_digest": weights_digest(weights)})
+    path = tmp_path / "step_00000003"
+    layout = ParameterLayout(shape)
+    write_checkpoint(path, state=state, layout=layout, weights=weights, moments={}, tokenizer_json="{}")
+    assert load(path).moments == {}
+
+
+def test_all_files_can_be_read_by_whom_the_umask_lets(save: Save) -> None:
+    before = os.umask(0o027)
+    try:
+        path = save(1)
+    finally:
+        os.umask(before)
+    assert {name: (path / name).stat().st_mode & 0o777 for name in FILES} == dict.fromkeys(FILES, 0o640)
+
+
+def truncate_to_half(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def truncate_to_nothing(file: Path) -> None:
+    os.truncate(file, 0)
+
+
+def cut_the_last_byte(file: Path) -> None:
+    os.truncate(file, file.stat().st_size - 1)
+
+
+def flip_a_bit_in_the_middle(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def flip_the_last_byte(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 0xFF
+    file.write_bytes(data)
+
+
+def remove(file: Path) -> None:
+    file.unlink()
+
+
+def turn_into_a_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+DAMAGES = (
+    truncate_to_half,
+    truncate_to_nothing,
+    cut_the_last_byte,
+    flip_a_bit_in_the_middle,
+    flip_the_last_byte,
+    remove,
+    turn_into_a_folder,
+)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_checkpoint_is_skipped_with_the_reason(
+    save: Save, tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    save(10)
+    damage(save(20) / name)
+    loaded = load_newest(tmp_path)
+    assert loaded.state.step == 10
+    assert len(loaded.skipped) == 1
+    assert loaded.skipped[0].startswith("step_00000020: ")
+    # A flipped bit in the manifest may be in what it says of another file.
+    assert name in loaded.skipped[0] or name == MANIFEST
+
+
+def test_no_flipped_byte_of_the_manifest_changes_what_is_loaded(
+    save: Save, tmp_path: Path, make_buffer: Callable[[int], Array]
+) -> None:
+    file = save(10) / MANIFEST
+    data = file.read_bytes()
+    refused = 0
+    for position in range(len(data)):
+        file.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+        try:
+            loaded = load_newest(tmp_path)
+        except CheckpointError:
+            refused += 1
+        else:
+            assert loaded.weights.tobytes() == make_buffer(10).tobytes()
+    # What may be flipped is the white space between the values.
+    assert refused >= len(b"".join(data.split()))
+
+
+def test_when_all_are_damaged_the_error_names_each(save: Save, tmp_path: Path) -> None:
+    remove(save(10) / MANIFEST)
+    truncate_to_half(save(20) / MODEL)
+    with pytest.raises(CheckpointError, match=r"no checkpoint .* is intact.*step_00000020: model.*step_00000010: MANI"):
+        load_newest(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "nowhere"])
+def test_no_checkpoint_at_all_is_an_error(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match="there is no checkpoint in"):
+        load_newest(tmp_path / name)
+
+
+def test_leftovers_and_strangers_in_the_folder_are_no_checkpoints(save: Save, tmp_path: Path) -> None:
+    save(10)
+    save(20).rename(tmp_path / ".tmp-step_00000020")
+    save(30).rename(tmp_path / ".deleted-step_00000030")
+    (tmp_path / "step_00000040").write_text("a file")
+    (tmp_path / "step_best").mkdir()
+    assert list(list_checkpoints(tmp_path)) == [10]
+    assert load_newest(tmp_path).skipped == ()
+
+
+def test_a_checkpoint_being_replaced_counts_until_its_successor_is_there(save: Save, tmp_path: Path) -> None:
+    save(10).rename(tmp_path / ".old-step_00000010")
+    assert load_newest(tmp_path).path == tmp_path / ".old-step_00000010"
+    save(10)
+    assert load_newest(tmp_path).path == tmp_path / "step_00000010"
+
+
+def test_another_shape_is_an_error_that_names_both_and_not_a_reason_to_go_back(
+    save: Save, tmp_path: Path, shape: ModelShape
+) -> None:
+    path = save(10)
+    other = replace(shape, num_layers=3)
+    for attempt in (lambda: load_newest(tmp_path, shape=other), lambda: load(path, shape=other)):
+        with pytest.raises(CheckpointError, match=r"another shape: .*num_layers 1,.* there, .*num_layers 3,"):
+            attempt()
+
+
+def test_weights_that_are_not_those_of_the_digest_are_refused(save: Save) -> None:
+    path = save(10)
+
+    def change_one(tensors: dict[str, Any]) -> None:
+        tensors["ln_f.bias"][0] = 1.0
+
+    metadata = {"model_shape": json.dumps(vars(load(path).layout.shape))}
+    rewrite(path / MODEL, change_one, **metadata)
+    with pytest.raises(CheckpointError, match=r"weights_digest is [0-9a-f]{64}, state.json says [0-9a-f]{64}"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("exp_avg.wpe.weight"), r"wpe\.weight"),
+        (lambda tensors: tensors.update(extra=np.zeros(3, np.float32)), r"extra"),
+        (
+            lambda tensors: tensors.update({"exp_avg.ln_f.bias": np.zeros(9, np.float32)}),
+            r"exp_avg.ln_f.bias in optimizer.safetensors is float32 \(9,\), not float32 \(8,\)",
+        ),
+        (
+            lambda tensors: tensors.update({"exp_avg.ln_f.bias": np.zeros(8, np.float64)}),
+            r"is float64 \(8,\), not float32 \(8,\)",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(
+    save: Save, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    path = save(10)
+    rewrite(path / OPTIMIZER, change)
+    with pytest.raises(CheckpointError, match=message):
+        load(path)
+
+
+def test_a_model_that_does_not_say_its_shape_is_refused(save: Save) -> None:
+    path = save(10)
+    rewrite(path / MODEL, lambda tensors: None)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors names no model shape"):
+        load(path)
+
+
+def test_a_file_that_is_no_safetensors_is_refused(save: Save) -> None:
+    path = save(10)
+    (path / MODEL).write_bytes(b"\x80\x05cos\nsystem\n(S'true'\ntR.")
+    seal_again(path)
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
+        load(path)
+
+
+def test_a_state_that_is_not_understood_is_refused_by_field(save: Save) -> None:
+    path = save(10)
+    state = json.loads((path / STATE).read_text())
+    (path / STATE).write_text(json.dumps({**state, "step": "ten"}))
+    seal_again(path)
+    with pytest.raises(CheckpointError, match=r"state.json is not understood: step "):
+        load(path)
+
+
+def test_a_later_format_is_refused(save: Save) -> None:
+    path = save(10)
+    manifest = json.loads((path / MANIFEST).read_text())
+    (path / MANIFEST).write_text(json.dumps({**manifest, "format": 2}))
+    with pytest.raises(CheckpointError, match="format 2 is not the one this version reads"):
+        load(path)
+
+
+def test_without_moments_the_optimizer_is_not_needed(save: Save, make_buffer: Callable[[int], Array]) -> None:
+    path = save(10)
+    (path / OPTIMIZER).unlink()
+    loaded = load(path, with_moments=False)
+    assert loaded.moments == {}
+    assert loaded.weights.tobytes() == make_buffer(10).tobytes()
+    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors is missing"):
+        load(path)

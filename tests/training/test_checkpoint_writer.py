@@ -1,0 +1,356 @@
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crystalline_ray.errors import CheckpointError, ResourceError
+from crystalline_ray.model.layout import ModelShape, weights_digest
+from crystalline_ray.training import checkpoint_writer
+from crystalline_ray.training.checkpoint import MANIFEST, MODEL, Array, TrainingState, list_checkpoints, load_newest
+from crystalline_ray.training.checkpoint_writer import CheckpointWriter, check_space
+
+MakeBuffer = Callable[[int], Array]
+MakeState = Callable[[int], TrainingState]
+Limit = Callable[[int], AbstractContextManager[None]]
+Save = Callable[..., None]
+
+SMALL_FILES_ONLY = 2048
+"""Bytes: state and tokenizer fit under this limit, the weights do not."""
+
+
+@pytest.fixture
+def open_writer(tmp_path: Path, shape: ModelShape) -> Callable[..., CheckpointWriter]:
+    def make(folder: Path = tmp_path, **options: Any) -> CheckpointWriter:
+        return CheckpointWriter(
+            folder, shape=shape, tokenizer_json="{}", moment_names=["exp_avg", "exp_avg_sq"], **options
+        )
+
+    return make
+
+
+@pytest.fixture
+def save(make_buffer: MakeBuffer, make_state: MakeState) -> Save:
+    def write(writer: CheckpointWriter, step: int, *, is_best: bool = False) -> None:
+        moments = {"exp_avg": make_buffer(step + 1), "exp_avg_sq": make_buffer(step + 2)}
+        writer.save(make_state(step), make_buffer(step), moments, is_best=is_best)
+
+    return write
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Give up the rights of root, to whom no folder is forbidden."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+def test_the_snapshot_is_of_the_moment_of_save(
+    open_writer: Callable[..., CheckpointWriter], tmp_path: Path, make_buffer: MakeBuffer, make_state: MakeState
+) -> None:
+    weights, moments = make_buffer(1), {"exp_avg": make_buffer(2), "exp_avg_sq": make_buffer(3)}
+    with open_writer() as writer:
+        writer.save(make_state(5), weights, moments)
+        for buffer in (weights, *moments.values()):
+            buffer.fill(7)
+    loaded = load_newest(tmp_path)
+    assert loaded.weights.tobytes() == make_buffer(1).tobytes()
+    assert loaded.moments["exp_avg_sq"].tobytes() == make_buffer(3).tobytes()
+
+
+def test_what_was_saved_is_reported_once_with_the_digest_of_the_weights(
+    open_writer: Callable[..., CheckpointWriter], save: Save, make_buffer: MakeBuffer, make_state: MakeState
+) -> None:
+    with open_writer() as writer:
+        assert writer.last_step is None
+        save(writer, 5, is_best=True)
+        assert writer.last_step == 5
+        writer.wait()
+        (state,) = writer.take_saved()
+        assert writer.take_saved() == ()
+    digest = weights_digest(make_buffer(5))
+    assert state == make_state(5).model_copy(update={"weights_digest": digest, "is_best": True})
+
+
+def test_other_moments_or_another_dtype_are_refused(
+    open_writer: Callable[..., CheckpointWriter], make_buffer: MakeBuffer, make_state: MakeState
+) -> None:
+    weights = make_buffer(0)
+    with open_writer() as writer:
+        with pytest.raises(ValueError, match="expected the moments"):
+            writer.save(make_state(1), weights, {"momentum": weights})
+        with pytest.raises(TypeError):
+            writer.save(make_state(1), weights.astype(np.float64), {"exp_avg": weights, "exp_avg_sq": weights})
+
+
+def test_files_are_on_the_disk_before_the_name_and_the_name_before_save_reports(
+    open_writer: Callable[..., CheckpointWriter], save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def record_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        events.append("fsync " + Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+
+    def record_rename(path: Path, target: Path) -> Path:
+        events.append("rename " + path.name)
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(Path, "rename", record_rename)
+    with open_writer() as writer:
+        save(writer, 1)
+    *before, manifest, files, published, folder = events
+    assert {
+        f"fsync {name}" for name in ("model.safetensors", "optimizer.safetensors", "tokenizer.json", "state.json")
+    } <= {*before}
+    assert [manifest, files, published, folder] == [
+        f"fsync {MANIFEST}",
+        "fsync .tmp-step_00000001",
+        "rename .tmp-step_00000001",
+        f"fsync {tmp_path.name}",
+    ]
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    flags=st.lists(st.booleans(), min_size=1, max_size=8),
+    keep_last=st.integers(1, 3),
+    keep_every=st.sampled_from([None, 20, 30]),
+    reopen_at=st.integers(0, 8),
+)
+def test_the_last_the_best_and_every_nth_are_kept(
+    flags: list[bool], keep_last: int, keep_every: int | None, reopen_at: int
+) -> None:
+    shape = ModelShape(vocab_size=2, seq_len=1, embed_dim=1, num_layers=1, num_heads=1)
+    folder = Path(tempfile.mkdtemp())
+    options: dict[str, Any] = {"keep_last": keep_last, "keep_every": keep_every, "moment_names": []}
+    writer = CheckpointWriter(folder, shape=shape, tokenizer_json="{}", **options)
+    try:
+        weights = np.zeros(checkpoint_writer.ParameterLayout(shape).size, np.float32)
+        for index, is_best in enumerate(flags):
+            if index == reopen_at:
+                writer.close()
+                writer = CheckpointWriter(folder, shape=shape, tokenizer_json="{}", **options)
+            state = TrainingState(
+                step=(index + 1) * 10, total_steps=80, sequences=0, epoch=0, tokens_seen=0, seed=0, optimizer="sgd",
+                config_digest="",
+            )  # fmt: skip
+            writer.save(state, weights, {}, is_best=is_best)
+        writer.close()
+        steps = [(index + 1) * 10 for index in range(len(flags))]
+        expected = set(steps[-keep_last:]) | {step for step in steps if keep_every and step % keep_every == 0}
+        expected |= set([step for step, is_best in zip(steps, flags, strict=True) if is_best][-1:])
+        assert set(list_checkpoints(folder)) == expected
+        assert {path.name for path in folder.iterdir()} == {".lock", *(f"step_{step:08d}" for step in expected)}
+    finally:
+        writer.close()
+        shutil.rmtree(folder)
+
+
+def test_damaged_later_checkpoints_do_not_push_out_good_ones(
+    open_writer: Callable[..., CheckpointWriter], save: Save, tmp_path: Path
+) -> None:
+    with open_writer(keep_last=2) as writer:
+        for step in (10, 20, 30):
+            save(writer, step)
+    for step in (20, 30):
+        (tmp_path / f"step_{step:08d}" / MANIFEST).unlink()
+    with open_writer(keep_last=2) as writer:
+        for step in (12, 14, 16):
+            save(writer, step)
+        writer.wait()
+        assert load_newest(tmp_path).state.step == 16
+        assert list(list_checkpoints(tmp_path)) == [14, 16, 20, 30]
+        save(writer, 20)
+        save(writer, 31)
+    assert list(list_checkpoints(tmp_path)) == [20, 31]
+
+
+def test_a_step_saved_again_replaces_its_checkpoint(
+    open_writer: Callable[..., CheckpointWriter], tmp_path: Path, make_buffer: MakeBuffer, make_state: MakeState
+) -> None:
+    with open_writer() as writer:
+        for seed in (1, 2):
+            buffer = make_buffer(seed)
+            writer.save(make_state(5), buffer, {"exp_avg": buffer, "exp_avg_sq": buffer})
+    assert load_newest(tmp_path).weights.tobytes() == make_buffer(2).tobytes()
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "step_00000005"}
+
+
+def test_what_a_killed_process_left_is_swept_at_the_start(
+    open_writer: Callable[..., CheckpointWriter], save: Save, tmp_path: Path
+) -> None:
+    with open_writer() as writer:
+        save(writer, 10)
+        save(writer, 20)
+    shutil.copytree(tmp_path / "step_00000020", tmp_path / ".tmp-step_00000030")
+    shutil.copytree(tmp_path / "step_00000020", tmp_path / ".deleted-step_00000005")
+    shutil.copytree(tmp_path / "step_00000020", tmp_path / ".old-step_00000020")
+    (tmp_path / "step_00000010").rename(tmp_path / ".old-step_00000010")
+    open_writer().close()
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "step_00000010", "step_00000020"}
+
+
+def test_killed_in_the_middle_of_saving_the_newest_checkpoint_is_whole(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("killed_saver.py")
+    done = subprocess.run(
+        [sys.executable, script, tmp_path, "30"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[0]) > 30, "the rounds were too short to save anything"
+
+
+def test_only_one_process_writes_to_a_folder(open_writer: Callable[..., CheckpointWriter]) -> None:
+    with open_writer(), pytest.raises(CheckpointError, match="another process is training this run"):
+        open_writer()
+    open_writer().close()
+
+
+@pytest.mark.parametrize("call", ["save", "take_saved", "wait", "close"])
+def test_an_error_in_the_background_is_raised_once_by_the_next_call(
+    open_writer: Callable[..., CheckpointWriter], save: Save, tmp_path: Path, file_size_limit: Limit, call: str
+) -> None:
+    writer = open_writer()
+    save(writer, 10)
+    writer.wait()
+    with file_size_limit(SMALL_FILES_ONLY):
+        save(writer, 20)
+        (background,) = [thread for thread in threading.enumerate() if thread.name == "checkpoint"]
+        background.join(30)
+    with pytest.raises(ResourceError, match=r"cannot write .*step_00000020: File too large \(.* free there\)"):
+        save(writer, 30) if call == "save" else getattr(writer, call)()
+    assert load_newest(tmp_path).state.step == 10
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "step_00000010"}
+    if call != "close":
+        save(writer, 30)
+    writer.close()
+    assert load_newest(tmp_path).state.step == (10 if call == "close" else 30)
+
+
+def test_what_ended_the_run_comes_before_the_checkpoint_that_failed(
+    open_writer: Callable[..., CheckpointWriter], save: Save, file_size_limit: Limit
+) -> None:
+    def run() -> None:
+        with file_size_limit(SMALL_FILES_ONLY), open_writer() as writer:
+            save(writer, 10)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run()
+    assert "File too large" in caught.value.__notes__[0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_full_disk_is_named_with_what_is_free(
+    open_writer: Callable[..., CheckpointWriter], save: Save, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting is not permitted here")
+    try:
+        writer = open_writer(disk / "checkpoints", keep_last=1)
+        save(writer, 10)
+        writer.wait()
+        (disk / "filler").write_bytes(bytes(24 * 1024))
+        save(writer, 20)
+        with pytest.raises(ResourceError, match=r"step_00000020: No space left on device \(\d+\.\d kB free there\)"):
+            writer.wait()
+        (disk / "filler").unlink()
+        assert load_newest(disk / "checkpoints").state.step == 10
+        save(writer, 30)
+        writer.close()
+        assert list(list_checkpoints(disk / "checkpoints")) == [30]
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_the_next_save_waits_for_the_one_before_and_not_for_ever(
+    open_writer: Callable[..., CheckpointWriter], save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk_answers = threading.Event()
+    write = checkpoint_writer.write_checkpoint
+
+    def stuck(*args: Any, **options: Any) -> None:
+        assert disk_answers.wait(60)
+        write(*args, **options)
+
+    monkeypatch.setattr(checkpoint_writer, "write_checkpoint", stuck)
+    writer = open_writer(deadline_seconds=0.05)
+    save(writer, 10)
+    with pytest.raises(ResourceError, match=r"step_00000010 in .* is not written after 0 s"):
+        save(writer, 20)
+    disk_answers.set()
+    writer.wait(60)
+    save(writer, 20)
+    writer.close(60)
+    assert load_newest(tmp_path).weights.tobytes() != b""
+    assert [state.step for state in writer.take_saved()] == [10, 20]
+
+
+def test_a_folder_that_must_not_be_written_is_named() -> None:
+    shape = ModelShape(vocab_size=2, seq_len=1, embed_dim=1, num_layers=1, num_heads=1)
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o555)
+        folder = Path(name) / "checkpoints"
+        with as_nobody():
+            with pytest.raises(ResourceError, match=f"cannot write {folder}: Permission denied .* free there"):
+                check_space(folder, shape=shape, num_moments=2, total_steps=1, checkpoint_every=1)
+            with pytest.raises(ResourceError, match=f"cannot write {folder}: Permission denied"):
+                CheckpointWriter(folder, shape=shape, tokenizer_json="{}", moment_names=[])
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path, shape: ModelShape) -> None:
+    (tmp_path / "runs").write_text("not a folder")
+    with pytest.raises(ResourceError, match=r"runs/mine: Not a directory"):
+        check_space(tmp_path / "runs" / "mine", shape=shape, num_moments=2, total_steps=1, checkpoint_every=1)
+
+
+def test_a_disk_that_cannot_hold_the_checkpoints_is_refused_before_the_run(tmp_path: Path) -> None:
+    planet = ModelShape(vocab_size=1_000_000, seq_len=1024, embed_dim=65_536, num_layers=1000, num_heads=64)
+    with pytest.raises(
+        ResourceError, match=r"has room for .*B, the checkpoints of this run need \d+\.\d TB: .* each, 5"
+    ):
+        check_space(tmp_path, shape=planet, num_moments=2, total_steps=1000, checkpoint_every=10)
+
+
+@pytest.mark.parametrize(
+    ("total_steps", "keep_every", "held"),
+    [(1000, None, 5), (1000, 100, 15), (10, None, 2), (30, None, 4), (25, None, 4)],
+)
+def test_the_space_needed_counts_what_is_held_at_once(
+    tmp_path: Path, shape: ModelShape, total_steps: int, keep_every: int | None, held: int
+) -> None:
+    needed = check_space(
+        tmp_path, shape=shape, num_moments=2, total_steps=total_steps, checkpoint_every=10, keep_every=keep_every
+    )
+    each = checkpoint_writer.ParameterLayout(shape).num_parameters * 3 * 4
+    assert needed == held * each
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_takes_the_space_that_was_asked_for(
+    open_writer: Callable[..., CheckpointWriter], save: Save, tmp_path: Path, shape: ModelShape
+) -> None:
+    with open_writer() as writer:
+        save(writer, 1)
+    assert (tmp_path / "step_00000001" / MODEL).stat().st_size < 2 * 4 * checkpoint_writer.ParameterLayout(
+        shape
+    ).size + 4096

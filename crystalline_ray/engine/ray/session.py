@@ -51,7 +51,7 @@ class RaySession:
             start_new_session=True,
         )
         self.arena_folder.mkdir(mode=0o700)
-        with _environment(_ray_environment()):
+        with _environment(SINGLE_THREAD):
             ray.init(
                 address="local",
                 num_cpus=max(1, len(os.sched_getaffinity(0))),
@@ -105,18 +105,6 @@ def sweep_stale() -> None:
             owner = folder.name.removeprefix(_PREFIX).split("-")[0]
             if owner.isdigit() and not Path("/proc", owner).exists() and folder.stat().st_uid == os.getuid():
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _ray_environment() -> dict[str, str]:
-    """Return the settings that Ray and all its processes inherit."""
-    return SINGLE_THREAD | {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # Ray lowers the priority of its workers by 15; here the workers are the work.
-        "RAY_worker_niceness": "0",
-        # A token of this session alone, kept in memory instead of in the user's home folder.
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-    }
 
 
 @contextmanager

@@ -1,0 +1,70 @@
+"""Borrowed work: every unit can be computed, no leaf gets more than its round, and nobody waits in a circle."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crystalline_ray.spheres.fold import group_units
+from crystalline_ray.spheres.plan import SpherePlan, plan_spheres
+from crystalline_ray.spheres.share import leaves_below, share_work
+
+
+def units_of(plan: SpherePlan, micro_batches: int, sum_unit: int) -> dict[int, int]:
+    return {
+        sphere.id: sum(len(group_units(group, micro_batches, sum_unit)) for group in sphere.groups)
+        for sphere in plan.level1
+    }
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    cores=st.integers(1, 180),
+    coordinators=st.sampled_from(["dedicated", "shared"]),
+    micro_batches=st.integers(1, 400),
+    sum_unit=st.integers(1, 3),
+)
+def test_every_unit_finds_a_leaf_within_the_fewest_rounds(cores, coordinators, micro_batches, sum_unit):
+    plan = plan_spheres([[None] * cores], coordinators=coordinators)
+    units = units_of(plan, micro_batches, sum_unit)
+    rounds = -(-sum(units.values()) // len(plan.leaves))
+    helpers = share_work(plan, micro_batches, sum_unit)
+    lent: dict[int, int] = {}
+    for sphere in plan.level1:
+        borrowed = [helper for helper in helpers[sphere.id] if helper.quota is not None]
+        capacity = rounds * leaves_below(plan, sphere) + sum(helper.quota or 0 for helper in borrowed)
+        assert capacity >= units[sphere.id]
+        for helper in borrowed:
+            lent[helper.sphere] = lent.get(helper.sphere, 0) + (helper.quota or 0)
+            assert plan.spheres[helper.sphere].role != "root"
+    for sphere, count in lent.items():
+        assert count <= rounds * leaves_below(plan, plan.spheres[sphere])
+
+
+@settings(deadline=None, max_examples=80)
+@given(cores=st.integers(1, 100), micro_batches=st.integers(1, 300))
+def test_a_sphere_that_lends_does_not_borrow(cores, micro_batches):
+    plan = plan_spheres([[None] * cores], coordinators="shared")
+    helpers = share_work(plan, micro_batches, 1)
+    borrowers = {sphere for sphere, workers in helpers.items() if any(w.quota is not None for w in workers)}
+    lenders = {
+        sphere.id if sphere.level == 1 else sphere.parent
+        for workers in helpers.values()
+        for worker in workers
+        if worker.quota is not None
+        for sphere in [plan.spheres[worker.sphere]]
+    }
+    assert not borrowers & lenders
+
+
+def test_51_leaves_share_204_micro_batches_in_four_full_rounds():
+    plan = plan_spheres([list(range(64))])
+    helpers = share_work(plan, 204, 1)
+    borrowed = sum(helper.quota or 0 for workers in helpers.values() for helper in workers)
+    # nine controls of four leaves have 17 micro-batches each and room for 16; three of five have room for 20
+    assert borrowed == 9
+
+
+def test_controls_without_leaves_borrow_all_they_need():
+    plan = plan_spheres([[None] * 15], coordinators="dedicated")
+    assert len(plan.leaves) == 2
+    helpers = share_work(plan, 12, 1)
+    assert all(helpers[sphere.id] for sphere in plan.level1)

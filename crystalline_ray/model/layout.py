@@ -83,6 +83,9 @@ class ParameterLayout:
         self.parameters: tuple[Parameter, ...] = tuple(parameters)
         self.size: int = offset
         self.num_parameters: int = sum(parameter.size for parameter in parameters)
+        self.padding: tuple[slice, ...] = tuple(
+            slice(p.offset + p.size, p.offset + _round_up(p.size)) for p in parameters if p.size % ALIGNMENT
+        )
 
     def views(self, buffer: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
         """Return one view per parameter into `buffer` (size,) of any dtype.

@@ -1,0 +1,45 @@
+"""Dropout (Srivastava et al., JMLR 15, 2014, section 4; scaled during training) with masks that are computed, not kept.
+
+A mask is a function of (seed, micro-batch, site, block of rows), so the backward pass computes it a second time instead
+of storing it, and no mask depends on which worker computes it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from crystalline_ray.kernels.random import Purpose, generator
+from crystalline_ray.kernels.workspace import Array, row_blocks, rows_per_block
+
+_LEVELS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Masks:
+    """The masks of one site (a place in the model) for one micro-batch. `rate` is rounded to a multiple of 2**-16."""
+
+    rate: float
+    seed: int
+    micro_batch: int
+    site: int
+
+    def fill(self, mask: Array, block: int) -> None:
+        """Fill the contiguous mask of one block of rows with 0 (probability `rate`) and 1 / (1 - rate)."""
+        threshold = min(round(self.rate * _LEVELS), _LEVELS - 1)
+        stream = generator(self.seed, Purpose.DROPOUT, self.micro_batch, self.site, block).bit_generator
+        words = stream.random_raw(-(-mask.size // 4))
+        kept = words.astype("<u8", copy=False).view("<u2")[: mask.size] >= threshold
+        np.multiply(kept.reshape(mask.shape), mask.dtype.type(_LEVELS / (_LEVELS - threshold)), out=mask)
+
+
+def dropout_forward(x: Array, masks: Masks, scratch: Array) -> None:
+    """Multiply x (N, C) in place by the masks of a site; scratch (R, C) with R at least N or `rows_per_block(C)`."""
+    for block, rows in enumerate(row_blocks(x.shape[0], rows_per_block(x.shape[1], x.itemsize))):
+        mask = scratch[: rows.stop - rows.start]
+        masks.fill(mask, block)
+        np.multiply(x[rows], mask, out=x[rows])
+
+
+def dropout_backward(dout: Array, masks: Masks, scratch: Array) -> None:
+    """Multiply the gradient (N, C) in place by the masks the forward pass used; scratch as there."""
+    dropout_forward(dout, masks, scratch)

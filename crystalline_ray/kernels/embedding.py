@@ -1,0 +1,40 @@
+"""Token and position embeddings of GPT-2."""
+
+import numpy as np
+
+from crystalline_ray.kernels.workspace import Array, Tokens
+
+
+def embedding_forward(tokens: Tokens, token_table: Array, position_table: Array, out: Array) -> None:
+    """out[b, t] = token_table[tokens[b, t]] + position_table[t].
+
+    tokens (B, T) in [0, V), which is the caller's to check; token_table (V, C); position_table (T or more, C);
+    out (B, T, C).
+    """
+    np.take(token_table, tokens, axis=0, out=out, mode="clip")
+    np.add(out, position_table[: tokens.shape[1]], out=out)
+
+
+def embedding_backward(
+    dout: Array, tokens: Tokens, dtoken_table: Array, dposition_table: Array, scratch: Array
+) -> None:
+    """Add the gradient of the token table to dtoken_table; overwrite dposition_table.
+
+    dout (B, T, C); tokens (B, T); dtoken_table (V, C); dposition_table (T or more, C), zeroed beyond T;
+    scratch (2, B * T, C). Rows of one token are summed in the order of their positions in the batch: a stable sort puts
+    them side by side, so that each sum is one reduction.
+    """
+    batch, length, width = dout.shape
+    np.add.reduce(dout, axis=0, out=dposition_table[:length])
+    dposition_table[length:].fill(0.0)
+    order = np.argsort(tokens, axis=None, kind="stable")
+    ordered = tokens.reshape(-1)[order]
+    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+    present = ordered[starts]
+    gathered, sums = scratch[0], scratch[1, : len(present)]
+    np.take(dout.reshape(batch * length, width), order, axis=0, out=gathered, mode="clip")
+    np.add.reduceat(gathered, starts, axis=0, out=sums)
+    table_rows = gathered[: len(present)]
+    np.take(dtoken_table, present, axis=0, out=table_rows, mode="clip")
+    np.add(table_rows, sums, out=table_rows)
+    dtoken_table[present] = table_rows

@@ -1,0 +1,94 @@
+"""The output head, tied to the token embedding, fused with the cross-entropy so that the logits never exist as a whole.
+
+Rows are taken in blocks: one product makes a block of logits, its softmax is worked on while it is in the cache, and
+the loss and both gradients are done with it before the next block. So the pair is one pass for training
+(`head_forward_backward`) and a forward pass with the same arithmetic for evaluation (`head_forward`).
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from crystalline_ray.kernels import gemm
+from crystalline_ray.kernels.softmax import exponentials
+from crystalline_ray.kernels.workspace import Array, Tokens, row_blocks, rows_per_block
+
+_LOG2_E = math.log2(math.e)
+_LN_2 = math.log(2.0)
+_LOGITS_BYTES = 1024 * 1024
+_FEWEST_ROWS = 64
+
+
+class HeadBuffers(NamedTuple):
+    """Scratch of the head; `head_plan` has the shapes."""
+
+    inputs: Array
+    logits: Array
+    powers: Array
+    dtable: Array
+
+
+def head_plan(rows: int, vocab_size: int, width: int, itemsize: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of HeadBuffers: inputs (R, C), logits (R, V), powers (r, V), dtable (V, C).
+
+    A block of R rows is large enough for efficient products and small enough to stay in the cache; its softmax is
+    worked on r rows at a time.
+    """
+    block = min(rows, max(_FEWEST_ROWS, _LOGITS_BYTES // (vocab_size * itemsize)))
+    inner = min(block, 2 * rows_per_block(vocab_size, itemsize))
+    return {
+        "inputs": (block, width),
+        "logits": (block, vocab_size),
+        "powers": (inner, vocab_size),
+        "dtable": (vocab_size, width),
+    }
+
+
+def head_forward(x: Array, table: Array, targets: Tokens, buffers: HeadBuffers) -> float:
+    """Return the sum of -log softmax(x @ table.T)[target] in nats over the rows with a target >= 0.
+
+    x (N, C); table (V, C); targets (N,) below V, which is the caller's to check.
+    """
+    return sum(
+        _losses(x[rows], table, targets[rows], buffers, None) for rows in row_blocks(len(x), len(buffers.logits))
+    )
+
+
+def head_forward_backward(
+    x: Array, table: Array, targets: Tokens, scale: float, buffers: HeadBuffers, dx: Array, dtable: Array
+) -> float:
+    """Return what `head_forward` does, and overwrite dx (N, C) and dtable (V, C) with scale * its gradient."""
+    loss = 0.0
+    for rows in row_blocks(len(x), len(buffers.logits)):
+        loss += _losses(x[rows], table, targets[rows], buffers, scale)
+        dlogits = buffers.logits[: rows.stop - rows.start]
+        gemm.multiply(dlogits, table, dx[rows])
+        if rows.start == 0:
+            gemm.multiply(dlogits.T, x[rows], dtable)
+        else:
+            gemm.multiply(dlogits.T, x[rows], buffers.dtable)
+            np.add(dtable, buffers.dtable, out=dtable)
+    return loss
+
+
+def _losses(x: Array, table: Array, targets: Tokens, buffers: HeadBuffers, scale: float | None) -> float:
+    """Return the loss of one block; with a scale, leave scale * its gradient in the first rows of buffers.logits."""
+    inputs, logits = buffers.inputs[: len(x)], buffers.logits[: len(x)]
+    np.multiply(x, _LOG2_E, out=inputs)
+    gemm.multiply(inputs, table.T, logits)
+    loss = 0.0
+    for rows in row_blocks(len(x), len(buffers.powers)):
+        block, target = logits[rows], targets[rows]
+        powers = buffers.powers[: len(block)]
+        index, counted = np.arange(len(block)), target >= 0
+        totals, shift = np.empty((2, len(block), 1), x.dtype)
+        picked = block[index, target].astype(np.float64)  # a target of -1 picks the last column, and does not count
+        exponentials(block, powers, totals, shift)
+        nats = _LN_2 * (np.log2(totals[:, 0].astype(np.float64)) + shift[:, 0] - picked)
+        loss += float(nats[counted].sum())
+        if scale is not None:
+            np.divide(scale * counted[:, None], totals, out=totals)
+            np.multiply(powers, totals, out=block)
+            block[index, target] -= x.dtype.type(scale) * counted
+    return loss

@@ -1,0 +1,57 @@
+"""Buffers planned before the first step and allocated once, and the row blocks in which element-wise work runs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.floating[Any]]
+Tokens = npt.NDArray[np.integer[Any]]
+
+CACHE_LINE = 64
+"""Bytes; every buffer of a workspace starts on a multiple of it."""
+
+BLOCK_BYTES = 128 * 1024
+"""Bytes of one operand of element-wise work: four of them stay in a level-2 cache of 1 MiB with room to spare."""
+
+
+class Workspace:
+    """Named buffers in one cache-line aligned allocation that is zeroed, and so backed by memory, from the start."""
+
+    def __init__(self, plan: Mapping[str, Sequence[int]], dtype: npt.DTypeLike) -> None:
+        """Allocate one buffer of `dtype` per entry of the plan, which maps names to shapes."""
+        itemsize = np.dtype(dtype).itemsize
+        line = CACHE_LINE // itemsize
+        offsets, end = {}, 0
+        for name, shape in plan.items():
+            offsets[name] = end
+            end += -(-int(np.prod(shape)) // line) * line
+        flat = aligned_zeros(end * itemsize).view(dtype)
+        self.num_bytes: int = flat.nbytes
+        self._buffers: dict[str, Array] = {
+            name: flat[offsets[name] : offsets[name] + int(np.prod(shape))].reshape(shape)
+            for name, shape in plan.items()
+        }
+
+    def __getitem__(self, name: str) -> Array:
+        return self._buffers[name]
+
+
+def aligned_zeros(num_bytes: int) -> npt.NDArray[np.uint8]:
+    """Return a zeroed buffer (num_bytes,) that starts on a cache line."""
+    raw = np.empty(num_bytes + CACHE_LINE, np.uint8)
+    start = -raw.ctypes.data % CACHE_LINE
+    raw.fill(0)
+    return raw[start : start + num_bytes]
+
+
+def rows_per_block(width: int, itemsize: int) -> int:
+    """Rows of `width` items that fill one operand of element-wise work; at least one."""
+    return max(1, BLOCK_BYTES // (width * itemsize))
+
+
+def row_blocks(rows: int, block: int) -> Iterator[slice]:
+    """Cut range(rows) into consecutive slices of `block` rows, the last one possibly shorter."""
+    for start in range(0, rows, block):
+        yield slice(start, min(start + block, rows))

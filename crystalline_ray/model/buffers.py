@@ -1,0 +1,166 @@
+"""The plan of every buffer a forward and backward pass needs, and the views by which they are used."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from crystalline_ray.kernels.attention import AttentionBuffers, attention_plan
+from crystalline_ray.kernels.head import HeadBuffers, head_plan
+from crystalline_ray.kernels.workspace import Array, Workspace, rows_per_block
+from crystalline_ray.model.layout import ModelShape
+
+Plan = dict[str, tuple[int, ...]]
+
+
+class NormActivations(NamedTuple):
+    """What a layer normalisation leaves: out (N, C), normalised (N, C), inverse_deviation (N, 1)."""
+
+    out: Array
+    normalised: Array
+    inverse_deviation: Array
+
+
+class BlockActivations(NamedTuple):
+    """What the forward pass of one block leaves for its backward pass."""
+
+    norm_1: NormActivations
+    qkv: Array
+    heads: Array
+    totals: Array
+    shift: Array
+    norm_2: NormActivations
+    hidden: Array
+    activated: Array
+
+
+class GradientBuffers(NamedTuple):
+    """Gradients of activations, one block after the other: dx, dbranch, dheads (N, C), dhidden (N, 4C), dqkv (N, 3C).
+
+    dqkv and gathered (2, N, C) lie in the memory of dhidden, which is not alive when they are.
+    """
+
+    dx: Array
+    dbranch: Array
+    dheads: Array
+    dhidden: Array
+    dqkv: Array
+    gathered: Array
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """All buffers of one model and batch shape, with N = B * T rows of width C.
+
+    x (N, C) is the residual stream, branch (N, C) what is added to it; rows (R, C) and wide_rows (2, R, 4C) hold one
+    block of rows. Without training all blocks share one set of activations, and there are no gradients.
+    """
+
+    num_bytes: int
+    x: Array
+    branch: Array
+    rows: Array
+    wide_rows: Array
+    blocks: tuple[BlockActivations, ...]
+    norm: NormActivations
+    attention: AttentionBuffers
+    head: HeadBuffers
+    gradients: GradientBuffers | None
+
+
+def allocate(shape: ModelShape, batch_size: int, dtype: npt.DTypeLike, *, dropout: bool, training: bool) -> Buffers:
+    """Allocate all buffers at once."""
+    rows, width, itemsize = batch_size * shape.seq_len, shape.embed_dim, np.dtype(dtype).itemsize
+    sets = shape.num_layers if training else 1
+    plan: Plan = {
+        "x": (rows, width),
+        "branch": (rows, width),
+        "rows": (min(rows, rows_per_block(width, itemsize)), width),
+        "wide_rows": (2, min(rows, rows_per_block(4 * width, itemsize)), 4 * width),
+        **_norm_plan("norm", rows, width),
+        **_prefixed("head", head_plan(rows, shape.vocab_size, width, itemsize)),
+        **_prefixed(
+            "attention",
+            attention_plan(batch_size, shape.num_heads, shape.seq_len, shape.head_dim, itemsize, dropout=dropout),
+        ),
+    }
+    for index in range(sets):
+        plan |= _block_plan(f"block.{index}", shape, batch_size)
+    if training:
+        plan |= {"dx": (rows, width), "dheads": (rows, width), "dhidden": (rows, 4 * width)}
+    space = Workspace(plan, dtype)
+    attention = AttentionBuffers(**{name: space[f"attention.{name}"] for name in AttentionBuffers._fields})
+    attention.diagonal[:] = np.tri(len(attention.diagonal))
+    blocks = tuple(_block(space, f"block.{index}") for index in range(sets))
+    return Buffers(
+        num_bytes=space.num_bytes,
+        x=space["x"],
+        branch=space["branch"],
+        rows=space["rows"],
+        wide_rows=space["wide_rows"],
+        blocks=blocks if training else blocks * shape.num_layers,
+        norm=_norm(space, "norm"),
+        attention=attention,
+        head=HeadBuffers(**{name: space[f"head.{name}"] for name in HeadBuffers._fields}),
+        gradients=_gradients(space) if training else None,
+    )
+
+
+def _gradients(space: Workspace) -> GradientBuffers:
+    dhidden = space["dhidden"]
+    rows, width = space["dx"].shape
+    flat = dhidden.reshape(-1)
+    return GradientBuffers(
+        dx=space["dx"],
+        dbranch=space["branch"],
+        dheads=space["dheads"],
+        dhidden=dhidden,
+        dqkv=flat[: 3 * rows * width].reshape(rows, 3 * width),
+        gathered=flat[: 2 * rows * width].reshape(2, rows, width),
+    )
+
+
+def _prefixed(prefix: str, plan: Plan) -> Plan:
+    return {f"{prefix}.{name}": shape for name, shape in plan.items()}
+
+
+def _norm_plan(prefix: str, rows: int, width: int) -> Plan:
+    return _prefixed(prefix, {"out": (rows, width), "normalised": (rows, width), "inverse_deviation": (rows, 1)})
+
+
+def _block_plan(prefix: str, shape: ModelShape, batch_size: int) -> Plan:
+    rows, width = batch_size * shape.seq_len, shape.embed_dim
+    per_query = (batch_size, shape.num_heads, shape.seq_len, 1)
+    return (
+        _norm_plan(f"{prefix}.norm_1", rows, width)
+        | _norm_plan(f"{prefix}.norm_2", rows, width)
+        | _prefixed(
+            prefix,
+            {
+                "qkv": (rows, 3 * width),
+                "heads": (rows, width),
+                "totals": per_query,
+                "shift": per_query,
+                "hidden": (rows, 4 * width),
+                "activated": (rows, 4 * width),
+            },
+        )
+    )
+
+
+def _norm(space: Workspace, prefix: str) -> NormActivations:
+    return NormActivations(**{name: space[f"{prefix}.{name}"] for name in NormActivations._fields})
+
+
+def _block(space: Workspace, prefix: str) -> BlockActivations:
+    return BlockActivations(
+        norm_1=_norm(space, f"{prefix}.norm_1"),
+        qkv=space[f"{prefix}.qkv"],
+        heads=space[f"{prefix}.heads"],
+        totals=space[f"{prefix}.totals"],
+        shift=space[f"{prefix}.shift"],
+        norm_2=_norm(space, f"{prefix}.norm_2"),
+        hidden=space[f"{prefix}.hidden"],
+        activated=space[f"{prefix}.activated"],
+    )

@@ -1,0 +1,167 @@
+"""GPT-2 (Radford et al., 2019): loss, gradient and logits of a batch, on buffers allocated once."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from crystalline_ray.errors import ConfigError
+from crystalline_ray.kernels import gemm
+from crystalline_ray.kernels.dropout import Masks, dropout_backward, dropout_forward
+from crystalline_ray.kernels.embedding import embedding_backward, embedding_forward
+from crystalline_ray.kernels.head import head_forward, head_forward_backward
+from crystalline_ray.kernels.norm import norm_backward, norm_forward
+from crystalline_ray.kernels.workspace import Array, Tokens
+from crystalline_ray.model.block import BlockMasks, block_backward, block_forward
+from crystalline_ray.model.buffers import allocate
+from crystalline_ray.model.layout import ModelShape, ParameterLayout
+from crystalline_ray.model.views import ModelViews, bind
+
+_NO_DROPOUT = BlockMasks(None, None, None)
+_BOUND_BUFFERS = 8
+
+
+class Transformer:
+    """Forward and backward pass for batches of one shape (B, T), B = batch_size and T = shape.seq_len.
+
+    Nothing of a model's size is allocated after construction, and results are the same bits wherever buffers lie.
+    Values that overflow become infinite or NaN in the results, without a warning: whoever adds gradients looks there.
+    """
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        batch_size: int,
+        *,
+        dropout: float = 0.0,
+        dtype: npt.DTypeLike = np.float32,
+        training: bool = True,
+    ) -> None:
+        """Plan and allocate the workspace; without `training` there is none for gradients, and little for layers.
+
+        Raises ConfigError if batch_size is below 1 or dropout is not in [0, 1).
+        """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+        if not 0.0 <= dropout < 1.0:
+            raise ConfigError(f"dropout must be at least 0 and below 1, got {dropout}")
+        self.shape = shape
+        self.layout = ParameterLayout(shape)
+        self.dtype: np.dtype[Any] = np.dtype(dtype)
+        self._batch = (batch_size, shape.seq_len)
+        self._dropout = dropout
+        self._buffers = allocate(shape, batch_size, dtype, dropout=dropout > 0, training=training)
+        self._bound: dict[int, ModelViews] = {}
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes allocated at construction."""
+        return self._buffers.num_bytes
+
+    def loss_and_gradient(
+        self,
+        weights: Array,
+        gradient: Array,
+        inputs: Tokens,
+        targets: Tokens,
+        *,
+        scale: float,
+        dropout_seed: tuple[int, int] | None,
+    ) -> float:
+        """Return the sum of -log p(target) in nats, and overwrite gradient with scale * its derivative.
+
+        weights, gradient (size,) of the layout and the dtype; inputs, targets (B, T) in [0, V). A target of -1 counts
+        neither in the loss nor in the gradient. dropout_seed is (seed, global index of the micro-batch); None is no
+        dropout. Raises ValueError for other shapes, dtypes or tokens, or if constructed without training.
+        """
+        scratch = self._buffers.gradients
+        if scratch is None:
+            raise ValueError("this Transformer was constructed without training=True: it has no buffers for gradients")
+        flat_targets = self._check(inputs, targets)
+        views, dviews = self._bind(weights), self._bind(gradient)
+        embedding_masks, masks = self._masks(dropout_seed)
+        buffers = self._buffers
+        with np.errstate(all="ignore"):
+            self._forward(views, inputs, embedding_masks, masks)
+            for padding in self.layout.padding:
+                gradient[padding] = 0.0
+            dnorm, table = scratch.dheads, views.token_table
+            loss = head_forward_backward(
+                buffers.norm.out, table, flat_targets, scale, buffers.head, dnorm, dviews.token_table
+            )
+            scratch.dx.fill(0.0)
+            norm_backward(dnorm, *buffers.norm[1:], views.norm.gain, scratch.dx, *dviews.norm, buffers.rows)
+            for block in reversed(range(self.shape.num_layers)):
+                block_backward(
+                    views.blocks[block], dviews.blocks[block], buffers.blocks[block], buffers, scratch, masks[block]
+                )
+            if embedding_masks is not None:
+                dropout_backward(scratch.dx, embedding_masks, buffers.rows)
+            embedding_backward(
+                self._sequences(scratch.dx), inputs, dviews.token_table, dviews.position_table, scratch.gathered
+            )
+        return loss
+
+    def loss(self, weights: Array, inputs: Tokens, targets: Tokens) -> float:
+        """Return the loss of `loss_and_gradient` without dropout, to the bit. Raises ValueError as it does."""
+        flat_targets = self._check(inputs, targets)
+        views = self._bind(weights)
+        with np.errstate(all="ignore"):
+            self._forward(views, inputs, None, self._masks(None)[1])
+            return head_forward(self._buffers.norm.out, views.token_table, flat_targets, self._buffers.head)
+
+    def logits(self, weights: Array, inputs: Tokens) -> Array:
+        """Return a new array (B, T, V) of logits, without dropout. Raises ValueError as `loss_and_gradient`."""
+        self._check(inputs, inputs)
+        views = self._bind(weights)
+        out = np.empty((*self._batch, self.shape.vocab_size), self.dtype)
+        with np.errstate(all="ignore"):
+            self._forward(views, inputs, None, self._masks(None)[1])
+            gemm.multiply(self._buffers.norm.out, views.token_table.T, out.reshape(-1, self.shape.vocab_size))
+        return out
+
+    def release(self) -> None:
+        """Forget the buffers of weights and gradients seen so far, so that their memory can be unmapped."""
+        self._bound.clear()
+
+    def _forward(
+        self, views: ModelViews, inputs: Tokens, embedding_masks: Masks | None, masks: tuple[BlockMasks, ...]
+    ) -> None:
+        buffers = self._buffers
+        embedding_forward(inputs, views.token_table, views.position_table, self._sequences(buffers.x))
+        if embedding_masks is not None:
+            dropout_forward(buffers.x, embedding_masks, buffers.rows)
+        for weights, kept, block_masks in zip(views.blocks, buffers.blocks, masks, strict=True):
+            block_forward(weights, kept, buffers, block_masks)
+        norm_forward(buffers.x, *views.norm, *buffers.norm)
+
+    def _masks(self, dropout_seed: tuple[int, int] | None) -> tuple[Masks | None, tuple[BlockMasks, ...]]:
+        if dropout_seed is None or self._dropout == 0.0:
+            return None, (_NO_DROPOUT,) * self.shape.num_layers
+        sites = [Masks(self._dropout, *dropout_seed, site) for site in range(1 + 3 * self.shape.num_layers)]
+        return sites[0], tuple(BlockMasks(*sites[first : first + 3]) for first in range(1, len(sites), 3))
+
+    def _bind(self, buffer: Array) -> ModelViews:
+        address = buffer.__array_interface__["data"][0]
+        views = self._bound.get(address)
+        if views is None or buffer.shape != (self.layout.size,) or buffer.dtype != self.dtype:
+            if buffer.dtype != self.dtype:
+                raise ValueError(f"expected weights and gradients of dtype {self.dtype}, got {buffer.dtype}")
+            views = bind(self.layout, buffer)
+            if len(self._bound) == _BOUND_BUFFERS:
+                del self._bound[next(iter(self._bound))]
+            self._bound[address] = views
+        return views
+
+    def _check(self, inputs: Tokens, targets: Tokens) -> Tokens:
+        for name, tokens, least in (("inputs", inputs, 0), ("targets", targets, -1)):
+            if tokens.shape != self._batch or tokens.dtype.kind not in "iu":
+                raise ValueError(f"{name} must be integers of shape {self._batch}, got {tokens.dtype} {tokens.shape}")
+            if tokens.min() < least or tokens.max() >= self.shape.vocab_size:
+                raise ValueError(
+                    f"{name} must be in [{least}, {self.shape.vocab_size}), got {tokens.min()} to {tokens.max()}"
+                )
+        return targets.reshape(-1)
+
+    def _sequences(self, x: Array) -> Array:
+        return x.reshape(*self._batch, x.shape[1])

@@ -66,7 +66,7 @@ class BpeTokenizer:
         """Restore what `to_json` wrote. Raises TokenizerError if it is something else."""
         try:
             return cls(Library.from_str(text))
-        except (ValueError, KeyError) as error:
+        except (ValueError, LookupError) as error:
             raise TokenizerError(f"not a byte-level BPE tokenizer: {error}") from error
         except Exception as error:  # the library raises bare Exception for JSON that it cannot read
             if type(error) is not Exception:
@@ -123,14 +123,14 @@ class ByteStream:
         return self._decoder.decode(b"", final=True)
 
 
-def pieces(text: str) -> Iterator[str]:
+def pieces(text: str, piece_chars: int = _PIECE_CHARS) -> Iterator[str]:
     """Cut a long text where the tokens do not change, so that it can be encoded in parallel and in bounded memory.
 
     Encoding the pieces gives the tokens of the whole. A text without such places stays whole.
     """
     start = 0
-    while len(text) - start > _PIECE_CHARS:
-        cut = _BREAK.search(text, start + _PIECE_CHARS)
+    while len(text) - start > piece_chars:
+        cut = _BREAK.search(text, start + piece_chars)
         if cut is None:
             break
         yield text[start : cut.start()]

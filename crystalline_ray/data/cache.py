@@ -74,8 +74,9 @@ def building(root: Path) -> Iterator[Path]:
 def seal(folder: Path, facts: dict[str, Any]) -> None:
     """Sync all files in `folder` and write the manifest with their sizes and hashes, and with `facts`."""
     files = {path.name: _measure(path) for path in sorted(folder.iterdir())}
+    manifest = {"format": _FORMAT, "files": files, "facts": facts}
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump({"format": _FORMAT, "files": files, "facts": facts}, file, indent=1)
+        json.dump(manifest | {"blake2b": _manifest_digest(manifest)}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     _sync_folder(folder)
@@ -88,6 +89,8 @@ def check(folder: Path, *, contents: bool) -> dict[str, Any]:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest.pop("blake2b") != _manifest_digest(manifest):
+            raise DataError(f"{folder / MANIFEST}: not what was written there")
         if manifest["format"] != _FORMAT:
             raise DataError(f"{folder}: written in format {manifest['format']}, this version reads {_FORMAT}")
         for name, expected in manifest["files"].items():
@@ -154,6 +157,10 @@ def _measure(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return {"bytes": path.stat().st_size, "blake2b": _digest(path)}
+
+
+def _manifest_digest(manifest: dict[str, Any]) -> str:
+    return blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=32).hexdigest()
 
 
 def _digest(path: Path) -> str:

@@ -1,0 +1,345 @@
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crystalline_ray.config import DataConfig
+from crystalline_ray.data.cache import MANIFEST, building, default_cache_dir
+from crystalline_ray.data.dataset import Dataset, open_dataset, prepare
+from crystalline_ray.data.encoding import encode_documents, tokenise
+from crystalline_ray.data.tokenizer import train_tokenizer
+from crystalline_ray.errors import DataError, ResourceError
+
+DOCUMENTS = [f"document {number} says:\n" + f"{number} is a number, naïve or not\n" * 20 for number in range(30)]
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    path = tmp_path / "text"
+    path.mkdir()
+    for number, text in enumerate(DOCUMENTS):
+        (path / f"{number:02}.txt").write_text(text, encoding="utf-8")
+    return path
+
+
+def make(text: Path, seq_len: int = 16, seed: int = 1, progress=None, **settings) -> Dataset:
+    settings = {"vocab_size": 300, "cache_dir": text.parent / "cache"} | settings
+    more = {} if progress is None else {"progress": progress}
+    return prepare(DataConfig(text=(text,), **settings), seq_len=seq_len, seed=seed, **more)
+
+
+def everything(dataset: Dataset) -> tuple[bytes, bytes, str]:
+    train, validation = (part.read(0, len(part)).tobytes() for part in (dataset.train, dataset.validation))
+    return train, validation, dataset.tokenizer.to_json()
+
+
+def stamps(folder: Path) -> dict[str, tuple[int, int]]:
+    return {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in sorted(folder.iterdir())}
+
+
+def leftovers(cache: Path) -> list[str]:
+    return [path.name for path in cache.iterdir() if path.name != ".lock"]
+
+
+def test_both_parts_hold_the_documents_each_followed_by_the_separator(folder):
+    dataset = make(folder)
+    end = dataset.tokenizer.end_of_text
+    texts = []
+    for part in (dataset.train, dataset.validation):
+        tokens = part.read(0, len(part))
+        assert tokens.dtype == np.uint16
+        assert tokens[-1] == end
+        ends = np.flatnonzero(tokens == end)
+        texts.append([dataset.tokenizer.decode(one[one != end]) for one in np.split(tokens, ends[:-1] + 1)])
+    assert sorted(texts[0] + texts[1]) == sorted(DOCUMENTS)
+    assert dataset.validation_bytes == sum(len(text.encode()) for text in texts[1])
+    summary = dataset.summary
+    assert summary["documents"] == 30
+    assert (summary["train_documents"], summary["validation_documents"]) == tuple(map(len, texts))
+    assert (summary["train_tokens"], summary["validation_tokens"]) == (len(dataset.train), len(dataset.validation))
+    assert summary["bytes"] == sum(len(text.encode()) for text in DOCUMENTS)
+    assert (summary["split"], summary["vocab_size"], summary["cached"]) == ("document", 300, False)
+    assert summary["notes"] == []
+
+
+def test_merges_are_learnt_from_the_training_part_only(folder):
+    held = make(folder).summary["validation_documents"]
+    assert held
+    dataset = make(folder)
+    tokens = dataset.train.read(0, len(dataset.train)).tolist()
+    texts = dataset.tokenizer.decode(tokens).split("<|endoftext|>")[:-1]
+    assert train_tokenizer("bpe", texts, 300).to_json() == dataset.tokenizer.to_json()
+
+
+def test_char_recipe_of_tiny_shakespeare_in_small(tmp_path):
+    text = tmp_path / "play.txt"
+    text.write_text("First Citizen:\nBefore we proceed\n" * 100 + "Zounds!")
+    dataset = make(text, tokenizer="char")
+    size = 100 * 33 + 7
+    assert dataset.tokenizer.end_of_text is None
+    assert len(dataset.train) == size * 9 // 10
+    assert len(dataset.validation) == dataset.validation_bytes == size - size * 9 // 10
+    assert dataset.tokenizer.decode(dataset.validation.read(0, len(dataset.validation))).endswith("Zounds!")
+
+
+def test_another_process_opens_the_same_tokens(folder):
+    dataset = make(folder)
+    opened = open_dataset(dataset.folder)
+    assert everything(opened) == everything(dataset)
+    assert opened.validation_bytes == dataset.validation_bytes
+    with pytest.raises(DataError, match="No such file"):
+        open_dataset(folder.parent / "absent")
+
+
+def test_second_time_nothing_is_built(folder):
+    first = make(folder)
+    before = stamps(first.folder)
+    stages = set()
+    second = make(folder, progress=lambda stage, done, total: stages.add(stage))
+    assert second.summary["cached"]
+    assert stages == {"reading"}
+    assert second.folder == first.folder
+    assert stamps(first.folder) == before
+    assert everything(second) == everything(first)
+
+
+def test_what_decides_the_tokens_decides_the_folder(folder):
+    base = make(folder)
+    others = [
+        make(folder, vocab_size=310),
+        make(folder, tokenizer="char"),
+        make(folder, validation_fraction=0.2),
+        make(folder, validation_split="tail"),
+        make(folder, seed=2),
+    ]
+    assert len({dataset.folder for dataset in [base, *others]}) == 6
+    assert make(folder, validation_split="document").folder == base.folder
+    assert make(folder, seq_len=8).folder == base.folder
+    assert make(folder, validation_split="tail", seed=2).folder == others[3].folder
+    moved = shutil.copytree(folder, folder.parent / "moved")
+    assert make(moved).folder == base.folder
+    (moved / "05.txt").write_text("something else")
+    assert make(moved).folder != base.folder
+
+
+def test_rebuilding_gives_the_same_bytes(folder):
+    first = make(folder)
+    second = make(folder, cache_dir=folder.parent / "other")
+    assert everything(first) == everything(second)
+    for path in first.folder.iterdir():
+        assert path.read_bytes() == (second.folder / path.name).read_bytes()
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
+@pytest.mark.parametrize("name", ["train-00000.arrow", "validation-00000.arrow", "tokenizer.json", MANIFEST])
+def test_damage_is_noticed_and_made_good(folder, damage, name):
+    first = make(folder)
+    expected = everything(first)
+    before = {path.name: path.read_bytes() for path in first.folder.iterdir()}
+    damage(first.folder / name)
+    if damage is not flip:
+        with pytest.raises(DataError, match=name):
+            open_dataset(first.folder)
+    again = make(folder)
+    assert not again.summary["cached"]
+    assert "damaged and have been made anew" in again.summary["notes"][0]
+    assert name in again.summary["notes"][0]
+    assert everything(again) == expected
+    assert {path.name: path.read_bytes() for path in again.folder.iterdir()} == before
+    assert leftovers(again.folder.parent) == [again.folder.name]
+    assert make(folder).summary["notes"] == []
+
+
+@pytest.mark.parametrize("stage", ["learning the vocabulary", "tokenizing train text", "tokenizing validation text"])
+def test_interrupted_building_leaves_nothing(folder, stage):
+    def interrupt(now: str, done: int, total: int) -> None:
+        if now == stage:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(folder, progress=interrupt)
+    assert leftovers(folder.parent / "cache") == []
+
+
+def test_killed_building_leaves_nothing_that_counts(folder):
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\n"
+        "from crystalline_ray.config import DataConfig\nfrom crystalline_ray.data.dataset import prepare\n"
+        "def die(stage, done, total):\n    if 'validation' in stage: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "text, cache = map(Path, sys.argv[1:])\n"
+        "prepare(DataConfig(text=(text,), cache_dir=cache), seq_len=16, seed=1, progress=die)\n"
+    )
+    arguments = [sys.executable, "-c", code, str(folder), str(folder.parent / "cache")]
+    done = subprocess.run(arguments, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    cache = folder.parent / "cache"
+    (half,) = leftovers(cache)
+    assert half.startswith(".building-")
+    dataset = make(folder)
+    assert not dataset.summary["cached"]
+    assert (cache / half).exists()  # it could be at work in another process
+    os.utime(cache / half, (0, 0))
+    make(folder, seed=2)
+    assert not (cache / half).exists()
+
+
+def test_two_builders_at_once_both_succeed(folder):
+    barrier = threading.Barrier(2, timeout=30)
+    results: list[Dataset] = []
+
+    def build() -> None:
+        def meet(stage: str, done: int, total: int) -> None:
+            if stage == "tokenizing validation text" and done == total:
+                barrier.wait()
+
+        results.append(make(folder, progress=meet))
+
+    threads = [threading.Thread(target=build) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert len(results) == 2
+    assert everything(results[0]) == everything(results[1])
+    assert leftovers(folder.parent / "cache") == [results[0].folder.name]
+
+
+def test_disk_that_takes_no_more(folder):
+    """The kernel refuses to let files grow beyond 4 KiB, as a full disk or a quota would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(ResourceError, match=r"cache: cannot be used as cache \(File too large\)"):
+            make(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert leftovers(folder.parent / "cache") == []
+
+
+def test_full_disk(folder):
+    small = folder.parent / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(small)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, timeout=30, check=False).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    try:
+        with pytest.raises(ResourceError, match=r"small: no space left to write tokens .* cache_dir"):
+            make(folder, cache_dir=small)
+        assert leftovers(small) == []
+    finally:
+        subprocess.run(["umount", str(small)], timeout=30, check=True)
+
+
+def test_cache_folder_that_cannot_be(folder):
+    blocked = folder.parent / "file"
+    blocked.write_text("in the way")
+    with pytest.raises(ResourceError, match=r"file: cannot be used as cache .* cache_dir"):
+        make(folder, cache_dir=blocked)
+
+
+def test_text_shorter_than_the_context(folder):
+    dataset = make(folder)
+    longest = min(len(dataset.train), len(dataset.validation)) - 1
+    make(folder, seq_len=longest)
+    with pytest.raises(DataError, match=f"needs {longest + 2} tokens in each part.*seq_len = {longest} or less"):
+        make(folder, seq_len=longest + 1)
+
+
+@pytest.mark.parametrize("text", ["x", "xy", "four"])
+@pytest.mark.parametrize("tokenizer", ["bpe", "char"])
+def test_tiny_text(tmp_path, text, tokenizer):
+    path = tmp_path / "tiny.txt"
+    path.write_text(text)
+    with pytest.raises(DataError, match="the context is longer than the text"):
+        make(path, tokenizer=tokenizer)
+
+
+def test_smaller_vocabulary_than_asked_for_is_noted(folder):
+    dataset = make(folder, vocab_size=50_000)
+    size = dataset.tokenizer.vocab_size
+    assert 256 < size < 1000
+    assert dataset.summary["vocab_size"] == size
+    assert dataset.summary["notes"] == [f"the text yields a vocabulary of {size} tokens, fewer than 50000"]
+    assert make(folder, vocab_size=50_000).summary["notes"] == dataset.summary["notes"]
+
+
+def test_large_vocabulary_has_wide_tokens(tmp_path):
+    text = tmp_path / "many.txt"
+    text.write_text("".join(map(chr, range(0x10000, 0x10000 + 70_000))), encoding="utf-8")
+    dataset = make(text, tokenizer="char", validation_fraction=0.5)
+    assert dataset.train.dtype == dataset.validation.dtype == np.uint32
+    assert dataset.tokenizer.decode(dataset.validation.read(34_990, 35_000)) == text.read_text(encoding="utf-8")[-10:]
+
+
+def test_counts_of_this_reading_are_in_the_summary(folder):
+    make(folder)
+    (folder / "picture.png").write_bytes(b"\0\1\2")
+    (folder / "nothing.txt").write_bytes(b"")
+    dataset = make(folder)
+    assert dataset.summary["cached"]
+    assert (dataset.summary["skipped_binary"], dataset.summary["skipped_empty"]) == (1, 1)
+
+
+def test_progress_reaches_its_end(folder):
+    reports: dict[str, list[tuple[int, int]]] = {}
+    make(folder, progress=lambda stage, done, total: reports.setdefault(stage, []).append((done, total)))
+    assert list(reports) == [
+        "reading",
+        "learning the vocabulary",
+        "tokenizing train text",
+        "tokenizing validation text",
+    ]
+    for steps in reports.values():
+        assert steps == sorted(steps)
+        assert steps[-1][0] == steps[-1][1] > 0
+
+
+def test_cache_is_in_the_users_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert default_cache_dir() == tmp_path / "xdg" / "crystalline_ray"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for relative in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", relative)
+        assert default_cache_dir() == tmp_path / ".cache" / "crystalline_ray"
+
+
+def test_building_folder_of_a_failure_is_removed(tmp_path):
+    def fail() -> None:
+        with building(tmp_path) as temporary:
+            (temporary / "half").write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["bpe", "char"])
+def test_chunks_do_not_change_the_tokens(monkeypatch, kind):
+    texts = ["".join(DOCUMENTS), *DOCUMENTS, "x"]
+    tokenizer = train_tokenizer(kind, texts, 300)
+    whole = np.concatenate([part for text in texts for part in (tokenizer.encode(text), [tokenizer.end_of_text])])
+    monkeypatch.setattr("crystalline_ray.data.encoding._CHUNK_CHARS", 500)
+    chunks = list(encode_documents(texts, tokenizer))
+    assert len(chunks) > 20
+    assert np.concatenate(chunks).tolist() == whole.tolist()
+    tokens, num_bytes = tokenise(texts, tokenizer)
+    assert tokens.read(0, len(tokens)).tolist() == whole.tolist()
+    assert num_bytes == sum(len(text.encode()) for text in texts)

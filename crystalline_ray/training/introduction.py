@@ -40,7 +40,7 @@ def introduce(
         ("folder", str(folder)),
     ]
     console.header(f"Run {folder.name}", rows)
-    for note in (*dataset.summary["notes"], *run.plan.notes, *_idle_leaves(run)):
+    for note in (*dataset.summary["notes"], *run.plan.notes, *idle_leaves(run)):
         console.note(note)
     for warning in warnings:
         console.warning(warning)
@@ -74,7 +74,8 @@ def _describe_text(dataset: Dataset) -> str:
     return text
 
 
-def _idle_leaves(run: RunSpec) -> tuple[str, ...]:
+def idle_leaves(run: RunSpec) -> tuple[str, ...]:
+    """Say how many leaves a step leaves without work in its last round, and which global batch would not."""
     units = -(-run.micro_batches_per_step // run.config.sum_unit)
     rounds, idle, filling = occupancy(run.plan, units)
     if not idle:

@@ -221,9 +221,9 @@ class Config(DataConfig, ModelConfig, BatchConfig, OptimizerConfig, TreeConfig, 
     """Everything that a training run can be told."""
 
     OPERATIONAL: ClassVar[frozenset[str]] = (
-        frozenset(TreeConfig.model_fields) | frozenset(RunConfig.model_fields) | {"cache_dir"}
+        frozenset(TreeConfig.model_fields) | frozenset(RunConfig.model_fields) | {"cache_dir", "text"}
     ) - {"seed"}
-    """Fields that do not change a bit of the weights."""
+    """Fields that do not change a bit of the weights; of `text`, the content does, and that has a digest of its own."""
 
     def digest(self) -> str:
         """BLAKE2b-256 (hex) over the fields that decide the weights: two runs with one digest do one computation."""

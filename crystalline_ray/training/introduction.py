@@ -81,7 +81,8 @@ def idle_leaves(run: RunSpec) -> tuple[str, ...]:
     if not idle:
         return ()
     sizes = " or ".join(str(count * run.config.sum_unit * run.config.batch_size) for count in filling)
+    when = "a step" if rounds == 1 else f"the last of {rounds} rounds of a step"
     return (
-        f"{idle} of {len(run.plan.leaves)} leaves have nothing to do in the last of {rounds} rounds of a step; "
+        f"{idle} of {len(run.plan.leaves)} leaves have nothing to do in {when}; "
         f"global_batch_size {sizes} would keep all busy",
     )

@@ -309,3 +309,12 @@ def test_without_moments_the_optimizer_is_not_needed(save: Save, make_buffer: Ca
     assert loaded.weights.tobytes() == make_buffer(10).tobytes()
     with pytest.raises(CheckpointError, match=r"optimizer\.safetensors is missing"):
         load(path)
+
+
+def test_a_checkpoint_continues_only_its_own_configuration_and_text(make_state: Callable[[int], TrainingState]) -> None:
+    state = make_state(1).model_copy(update={"data_digest": "text"})
+    state.check_continues("c0ffee", "text")
+    with pytest.raises(CheckpointError, match="another configuration"):
+        state.check_continues("decaf", "text")
+    with pytest.raises(CheckpointError, match="the text has changed"):
+        state.check_continues("c0ffee", "another")

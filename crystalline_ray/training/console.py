@@ -195,14 +195,18 @@ class Console:
         self._rich.print(Text.assemble((f"{mark}: ", style), self._printable(text)), soft_wrap=True)
 
     def _printable(self, text: str) -> str:
-        """A model's text or a file's name may hold anything: show what would steer or break the terminal as \\x1b."""
-        visible = "".join(
-            character.encode("unicode_escape").decode()
-            if unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t"
-            else character
-            for character in text
-        )
-        return visible.encode(self._encoding, "backslashreplace").decode(self._encoding)
+        return printable(text, self._encoding)
+
+
+def printable(text: str, encoding: str) -> str:
+    """Make visible, as \\x1b, what would steer a terminal or break it: a model's text or a file's name may hold it."""
+    visible = "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t"
+        else character
+        for character in text
+    )
+    return visible.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,160 @@
+"""A planned tree as a person reads it, and what it would need and do with a given batch."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from crystalline_ray.config import Config
+from crystalline_ray.errors import ResourceError
+from crystalline_ray.model.layout import ModelShape
+from crystalline_ray.model.transformer import Transformer
+from crystalline_ray.spheres.plan import SpherePlan, SphereSpec
+from crystalline_ray.spheres.run_spec import RunSpec
+from crystalline_ray.training.console import short_count
+from crystalline_ray.training.durable import readable_bytes
+from crystalline_ray.training.introduction import idle_leaves
+
+# Up to here each level-1 sphere has a line of its own; a larger tree shows equal ones together.
+_DETAILED_SPHERES = 157
+_MOST_RUNS = 5
+
+
+class PlanView:
+    """A plan together with the configuration it is for."""
+
+    def __init__(self, plan: SpherePlan, config: Config) -> None:
+        self._plan = plan
+        shape = ModelShape(config.vocab_size, config.seq_len, config.embed_dim, config.num_layers, config.num_heads)
+        self._run = RunSpec(config, shape, plan, Path(), config.global_batch_size)
+        self._notes = (*plan.notes, *idle_leaves(self._run))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return counts, spheres, memory and notes as JSON can say them."""
+        return {
+            "counts": self._plan.counts(),
+            "coordinators": self._plan.coordinators,
+            "spheres": [asdict(sphere) for sphere in self._plan.spheres],
+            "memory": self.memory(),
+            "notes": list(self._notes),
+        }
+
+    def memory(self) -> dict[str, int]:
+        """Return what a run takes, in bytes: shared by all spheres, by its parts, and what each leaf has for itself.
+
+        Raises ResourceError if a leaf's share is more than this machine could ever give.
+        """
+        shared = self._run.memory
+        config = self._run.config
+        try:
+            leaf = Transformer(self._run.shape, config.batch_size, dropout=config.dropout).workspace_bytes
+        except MemoryError as error:
+            raise ResourceError(f"the model is too large for the memory of this machine: {error}") from None
+        parts = {part: shared.bytes_of(part) for part in shared.rows()}
+        return {**parts, "shared": shared.total_bytes, "per_leaf": leaf}
+
+    def render(self) -> RenderableType:
+        """Return the tree and the facts below it, for `Console.show`."""
+        facts = Table.grid(padding=(0, 2))
+        for name, value in self._facts():
+            facts.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
+        return Group(Text(self._headline(), style="bold"), self._tree(), Text(""), facts)
+
+    def _headline(self) -> str:
+        spheres = self._plan.spheres
+        levels = [len(list(members)) for _, members in groupby(spheres, key=lambda sphere: sphere.level)]
+        counts = self._plan.counts()
+        cores = len({(sphere.node, sphere.core, sphere.id if sphere.core is None else 0) for sphere in spheres})
+        return (
+            f"{' + '.join(map(str, levels))} = {_count(len(spheres), 'sphere')} on {_count(cores, 'core')}: 1 root, "
+            f"{_count(counts['controls'], 'control')}, {_count(counts['leaves'], 'leaf')}; "
+            f"coordinators {self._plan.coordinators}"
+        )
+
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        run, config, memory = self._run, self._run.config, self.memory()
+        yield (
+            "model",
+            f"{short_count(run.layout.num_parameters)} parameters: vocabulary {run.shape.vocab_size:,}, context "
+            f"{run.shape.seq_len:,}, width {run.shape.embed_dim:,}, {run.shape.num_layers} layers, "
+            f"{run.shape.num_heads} heads",
+        )
+        yield (
+            "step",
+            f"{config.micro_batches:,} micro-batches of {config.batch_size} sequences, "
+            f"{config.global_batch_size * config.seq_len:,} tokens",
+        )
+        parts = ", ".join(f"{part} {readable_bytes(memory[part])}" for part in run.memory.rows())
+        yield "memory", f"{readable_bytes(memory['shared'])} shared ({parts})"
+        yield "", f"{readable_bytes(memory['per_leaf'])} for each leaf's own work"
+        for note in self._notes:
+            yield "note", note
+
+    def _tree(self) -> Tree:
+        root = Tree(Text(_describe([self._plan.root])), guide_style="dim")
+        self._add_children(root, [self._plan.root], detailed=len(self._plan.spheres) <= _DETAILED_SPHERES)
+        return root
+
+    def _add_children(self, branch: Tree, parents: Sequence[SphereSpec], *, detailed: bool) -> None:
+        """Show the families of `parents`, which are alike, as one."""
+        families = [self._plan.children(parent.id) for parent in parents]
+        for members in self._alike(families, detailed):
+            each = len(members) // len(parents)
+            label = _describe(members, f", {each} each" if len(parents) > 1 else "")
+            self._add_children(branch.add(Text(label)), members, detailed=False)
+
+    def _alike(self, families: Sequence[Sequence[SphereSpec]], detailed: bool) -> Iterator[list[SphereSpec]]:
+        """Group the siblings of equal shape, taking the same ones of all families together."""
+        for _, positions in groupby(range(len(families[0])), key=lambda position: self._shape(families[0][position])):
+            members = list(positions)
+            groups = (
+                [[position] for position in members] if detailed and families[0][0].role == "control" else [members]
+            )
+            for group in groups:
+                yield [family[position] for family in families for position in group]
+
+    def _shape(self, sphere: SphereSpec) -> tuple[Any, ...]:
+        """What makes subtrees look alike: role and the shapes of the children, as (shape, how many) runs."""
+        shapes = [self._shape(child) for child in self._plan.children(sphere.id)]
+        return (sphere.role, tuple((shape, len(list(run))) for shape, run in groupby(shapes)))
+
+
+def _describe(spheres: Sequence[SphereSpec], each: str = "") -> str:
+    """Name spheres of one kind: how many, ids, symmetry groups, cores."""
+    first = spheres[0]
+    name = first.role if len(spheres) == 1 else f"{len(spheres)} {_plural(first.role)}"
+    parts = [f"{name} {ranges(sphere.id for sphere in spheres)}{each}"]
+    if first.level == 1:
+        groups = sorted({group for sphere in spheres for group in sphere.groups})
+        parts.append(f"{'group' if len(groups) == 1 else 'groups'} {ranges(groups)}" if groups else "no group")
+    for node, members in groupby(spheres, key=lambda sphere: sphere.node):
+        cores = [sphere.core for sphere in members if sphere.core is not None]
+        where = f"{'core' if len(cores) == 1 else 'cores'} {ranges(cores)}" if cores else "not pinned"
+        parts.append(where if node == 0 else f"{where} of node {node}")
+    return "  ".join(parts)
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Return numbers as runs in the order given: 0-3, 8; of many runs, the first ones and the last."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    shown = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    return ", ".join(shown if len(shown) <= _MOST_RUNS else [*shown[: _MOST_RUNS - 2], "...", shown[-1]])
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number:,} {name if number == 1 else _plural(name)}"
+
+
+def _plural(name: str) -> str:
+    return "leaves" if name == "leaf" else name + "s"

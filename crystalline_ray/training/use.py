@@ -1,0 +1,163 @@
+"""Using what a run has left behind: load its model, let it write, measure it."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crystalline_ray.config import load_config
+from crystalline_ray.data.batches import TokenSource, ValidationBatches
+from crystalline_ray.data.corpus import read_corpus
+from crystalline_ray.data.dataset import prepare
+from crystalline_ray.data.encoding import tokenise
+from crystalline_ray.data.progress import Progress, silent
+from crystalline_ray.data.tokenizer import Tokenizer, load_tokenizer
+from crystalline_ray.engine.process import prepare_worker
+from crystalline_ray.errors import CheckpointError, DataError
+from crystalline_ray.model.generate import Generator, Sampling, generate
+from crystalline_ray.model.layout import ModelShape
+from crystalline_ray.model.transformer import Transformer
+from crystalline_ray.training.checkpoint import TOKENIZER, TrainingState, load_newest
+from crystalline_ray.training.run_folder import CHECKPOINTS, CONFIG
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """The newest model of a run, ready to use.
+
+    Attributes:
+        weights: flat float32 array in the order of the parameter layout.
+        skipped: newer checkpoints that were damaged, and how.
+    """
+
+    run: Path
+    state: TrainingState
+    shape: ModelShape
+    weights: NDArray[np.float32]
+    tokenizer: Tokenizer
+    skipped: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a model predicts a text.
+
+    Attributes:
+        tokens: tokens that were predicted: all but the first.
+        num_bytes: UTF-8 bytes of the text.
+        nats_per_token: mean negative log-likelihood.
+    """
+
+    tokens: int
+    num_bytes: int
+    nats_per_token: float
+
+    @property
+    def perplexity(self) -> float:
+        """Of how many equally likely tokens the model would be as unsure."""
+        return math.exp(self.nats_per_token)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits per byte of the text: compares models whatever their tokens are."""
+        return self.nats_per_token / math.log(2) * self.tokens / self.num_bytes
+
+
+def load_model(run: Path) -> TrainedModel:
+    """Load the newest intact checkpoint of the run in the folder `run`, and set this process up to compute.
+
+    Raises CheckpointError if there is none, or one whose tokenizer is of another model.
+    """
+    prepare_worker(None)
+    loaded = load_newest(run / CHECKPOINTS, with_moments=False)
+    tokenizer = load_tokenizer(loaded.path / TOKENIZER)
+    shape = loaded.layout.shape
+    if tokenizer.vocab_size != shape.vocab_size:
+        raise CheckpointError(
+            f"{loaded.path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {shape.vocab_size}"
+        )
+    return TrainedModel(run, loaded.state, shape, loaded.weights, tokenizer, loaded.skipped)
+
+
+class Writer:
+    """Lets a model continue a text, token by token.
+
+    Attributes:
+        context: all tokens so far, given and written; the model sees as many of the last as it has context for.
+    """
+
+    def __init__(self, model: TrainedModel, sampling: Sampling, seed: int) -> None:
+        self.context: list[int] = []
+        self._model = model
+        self._generator = Generator(model.shape, model.weights)
+        self._sampling = sampling
+        self._seed = seed
+        self._turns = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether the context is empty or at the end of a text, so that a new one begins."""
+        return not self.context or self.context[-1] == self._model.tokenizer.end_of_text
+
+    def add(self, text: str) -> None:
+        """Add given text to the context; raises TokenizerError if it has a character that the model does not know."""
+        tokens = self._model.tokenizer.encode(text).tolist()
+        end_of_text = self._model.tokenizer.end_of_text
+        if not self.context and end_of_text is not None:
+            self.context.append(end_of_text)  # in training, this is what stands before the first token of a text
+        self.context += tokens
+
+    def write(self, max_new_tokens: int) -> Iterator[str]:
+        """Yield text as whole characters until the model ends the text or `max_new_tokens` are written."""
+        end_of_text = self._model.tokenizer.end_of_text
+        stream = self._model.tokenizer.stream()
+        tokens = generate(
+            self._generator,
+            self.context or [0],  # the first character of a sorted alphabet is the line break, if the text has any
+            max_new_tokens=max_new_tokens,
+            sampling=self._sampling,
+            seed=self._seed + self._turns,
+            stop_token=end_of_text,
+        )
+        self._turns += 1  # a seed for each turn, or all answers in a chat would be drawn with the same numbers
+        for token in tokens:
+            self.context.append(token)
+            if token != end_of_text and (text := stream.feed(token)):
+                yield text
+        if text := stream.flush():
+            yield text
+
+
+def evaluate(model: TrainedModel, text: Sequence[Path] = (), progress: Progress = silent) -> Evaluation:
+    """Measure `model` on the texts behind the paths, without any on the validation part of its own training text.
+
+    Raises DataError if a text cannot be used, or if the training text is not the one the model was trained on.
+    """
+    config = load_config(model.run / CONFIG, {}, {})
+    tokens: TokenSource
+    if text:
+        corpus = read_corpus(text, text_column=config.text_column, progress=progress)
+        texts = [document.text for document in corpus.documents]
+        tokens, num_bytes = tokenise(texts, model.tokenizer, progress=progress)
+        if len(tokens) < 2:
+            raise DataError(f"{', '.join(map(str, text))}: too short: {len(tokens)} tokens leave nothing to predict")
+    else:
+        dataset = prepare(config, seq_len=config.seq_len, seed=config.seed, progress=progress)
+        if dataset.digest != model.state.data_digest:
+            raise DataError(
+                f"the text of {model.run} has changed since it was trained on, and so has what was held out; "
+                "name a text to evaluate on"
+            )
+        tokens, num_bytes = dataset.validation, dataset.validation_bytes
+    batches = ValidationBatches(tokens, model.shape.seq_len, config.batch_size)
+    transformer = Transformer(model.shape, config.batch_size, training=False)
+    inputs, targets = np.empty((2, config.batch_size, model.shape.seq_len), np.int32)
+    total, count = 0.0, 0
+    for index in range(batches.count):
+        count += batches.fill(index, inputs, targets)
+        total += transformer.loss(model.weights, inputs, targets)
+        progress("evaluating", index + 1, batches.count)
+    return Evaluation(count, num_bytes, total / count)

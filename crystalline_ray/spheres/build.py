@@ -70,7 +70,7 @@ class Sphere:
         return {StepRequest: root.step, EvaluationRequest: root.evaluate}
 
     def _control(self, run: RunSpec, memory: Memory, link: Link) -> Handlers:
-        control = ControlSphere(self.spec, run, memory, link, *_batch_sources(run))
+        control = ControlSphere(self.spec, run, memory, link, *batch_sources(run))
         self._parts.append(control)
         return {StepOrder: control.run_step, EvaluationOrder: control.evaluate}
 
@@ -91,7 +91,7 @@ class Sphere:
         return {UnitMessage: leaf.compute, EvaluationUnit: leaf.evaluate}
 
 
-def _batch_sources(run: RunSpec) -> tuple[Fill, Fill]:
+def batch_sources(run: RunSpec) -> tuple[Fill, Fill]:
     """Return the functions that write training and validation micro-batch n."""
     config, seq_len = run.config, run.shape.seq_len
     dataset = open_dataset(run.dataset)

@@ -146,7 +146,8 @@ def _blas() -> list[dict[str, Any]]:
 
 
 def _numpy_simd() -> list[str]:
-    extensions: dict[str, Any] = dict(np.show_config(mode="dicts"))["SIMD Extensions"]
+    found: Any = np.show_config(mode="dicts")
+    extensions = found["SIMD Extensions"]
     return [*extensions.get("baseline", ()), *extensions.get("found", ())]
 
 

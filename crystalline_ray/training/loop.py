@@ -56,9 +56,10 @@ class TrainingLoop:
         try:
             while self.state.step < self.state.total_steps and self.interruption.reason is None:
                 self._step(meter)
-        except CrystallineError:
+        except CrystallineError as error:
             self._save(is_best=False)
-            raise
+            self.writer.wait()
+            raise type(error)(f"{error}; step {self.state.step} is saved, go on from there with --resume") from error
         self.mean_tokens_per_second = meter.mean_tokens_per_second
         if self.state.step == self.state.total_steps and self.interruption.reason is None:
             self._validate(meter, None)

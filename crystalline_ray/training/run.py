@@ -1,7 +1,7 @@
 """A training run from configuration to report: prepare the text, plan the tree, train, leave a model behind."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from crystalline_ray.config import Config, save_config
@@ -23,11 +23,16 @@ from crystalline_ray.training.metrics import MetricsWriter
 from crystalline_ray.training.report import RunReport
 from crystalline_ray.training.run_folder import CHECKPOINTS, CONFIG, METRICS, REPORT, run_folder
 
+OpenEngine = Callable[[RunSpec, Console], AbstractContextManager[Engine]]
 
-def train(config: Config, console: Console, *, resume: Path | None = None) -> RunReport:
+
+def train(
+    config: Config, console: Console, *, resume: Path | None = None, open_engine: OpenEngine | None = None
+) -> RunReport:
     """Train a model, or go on with the run in the folder `resume`; return its report.
 
-    The run's folder holds the resolved configuration, checkpoints, metrics and the report.
+    The run's folder holds the resolved configuration, checkpoints, metrics and the report. `open_engine` replaces the
+    configured engine by one that lives elsewhere, such as in a Ray instance that is there already.
 
     Raises:
         InputError: something is wrong with the configuration, the text, the checkpoint or the machine; nothing
@@ -41,7 +46,7 @@ def train(config: Config, console: Console, *, resume: Path | None = None) -> Ru
         run = specify(config, plan, dataset)
         with run_folder(config, resume) as folder:
             _check_disk(run, folder)
-            with open_engine(run, console) as engine:
+            with (open_engine or open_configured_engine)(run, console) as engine:
                 state = _place_weights(run, dataset, engine, folder if resume else None, console)
                 introduce(console, run, dataset, folder, state, engine.warnings)
                 save_config(config.model_copy(update={"name": folder.name}), folder / CONFIG)
@@ -75,7 +80,7 @@ def specify(config: Config, plan: SpherePlan, dataset: Dataset) -> RunSpec:
 
 
 @contextmanager
-def open_engine(run: RunSpec, console: Console) -> Iterator[Engine]:
+def open_configured_engine(run: RunSpec, console: Console) -> Iterator[Engine]:
     """Open the configured engine; everything it started is gone when the block ends."""
     if run.config.engine == "local":
         with LocalEngine(run) as local:

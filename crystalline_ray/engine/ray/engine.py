@@ -14,13 +14,15 @@ from crystalline_ray.engine.ray.actor import ROOT_HOST
 from crystalline_ray.engine.ray.arena import Arena
 from crystalline_ray.engine.ray.link import RayLink, describe, fetch
 from crystalline_ray.engine.ray.session import RaySession
-from crystalline_ray.errors import DeadlineError
+from crystalline_ray.errors import DeadlineError, SphereError
 from crystalline_ray.spheres.messages import EvaluationRequest, EvaluationResult, StepRequest, StepResult
 from crystalline_ray.spheres.run_spec import RunSpec
 
 _ROOT = 0
 _DRIVER = -1
 _POLL_SECONDS = 0.25
+# A sphere starts in about a second; two cores may have to start twenty-five of them.
+_START_SECONDS, _START_SECONDS_PER_SPHERE = 60.0, 5.0
 _EXIT_SECONDS = 15.0
 # Added to the root's own deadlines, so that the root names the culprit before the driver gives up on the root.
 _GRACE_SECONDS = 30.0
@@ -33,6 +35,10 @@ class RayEngine:
         run: the run.
         session: a started Ray instance; it outlives the engine.
 
+    Attributes:
+        arena: the shared memory, whose files this engine owns.
+        processes: process ids of the spheres in the order of the plan, once started.
+
     Raises:
         ResourceError: not enough shared memory.
     """
@@ -40,12 +46,12 @@ class RayEngine:
     def __init__(self, run: RunSpec, session: RaySession) -> None:
         self.warnings = _oversubscription(run)
         self._run = run
-        self._arena = Arena(session.new_arena_folder(), run.memory)
-        self._arena.create()
-        self.memory = self._arena.attach(writable=frozenset({"weights", "moments"}))
+        self.arena = Arena(session.new_arena_folder(), run.memory)
+        self.arena.create()
+        self.memory = self.arena.attach(writable=frozenset({"weights", "moments"}))
         self._link = RayLink(run.plan, _DRIVER, _nobody)
         self._root: ActorHandle[Any] | None = None
-        self._processes: list[int] = []
+        self.processes: list[int] = []
 
     def start(self, progress: Progress) -> None:
         """Make the root, which makes all other spheres.
@@ -55,19 +61,20 @@ class RayEngine:
         """
         total = len(self._run.plan.spheres)
         progress("Starting spheres", 0, total)
-        self._root = ROOT_HOST.remote(self._run, _ROOT, self._arena)
+        self._root = ROOT_HOST.remote(self._run, _ROOT, self.arena)
         self._link.actors = {_ROOT: self._root}
-        self._call(self._root.launch.remote(), self._run.config.deadline_seconds)
-        deadline = time.monotonic() + self._run.config.deadline_seconds
+        seconds = _START_SECONDS + _START_SECONDS_PER_SPHERE * total
+        self._call(self._root.launch.remote(), seconds)
+        deadline = time.monotonic() + seconds
         ready: dict[int, int] = {}
         while len(ready) < total - 1:
             if time.monotonic() > deadline:
                 late = next(sphere.id for sphere in self._run.plan.spheres[1:] if sphere.id not in ready)
-                raise DeadlineError(f"{describe(self._run.plan, late)} did not start in time")
-            ready = self._call(self._root.poll.remote(_POLL_SECONDS), self._run.config.deadline_seconds)
+                raise DeadlineError(f"{describe(self._run.plan, late)} did not start within {seconds:g} s")
+            ready = self._call(self._root.poll.remote(_POLL_SECONDS), seconds)
             progress("Starting spheres", len(ready) + 1, total)
-        root_process = self._call(self._root.process.remote(), self._run.config.deadline_seconds)
-        self._processes = [root_process, *ready.values()]
+        root_process = self._call(self._root.process.remote(), seconds)
+        self.processes = [root_process, *(ready[sphere.id] for sphere in self._run.plan.spheres[1:])]
 
     def step(self, request: StepRequest) -> StepResult:
         """Run one optimizer step.
@@ -97,14 +104,17 @@ class RayEngine:
             if self._root is not None:
                 ray.kill(self._root)
                 self._root = None
-            _await_exit(self._processes)
+            _await_exit(self.processes)
         finally:
-            self._arena.remove()
+            self.arena.remove()
 
-    def _ask(self, request: object, rounds: int) -> Any:
+    def _ask(self, request: StepRequest | EvaluationRequest, rounds: int) -> Any:
         timeout = rounds * self._run.config.deadline_seconds + _GRACE_SECONDS
         ticket = self._link.send(_ROOT, request)
-        return self._link.receive([ticket], timeout)[1]
+        try:
+            return self._link.receive([ticket], timeout)[1]
+        except SphereError as error:
+            raise type(error)(f"step {request.step}: {error}") from error
 
     def _call(self, reference: "ray.ObjectRef[Any]", seconds: float) -> Any:
         ready, _ = ray.wait([reference], timeout=seconds)

@@ -1,0 +1,122 @@
+"""The arithmetic is fixed by the batch: any tree gives the same bits as one leaf."""
+
+import math
+
+import numpy as np
+import pytest
+from engine_runs import train_steps
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crystalline_ray.engine.local import LocalEngine
+from crystalline_ray.model.layout import initialise
+from crystalline_ray.model.transformer import Transformer
+from crystalline_ray.spheres.build import batch_sources
+from crystalline_ray.spheres.messages import EvaluationRequest, StepRequest
+
+
+def digest_of(run, steps=3):
+    with LocalEngine(run) as engine:
+        return train_steps(engine, run, steps)
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    cores=st.integers(2, 40),
+    coordinators=st.sampled_from(["shared", "dedicated"]),
+    fan_out=st.sampled_from([2, 3, 12]),
+    micro_batches=st.integers(1, 40),
+    sum_unit=st.integers(1, 4),
+    dropout=st.sampled_from([0.0, 0.2]),
+)
+def test_any_tree_gives_the_bits_of_one_leaf(make_run, cores, coordinators, fan_out, micro_batches, sum_unit, dropout):
+    largest = 1 + fan_out + fan_out**2 + fan_out**3
+    fields = {
+        "global_batch_size": 2 * micro_batches,
+        "sum_unit": sum_unit,
+        "dropout": dropout,
+        # the last of three steps is ragged and, with many micro-batches, leaves some leaves without work
+        "sequences": 2 * 2 * micro_batches + micro_batches,
+    }
+    alone = digest_of(make_run(1, **fields))
+    tree = make_run(min(cores, largest), coordinators=coordinators, fan_out=fan_out, **fields)
+    assert digest_of(tree) == alone
+
+
+def test_four_levels_give_the_bits_of_one_leaf(make_run):
+    fields = {"global_batch_size": 2 * 16, "sum_unit": 3}
+    deep = make_run(11, coordinators="shared", fan_out=2, **fields)
+    assert max(sphere.level for sphere in deep.plan.spheres) >= 3
+    assert digest_of(deep) == digest_of(make_run(1, **fields))
+
+
+def test_a_step_is_the_mean_gradient_over_the_global_batch(make_run):
+    """Against one large batch through the model: same loss, and the same update of plain SGD."""
+    run = make_run(3, optimizer="sgd", momentum=0.0, weight_decay=0.0, clip_norm=0.0, global_batch_size=2 * 7)
+    with LocalEngine(run) as engine:
+        engine.memory.weights(0)[:] = weights = initialise(run.layout, 1)
+        engine.start(lambda *_: None)
+        result = engine.step(StepRequest(0, 0, 0.5))
+        updated = engine.memory.weights(1).copy()
+    fill, _ = batch_sources(run)
+    inputs, targets = np.empty((14, 16), np.int32), np.empty((14, 16), np.int32)
+    for number in range(7):
+        rows = slice(2 * number, 2 * number + 2)
+        fill(number, inputs[rows], targets[rows])
+    gradient = np.empty_like(weights)
+    model = Transformer(run.shape, 14)
+    total = model.loss_and_gradient(weights, gradient, inputs, targets, scale=1 / (14 * 16), dropout_seed=None)
+    assert result.loss == pytest.approx(total / (14 * 16), rel=1e-6)
+    assert result.gradient_norm == pytest.approx(float(np.linalg.norm(gradient.astype(np.float64))), rel=1e-5)
+    np.testing.assert_allclose(updated, weights - 0.5 * gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_clipping_scales_the_whole_gradient_to_the_norm(make_run):
+    fields = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0}
+    moved = {}
+    for clip in (0.0, 0.1):
+        run = make_run(2, clip_norm=clip, **fields)
+        with LocalEngine(run) as engine:
+            engine.memory.weights(0)[:] = weights = initialise(run.layout, 1)
+            engine.start(lambda *_: None)
+            norm = engine.step(StepRequest(0, 0, 1.0)).gradient_norm
+            moved[clip] = float(np.linalg.norm((engine.memory.weights(1) - weights).astype(np.float64)))
+    assert moved[0.0] == pytest.approx(norm, rel=1e-5)
+    assert norm > 0.1
+    assert moved[0.1] == pytest.approx(0.1, rel=1e-4)
+
+
+def test_a_non_finite_gradient_is_not_applied(make_run):
+    run = make_run(2)
+    with LocalEngine(run) as engine:
+        engine.memory.weights(0)[:] = initialise(run.layout, 1)
+        engine.memory.weights(0)[0] = np.inf
+        before = engine.memory.weights(1).tobytes()
+        engine.start(lambda *_: None)
+        with np.errstate(all="ignore"):
+            result = engine.step(StepRequest(0, 0, 1.0))
+        assert not result.applied
+        assert engine.memory.weights(1).tobytes() == before
+
+
+def test_validation_counts_every_target_once(make_run, dataset):
+    run = make_run(5)
+    targets = len(dataset.validation) - 1
+    with LocalEngine(run) as engine:
+        engine.memory.weights(0)[:] = initialise(run.layout, 1)
+        engine.start(lambda *_: None)
+        result = engine.evaluate(EvaluationRequest(0, 0, -(-targets // 32)))
+    assert result.tokens == targets
+    assert result.loss == pytest.approx(math.log(run.shape.vocab_size), rel=0.02)
+
+
+def test_every_leaf_works_and_the_root_computes_nothing(make_run):
+    run = make_run(16, global_batch_size=2 * 32)
+    with LocalEngine(run) as engine:
+        train_steps(engine, run, 2)
+        stats = engine.stats()
+    leaves = [sphere for sphere in stats if sphere.role == "leaf"]
+    assert len(leaves) == 16
+    assert all(leaf.batches >= 2 for leaf in leaves)
+    assert stats[0].batches == 0
+    assert stats[0].cpu_seconds < min(leaf.cpu_seconds for leaf in leaves)

@@ -1,0 +1,106 @@
+"""The Ray engine: the bits of the local one, and real faults."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+
+import numpy as np
+import psutil
+import pytest
+from engine_runs import train_steps
+
+from crystalline_ray.engine.local import LocalEngine
+from crystalline_ray.engine.ray.engine import RayEngine
+from crystalline_ray.errors import DeadlineError, ResourceError, SphereError
+from crystalline_ray.model.layout import initialise
+from crystalline_ray.spheres.messages import StepRequest
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.mark.parametrize(
+    ("cores", "coordinators"), [(1, "shared"), (3, "shared"), (15, "dedicated")], ids=["1 leaf", "3 leaves", "3 levels"]
+)
+def test_ray_gives_the_bits_of_the_local_engine(make_run, ray_session, cores, coordinators):
+    # 26 micro-batches: groups of two and three, so controls fold, borrow and leave some leaves idle
+    fields = {"global_batch_size": 2 * 26, "dropout": 0.1, "sum_unit": 2}
+    local = make_run(1, **fields)
+    with LocalEngine(local) as engine:
+        expected = train_steps(engine, local, 4)
+    run = make_run(cores, coordinators=coordinators, **fields)
+    with RayEngine(run, ray_session) as engine:
+        assert train_steps(engine, run, 4) == expected
+        stats = engine.stats()
+    assert [sphere.id for sphere in stats] == [sphere.id for sphere in run.plan.spheres]
+    assert sum(sphere.batches for sphere in stats if sphere.role == "leaf") >= 4 * 26
+    assert list(ray_session.arena_folder.iterdir()) == []
+
+
+def started(make_run: Callable, ray_session, **fields):
+    run = make_run(2, **fields)
+    engine = RayEngine(run, ray_session)
+    engine.memory.weights(0)[:] = initialise(run.layout, 1)
+    engine.start(lambda *_: None)
+    return engine
+
+
+def test_a_killed_leaf_is_named_and_the_committed_weights_stay(make_run, ray_session):
+    with contextlib.closing(started(make_run, ray_session)) as engine:
+        engine.step(StepRequest(0, 0, 0.01))
+        committed = engine.memory.weights(1).tobytes()
+        os.kill(engine.processes[2], signal.SIGKILL)
+        with pytest.raises(SphereError, match=r"step 1: sphere 2 \(leaf, level 1\) died"):
+            engine.step(StepRequest(1, 1, 0.01))
+        assert engine.memory.weights(1).tobytes() == committed
+        processes = engine.processes
+    assert not any(psutil.pid_exists(process) for process in processes)
+
+
+def test_a_stopped_leaf_runs_into_the_deadline_and_is_named(make_run, ray_session):
+    engine = started(make_run, ray_session, deadline_seconds=1.0, global_batch_size=4)
+    with contextlib.closing(engine):
+        os.kill(engine.processes[1], signal.SIGSTOP)
+        with pytest.raises(DeadlineError, match=r"step 0: no answer within \d+ s from sphere 1 \(leaf, level 1\)"):
+            engine.step(StepRequest(0, 0, 0.01))
+        processes = engine.processes
+    assert not any(psutil.pid_exists(process) for process in processes)
+
+
+def test_weights_are_read_only_for_those_who_do_not_own_a_segment(make_run, ray_session):
+    run = make_run(2)
+    with RayEngine(run, ray_session) as engine:
+        reader = engine.arena.attach(writable=frozenset({"gradients"}))
+        assert not reader.weights(0).flags.writeable
+        assert not reader.moment(0, 0).flags.writeable
+        reader.region(0)[:] = 1.0
+        np.testing.assert_array_equal(engine.arena.attach(writable=frozenset()).region(0), 1.0)
+        with pytest.raises(ValueError, match="read-only"):
+            reader.weights(0)[0] = 1.0
+
+
+def test_too_little_shared_memory_is_said_before_anything_starts(make_run, ray_session):
+    run = make_run(1, num_layers=1000, embed_dim=8192, num_heads=64)
+    with pytest.raises(
+        ResourceError, match=r"shared memory too small: the arena needs [\d,]+ MiB, .* has [\d,]+ MiB free"
+    ):
+        RayEngine(run, ray_session)
+    assert list(ray_session.arena_folder.iterdir()) == []
+
+
+def test_each_leaf_is_pinned_and_flushes_denormals(make_run, ray_session, dataset):
+    allowed = sorted(os.sched_getaffinity(0))[:2]
+    run = make_run(len(allowed))
+    spheres = tuple(
+        sphere if sphere.role == "root" else type(sphere)(**{**fields_of(sphere), "core": allowed[sphere.id - 1]})
+        for sphere in run.plan.spheres
+    )
+    run = type(run)(run.config, run.shape, type(run.plan)(spheres, run.plan.coordinators), run.dataset, 10**9)
+    with RayEngine(run, ray_session) as engine:
+        engine.start(lambda *_: None)
+        for sphere in run.plan.leaves:
+            assert os.sched_getaffinity(engine.processes[sphere.id]) == {sphere.core}
+
+
+def fields_of(sphere) -> dict:
+    return {name: getattr(sphere, name) for name in sphere.__dataclass_fields__}

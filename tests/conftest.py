@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-WORDS = ["the", "crystal", "of", "kissing", "spheres", "sums", "every", "gradient", "in", "one", "order", "and", "no", "leaf", "ever", "waits", "for", "long"]
+TEXT = "the crystal of kissing spheres sums every gradient in one order and no leaf ever waits for long"
+WORDS = TEXT.split(" ")
 
 
 @pytest.fixture(scope="session")

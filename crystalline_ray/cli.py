@@ -302,4 +302,4 @@ def _show(text: str) -> None:
 
 
 def _print_json(values: dict[str, Any]) -> None:
-    click.echo(json.dumps(values, ensure_ascii=False, indent=2))
+    click.echo(json.dumps(values, ensure_ascii=False))

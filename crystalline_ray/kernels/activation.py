@@ -1,7 +1,7 @@
 """GELU in the tanh form of GPT-2 (Hendrycks and Gimpel, "Gaussian error linear units", 2016, section 2).
 
 gelu(h) = h * s with s = (1 + tanh(u)) / 2 and u = sqrt(2/pi) * (h + 0.044715 h**3). The forward pass has everything at
-hand for the derivative, s + 2 s (1 - s) h u', so it leaves that behind instead of the pre-activation, and the backward
+hand for the derivative, s + 2 h s (1 - s) u', so it leaves that behind instead of the pre-activation, and the backward
 pass is one product.
 """
 
@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from crystalline_ray.kernels.workspace import Array, row_blocks, rows_per_block
+from crystalline_ray.kernels.workspace import Array, fold, folding, row_blocks, rows_per_block
 
 _CUBIC = 0.044715
 _SLOPE = math.sqrt(2.0 / math.pi)
@@ -18,35 +18,34 @@ _SLOPE = math.sqrt(2.0 / math.pi)
 def gelu_forward(x: Array, bias: Array, out: Array, scratch: Array, *, keep_derivative: bool) -> None:
     """out = gelu(x + bias); x is destroyed, and holds gelu'(x + bias) afterwards if `keep_derivative`.
 
-    x, out (N, F); bias (F,); scratch (2, R, F) with R at least N or `rows_per_block(F)`.
+    x, out (N, F); bias (F,); scratch (2, R, F) with R at least N or `rows_per_block(F)`. Without the
+    derivative out may be x.
     """
-    for rows in row_blocks(x.shape[0], rows_per_block(x.shape[1], x.itemsize)):
+    block_rows = rows_per_block(x.shape[1], x.itemsize)
+    laid = folding(len(x), block_rows)
+    wide_bias = np.tile(bias, laid)
+    for rows in row_blocks(len(x), block_rows):
         h, y = x[rows], out[rows]
-        u, s = scratch[:, : len(h)]
-        np.add(h, bias, out=h)
-        np.square(h, out=u)
-        np.multiply(u, _SLOPE * _CUBIC, out=u)
-        np.add(u, _SLOPE, out=u)
-        np.multiply(u, h, out=u)
-        np.tanh(u, out=s)
+        slope, s = scratch[:, : len(h)]
+        np.add(fold(h, laid), wide_bias, out=fold(h, laid))
+        np.square(h, out=slope)
+        np.multiply(slope, _SLOPE * _CUBIC, out=slope)
+        np.add(slope, _SLOPE, out=slope)
+        np.multiply(slope, h, out=s)
+        np.tanh(s, out=s)
         np.multiply(s, 0.5, out=s)
         np.add(s, 0.5, out=s)
         np.multiply(h, s, out=y)
         if keep_derivative:
-            _derivative_in_place(h, u, s)
+            # u = h * slope, so u' = 3 * slope - 2 * _SLOPE, and h * s is already there
+            np.multiply(slope, 6.0, out=slope)
+            np.subtract(slope, 4.0 * _SLOPE, out=slope)
+            np.subtract(1.0, s, out=h)
+            np.multiply(h, y, out=h)
+            np.multiply(h, slope, out=h)
+            np.add(h, s, out=h)
 
 
 def gelu_backward(dout: Array, derivative: Array, dx: Array) -> None:
     """dx = dout * derivative, all (N, F), with the derivative the forward pass left; dx may be dout."""
     np.multiply(dout, derivative, out=dx)
-
-
-def _derivative_in_place(h: Array, u: Array, s: Array) -> None:
-    """Overwrite h with s + (s - s**2) * (6 u - 4 * slope * h), which is gelu'(h) since h u' = 3 u - 2 * slope * h."""
-    np.multiply(u, 6.0, out=u)
-    np.multiply(h, 4.0 * _SLOPE, out=h)
-    np.subtract(u, h, out=u)
-    np.square(s, out=h)
-    np.subtract(s, h, out=h)
-    np.multiply(h, u, out=h)
-    np.add(h, s, out=h)

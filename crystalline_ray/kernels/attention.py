@@ -62,35 +62,36 @@ def attention_plan(
 
 
 def attention_forward(
-    qkv: Array, out: Array, totals: Array, shift: Array, buffers: AttentionBuffers, masks: Masks | None
+    qkv: Array, out: Array, inverse_totals: Array, shift: Array, buffers: AttentionBuffers, masks: Masks | None
 ) -> None:
     """out = softmax(q @ k.T / sqrt(D), causal) @ v, with dropout on the probabilities if there are masks.
 
-    qkv (B, T, 3 * H * D) holds queries, keys and values side by side; out (B, T, H * D). totals, shift (B, H, T, 1) are
-    kept for the backward pass: a probability is 2**(score / ln 2 - shift) / totals.
+    qkv (B, T, 3 * H * D) holds queries, keys and values side by side; out (B, T, H * D). inverse_totals, shift (B, H,
+    T, 1) are kept for the backward pass: a probability is 2**(score / ln 2 - shift) * inverse_totals.
     """
-    (q, k, v), (o,) = _by_head(qkv, 3, totals.shape[1]), _by_head(out, 1, totals.shape[1])
+    (q, k, v), (o,) = _by_head(qkv, 3, inverse_totals.shape[1]), _by_head(out, 1, inverse_totals.shape[1])
     blocks, keys = _query_blocks(buffers), buffers.keys
-    for number, tile in enumerate(_tiles(totals, buffers)):
+    for number, tile in enumerate(_tiles(inverse_totals, buffers)):
         np.multiply(k[tile].swapaxes(-1, -2), _LOG2_E / math.sqrt(keys.shape[2]), out=keys)
         for index, (start, stop) in enumerate(blocks):
             rows, seen = (*tile, slice(start, stop)), (*tile, slice(stop))
             scores = _matrices(buffers.scores, buffers, start, stop)
             powers = _matrices(buffers.powers, buffers, start, stop)
             gemm.multiply(q[rows], keys[..., :stop], scores)
-            exponentials(scores, powers, totals[rows], shift[rows], _diagonal(buffers, start, stop))
+            exponentials(scores, powers, inverse_totals[rows], shift[rows], _diagonal(buffers, start, stop))
+            np.reciprocal(inverse_totals[rows], out=inverse_totals[rows])
             if masks is not None:
                 masks.fill(scores, number * len(blocks) + index)
                 np.multiply(powers, scores, out=powers)
             gemm.multiply(powers, v[seen], o[rows])
-            np.divide(o[rows], totals[rows], out=o[rows])
+            np.multiply(o[rows], inverse_totals[rows], out=o[rows])
 
 
 def attention_backward(
     dout: Array,
     qkv: Array,
     out: Array,
-    totals: Array,
+    inverse_totals: Array,
     shift: Array,
     dqkv: Array,
     buffers: AttentionBuffers,
@@ -98,16 +99,16 @@ def attention_backward(
 ) -> None:
     """Overwrite dqkv (B, T, 3 * H * D); all else as the forward pass took and left it, dout shaped as out.
 
-    With P the exponentials, g = dout / totals and d = sum(g * out): dv = P.T @ g, and the gradient of the scores is
-    P * (g @ v.T - d), where the subtraction rides on the product as a further column of g and row of v.T.
+    With P the exponentials, g = dout * inverse_totals and d = sum(g * out): dv = P.T @ g, and the scores have the
+    gradient P * (g @ v.T - d), where the subtraction rides on the product as a further column of g and row of v.T.
     """
-    heads, head_dim = totals.shape[1], buffers.keys.shape[2]
+    heads, head_dim = inverse_totals.shape[1], buffers.keys.shape[2]
     (q, k, v), (dq, dk, dv) = _by_head(qkv, 3, heads), _by_head(dqkv, 3, heads)
     (o,), (do,) = _by_head(out, 1, heads), _by_head(dout, 1, heads)
     blocks, keys, values = _query_blocks(buffers), buffers.keys, buffers.values
     scale = 1.0 / math.sqrt(head_dim)
     values[..., head_dim, :] = -scale
-    for number, tile in enumerate(_tiles(totals, buffers)):
+    for number, tile in enumerate(_tiles(inverse_totals, buffers)):
         np.multiply(k[tile].swapaxes(-1, -2), _LOG2_E * scale, out=keys)
         np.multiply(v[tile].swapaxes(-1, -2), scale, out=values[..., :head_dim, :])
         for index, (start, stop) in reversed(list(enumerate(blocks))):
@@ -115,7 +116,7 @@ def attention_backward(
             scores = _matrices(buffers.scores, buffers, start, stop)
             powers = _matrices(buffers.powers, buffers, start, stop)
             g = buffers.dout[..., : stop - start, :]
-            np.divide(do[rows], totals[rows], out=g[..., :head_dim])
+            np.multiply(do[rows], inverse_totals[rows], out=g[..., :head_dim])
             np.vecdot(g[..., :head_dim], o[rows], out=g[..., head_dim])
             gemm.multiply(q[rows], keys[..., :stop], scores)
             repeat_exponentials(scores, powers, shift[rows], _diagonal(buffers, start, stop))
@@ -157,8 +158,8 @@ def _by_head(x: Array, parts: int, heads: int) -> Array:
     return x.reshape(batch, length, parts, heads, width // (parts * heads)).transpose(2, 0, 3, 1, 4)
 
 
-def _tiles(totals: Array, buffers: AttentionBuffers) -> Iterator[tuple[slice, slice]]:
-    batch, heads = totals.shape[:2]
+def _tiles(inverse_totals: Array, buffers: AttentionBuffers) -> Iterator[tuple[slice, slice]]:
+    batch, heads = inverse_totals.shape[:2]
     b, h = buffers.keys.shape[:2]
     for first_sequence in range(0, batch, b):
         for first_head in range(0, heads, h):

@@ -26,11 +26,13 @@ class HeadBuffers(NamedTuple):
     inputs: Array
     logits: Array
     powers: Array
+    totals: Array
+    shift: Array
     dtable: Array
 
 
 def head_plan(rows: int, vocab_size: int, width: int, itemsize: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of HeadBuffers: inputs (R, C), logits (R, V), powers (r, V), dtable (V, C).
+    """Return shapes of HeadBuffers: inputs (R, C); logits (R, V); powers (r, V); totals, shift (R, 1); dtable (V, C).
 
     A block of R rows is large enough for efficient products and small enough to stay in the cache; its softmax is
     worked on r rows at a time.
@@ -41,6 +43,8 @@ def head_plan(rows: int, vocab_size: int, width: int, itemsize: int) -> dict[str
         "inputs": (block, width),
         "logits": (block, vocab_size),
         "powers": (inner, vocab_size),
+        "totals": (block, 1),
+        "shift": (block, 1),
         "dtable": (vocab_size, width),
     }
 
@@ -75,20 +79,19 @@ def head_forward_backward(
 def _losses(x: Array, table: Array, targets: Tokens, buffers: HeadBuffers, scale: float | None) -> float:
     """Return the loss of one block; with a scale, leave scale * its gradient in the first rows of buffers.logits."""
     inputs, logits = buffers.inputs[: len(x)], buffers.logits[: len(x)]
+    totals, shift = buffers.totals[: len(x)], buffers.shift[: len(x)]
+    counted = targets >= 0
+    own = np.arange(len(x)), np.maximum(targets, 0)
+    scales = None if scale is None else counted * x.dtype.type(scale)
     np.multiply(x, _LOG2_E, out=inputs)
     gemm.multiply(inputs, table.T, logits)
-    loss = 0.0
+    picked = logits[own].astype(np.float64)
     for rows in row_blocks(len(x), len(buffers.powers)):
-        block, target = logits[rows], targets[rows]
-        powers = buffers.powers[: len(block)]
-        index, counted = np.arange(len(block)), target >= 0
-        totals, shift = np.empty((2, len(block), 1), x.dtype)
-        picked = block[index, target].astype(np.float64)  # a target of -1 picks the last column, and does not count
-        exponentials(block, powers, totals, shift)
-        nats = _LN_2 * (np.log2(totals[:, 0].astype(np.float64)) + shift[:, 0] - picked)
-        loss += float(nats[counted].sum())
-        if scale is not None:
-            np.divide(scale * counted[:, None], totals, out=totals)
-            np.multiply(powers, totals, out=block)
-            block[index, target] -= x.dtype.type(scale) * counted
-    return loss
+        block, powers = logits[rows], buffers.powers[: rows.stop - rows.start]
+        exponentials(block, powers, totals[rows], shift[rows])
+        if scales is not None:
+            np.multiply(powers, scales[rows, None] / totals[rows], out=block)
+    if scales is not None:
+        logits[own] -= scales
+    nats = _LN_2 * (np.log2(totals[:, 0].astype(np.float64)) + shift[:, 0] - picked)
+    return float(nats[counted].sum())

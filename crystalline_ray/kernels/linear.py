@@ -4,13 +4,14 @@ import numpy as np
 
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.dropout import Masks
-from crystalline_ray.kernels.workspace import Array, row_blocks, rows_per_block
+from crystalline_ray.kernels.workspace import Array, fold, folding, row_blocks, rows_per_block
 
 
 def linear_forward(x: Array, weight: Array, bias: Array, out: Array) -> None:
     """out (N, O) = x (N, I) @ weight (I, O) + bias (O,)."""
     gemm.multiply(x, weight, out)
-    np.add(out, bias, out=out)
+    laid = folding(len(out), len(out))
+    np.add(fold(out, laid), np.tile(bias, laid), out=fold(out, laid))
 
 
 def linear_backward(dout: Array, x: Array, weight: Array, dx: Array, dweight: Array, dbias: Array) -> None:
@@ -25,9 +26,12 @@ def residual_forward(x: Array, branch: Array, bias: Array, masks: Masks | None, 
 
     x, branch (N, C); bias (C,); scratch (R, C) with R at least N or `rows_per_block(C)`, used with masks only.
     """
-    for number, rows in enumerate(row_blocks(x.shape[0], rows_per_block(x.shape[1], x.itemsize))):
+    block_rows = rows_per_block(x.shape[1], x.itemsize)
+    laid = folding(len(x), block_rows)
+    wide_bias = np.tile(bias, laid)
+    for number, rows in enumerate(row_blocks(len(x), block_rows)):
         block = branch[rows]
-        np.add(block, bias, out=block)
+        np.add(fold(block, laid), wide_bias, out=fold(block, laid))
         if masks is not None:
             mask = scratch[: len(block)]
             masks.fill(mask, number)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from crystalline_ray.kernels import gemm
-from crystalline_ray.kernels.workspace import Array, row_blocks, rows_per_block
+from crystalline_ray.kernels.workspace import Array, fold, folding, row_blocks, rows_per_block
 
 EPSILON = 1e-5
 """Added to the variance, as in GPT-2."""
@@ -15,8 +15,10 @@ def norm_forward(x: Array, gain: Array, bias: Array, out: Array, normalised: Arr
     x, out, normalised (N, C); gain, bias (C,); inverse_deviation (N, 1). `normalised` and `inverse_deviation` are kept
     for the backward pass. `out` may be `normalised` where there is none.
     """
-    width = x.shape[1]
-    for rows in row_blocks(x.shape[0], rows_per_block(width, x.itemsize)):
+    width, block_rows = x.shape[1], rows_per_block(x.shape[1], x.itemsize)
+    laid = folding(x.shape[0], block_rows)
+    wide_gain, wide_bias = np.tile(gain, laid), np.tile(bias, laid)
+    for rows in row_blocks(x.shape[0], block_rows):
         block, centred, scale = out[rows], normalised[rows], inverse_deviation[rows]
         gemm.row_sums(x[rows], scale)
         np.divide(scale, width, out=scale)
@@ -27,8 +29,8 @@ def norm_forward(x: Array, gain: Array, bias: Array, out: Array, normalised: Arr
         np.sqrt(scale, out=scale)
         np.reciprocal(scale, out=scale)
         np.multiply(centred, scale, out=centred)
-        np.multiply(centred, gain, out=block)
-        np.add(block, bias, out=block)
+        np.multiply(fold(centred, laid), wide_gain, out=fold(block, laid))
+        np.add(fold(block, laid), wide_bias, out=fold(block, laid))
 
 
 def norm_backward(
@@ -46,8 +48,9 @@ def norm_backward(
     dout, normalised, dx (N, C); inverse_deviation (N, 1); gain, dgain, dbias (C,); scratch (R, C) with R at least N
     or `rows_per_block(C)`. With n = normalised, g = dout * gain: dx += inverse_deviation * (g - mean(g) - n mean(g n)).
     """
-    width = dout.shape[1]
-    block_rows = rows_per_block(width, dout.itemsize)
+    width, block_rows = dout.shape[1], rows_per_block(dout.shape[1], dout.itemsize)
+    laid = folding(dout.shape[0], block_rows)
+    wide_gain = np.tile(gain, laid)
     mean_gain = gain[:, None] / gain.dtype.type(width)
     partial = np.empty_like(dgain)
     means = np.empty((2, min(block_rows, dout.shape[0]), 1), dout.dtype)
@@ -61,7 +64,7 @@ def norm_backward(
         np.add(dgain, partial, out=dgain)
         gemm.multiply(block, mean_gain, mean)
         gemm.multiply(product, mean_gain, projection)
-        np.multiply(block, gain, out=block)
+        np.multiply(fold(block, laid), wide_gain, out=fold(block, laid))
         np.subtract(block, mean, out=block)
         np.multiply(unit, projection, out=product)
         np.subtract(block, product, out=block)

@@ -24,13 +24,13 @@ class BlockMasks(NamedTuple):
 def block_forward(weights: BlockViews, kept: BlockActivations, buffers: Buffers, masks: BlockMasks) -> None:
     """Update the residual stream buffers.x (N, C) in place and leave in `kept` what the backward pass needs."""
     x, branch = buffers.x, buffers.branch
-    batch, _, length, _ = kept.totals.shape
+    batch, _, length, _ = kept.inverse_totals.shape
     norm_forward(x, *weights.norm_1, *kept.norm_1)
     linear_forward(kept.norm_1.out, *weights.qkv, kept.qkv)
     attention_forward(
         _sequences(kept.qkv, batch, length),
         _sequences(kept.heads, batch, length),
-        kept.totals,
+        kept.inverse_totals,
         kept.shift,
         buffers.attention,
         masks.attention,
@@ -55,7 +55,7 @@ def block_backward(
 ) -> None:
     """Turn scratch.dx (N, C), the gradient of the block's output, into that of its input; overwrite `gradient`."""
     dx, dbranch, dhidden = scratch.dx, scratch.dbranch, scratch.dhidden
-    batch, _, length, _ = kept.totals.shape
+    batch, _, length, _ = kept.inverse_totals.shape
     dout = residual_backward(dx, dbranch, masks.mlp_out, buffers.rows)
     linear_backward(dout, kept.activated, weights.contract.weight, dhidden, *gradient.contract)
     gelu_backward(dhidden, kept.hidden, dhidden)
@@ -67,7 +67,7 @@ def block_backward(
         _sequences(scratch.dheads, batch, length),
         _sequences(kept.qkv, batch, length),
         _sequences(kept.heads, batch, length),
-        kept.totals,
+        kept.inverse_totals,
         kept.shift,
         _sequences(scratch.dqkv, batch, length),
         buffers.attention,

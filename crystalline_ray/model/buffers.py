@@ -28,7 +28,7 @@ class BlockActivations(NamedTuple):
     norm_1: NormActivations
     qkv: Array
     heads: Array
-    totals: Array
+    inverse_totals: Array
     shift: Array
     norm_2: NormActivations
     hidden: Array
@@ -140,7 +140,7 @@ def _block_plan(prefix: str, shape: ModelShape, batch_size: int) -> Plan:
             {
                 "qkv": (rows, 3 * width),
                 "heads": (rows, width),
-                "totals": per_query,
+                "inverse_totals": per_query,
                 "shift": per_query,
                 "hidden": (rows, 4 * width),
                 "activated": (rows, 4 * width),
@@ -158,7 +158,7 @@ def _block(space: Workspace, prefix: str) -> BlockActivations:
         norm_1=_norm(space, f"{prefix}.norm_1"),
         qkv=space[f"{prefix}.qkv"],
         heads=space[f"{prefix}.heads"],
-        totals=space[f"{prefix}.totals"],
+        inverse_totals=space[f"{prefix}.inverse_totals"],
         shift=space[f"{prefix}.shift"],
         norm_2=_norm(space, f"{prefix}.norm_2"),
         hidden=space[f"{prefix}.hidden"],

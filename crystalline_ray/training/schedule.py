@@ -16,7 +16,7 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
     if step < config.warmup_steps:
         return peak * (step + 1) / (config.warmup_steps + 1)
     last = total_steps - 1
-    if config.schedule == "constant" or last <= config.warmup_steps:
+    if config.schedule == "constant" or last <= config.warmup_steps or step == config.warmup_steps:
         return peak
     done = min((step - config.warmup_steps) / (last - config.warmup_steps), 1.0)
     left = 1.0 - done if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))

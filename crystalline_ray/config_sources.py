@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from crystalline_ray.errors import ConfigError
 
@@ -121,7 +121,9 @@ def _parse(field: str, given: Given, model: type[BaseModel]) -> Given:
         return given._replace(value=None)
     value = given.value.split(os.pathsep) if get_origin(annotation) is tuple else given.value
     try:
-        parsed: Any = TypeAdapter(model.model_fields[field].rebuild_annotation()).validate_python(value)
+        parsed: Any = TypeAdapter(
+            model.model_fields[field].rebuild_annotation(), config=ConfigDict(allow_inf_nan=False)
+        ).validate_python(value)
         return given._replace(value=parsed)
     except ValidationError as error:
         reason = _reason(error.errors(include_url=False)[0]["msg"])

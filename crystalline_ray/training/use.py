@@ -123,10 +123,13 @@ class Writer:
             stop_token=end_of_text,
         )
         self._turns += 1  # a seed for each turn, or all answers in a chat would be drawn with the same numbers
-        for token in tokens:
+        written = 0
+        for written, token in enumerate(tokens, start=1):
             self.context.append(token)
-            if token != end_of_text and (text := stream.feed(token)):
+            if text := stream.feed(token):
                 yield text
+        if written < max_new_tokens and end_of_text is not None:
+            self.context.append(end_of_text)
         if text := stream.flush():
             yield text
 
@@ -146,7 +149,7 @@ def evaluate(model: TrainedModel, text: Sequence[Path] = (), progress: Progress 
             raise DataError(f"{', '.join(map(str, text))}: too short: {len(tokens)} tokens leave nothing to predict")
     else:
         dataset = prepare(config, seq_len=config.seq_len, seed=config.seed, progress=progress)
-        if dataset.digest != model.state.data_digest:
+        if dataset.folder.name != model.state.data_digest:
             raise DataError(
                 f"the text of {model.run} has changed since it was trained on, and so has what was held out; "
                 "name a text to evaluate on"

@@ -1,0 +1,176 @@
+"""Every kind of bad input as one table: one clear message, a non-zero status, and nothing left behind."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from crystalline_ray.cli import main
+from crystalline_ray.config import Config, save_config
+from crystalline_ray.data.char import CharTokenizer
+from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise, weights_digest
+from crystalline_ray.training.checkpoint import MODEL, TrainingState, folder_name, write_checkpoint
+
+TINY = "--engine local --tokenizer char --seq-len 16 --embed-dim 16 --num-layers 1 --num-heads 2"
+
+
+@dataclass(frozen=True)
+class Bad:
+    name: str
+    command: str
+    message: str
+    environ: dict[str, str] = field(default_factory=dict)
+
+
+TABLE = [
+    # Commands and options
+    Bad("unknown command", "trian", r"No such command 'trian'.*'train'"),
+    Bad("unknown option", "train --batchsize 3", r"No such option '--batchsize'.*--batch-size"),
+    Bad("option without value", "train --steps", r"'--steps' requires an argument"),
+    Bad("two configurations", "train a.yaml b.yaml", r"a\.yaml and b\.yaml: one of them"),
+    # Configuration files and the environment
+    Bad("missing configuration", "train none.yaml", r"none\.yaml: there is no such configuration file"),
+    Bad(
+        "unknown key",
+        "train unknown_key.yaml",
+        r"batchsize \(unknown_key\.yaml\): no such field.* batch_size\?",
+    ),
+    Bad("wrong type", "train wrong_type.yaml", r"seq_len = '64' \(wrong_type\.yaml\): must be a valid integer"),
+    Bad("broken YAML", "train broken.yaml", r"broken\.yaml: not valid YAML"),
+    Bad("configuration is a text", "train --config text.txt", r"text\.txt: must hold `field: value` lines"),
+    Bad(
+        "unknown variable",
+        "train",
+        r"CRYSTALLINE_RAY_SEQLEN: no such field; did you mean CRYSTALLINE_RAY_SEQ_LEN",
+        {"CRYSTALLINE_RAY_SEQLEN": "64"},
+    ),
+    Bad(
+        "variable of wrong type",
+        "train",
+        r"seq_len = 'long' \(environment variable CRYSTALLINE_RAY_SEQ_LEN\): must be a valid integer",
+        {"CRYSTALLINE_RAY_SEQ_LEN": "long"},
+    ),
+    # Values
+    Bad("option of wrong type", "train --seq-len 1.5", r"seq_len = '1\.5' \(--seq-len\): must be a valid integer"),
+    Bad("heads not dividing width", "train --num-heads 3", r"num_heads = 3 .* divide embed_dim = 128 .*: 2 and 4"),
+    Bad("vocabulary too small", "train --vocab-size 255", r"vocab_size = 255 .*at least 256 with tokenizer = 'bpe'"),
+    Bad("unknown tokenizer", "train --tokenizer words", r"tokenizer = 'words' .*must be 'bpe' or 'char'"),
+    Bad("ragged global batch", "train --global-batch-size 20", r"global_batch_size = 20 .*nearest: 16 and 24"),
+    Bad("two lengths", "train --steps 3 --epochs 2", r"steps = 3 .* and epochs = 2 .*exclude each other"),
+    Bad("zero threads", "train --threads 0", r"threads = '0' \(--threads\): must be greater than or equal to 1"),
+    Bad("too many threads", "train --threads 1886", r"threads = '1886' .*less than or equal to 1885"),
+    Bad("negative learning rate", "train --learning-rate -1", r"learning_rate = '-1' .*greater than 0"),
+    Bad("learning rate not finite", "train --learning-rate nan", r"learning_rate = 'nan' .*finite"),
+    Bad(
+        "rising learning rate",
+        "train --min-learning-rate 1",
+        r"min_learning_rate = 1\.0 .*must not exceed",
+    ),
+    Bad("dropout of everything", "train --dropout 1", r"dropout = '1' .*less than 1"),
+    Bad("most of the text held out", "train --validation-fraction 0.9", r"validation_fraction = '0\.9' .*0\.5"),
+    Bad("name with a path", "train --name ../x", r"name = '\.\./x' .*must match"),
+    # Texts
+    Bad("missing text", "train none.txt", r"none\.txt"),
+    Bad("empty file", "train empty.txt", r"empty\.txt: no text"),
+    Bad("binary file", "train binary.bin", r"binary\.bin: a binary file"),
+    Bad("folder without text", "train folder", r"folder: no files"),
+    Bad("missing column", "train rows.jsonl", r"rows\.jsonl.*text"),
+    Bad("context longer than text", "train text.txt --seq-len 9999", r"longer than the text: seq_len = 9999"),
+    # The machine
+    Bad(
+        "disk too small",
+        "train text.txt --embed-dim 65536 --num-layers 1000",
+        r"has room for .*the checkpoints of this run need .*TB",
+    ),
+    Bad("runs folder is a file", "train text.txt --runs-dir text.txt", r"cannot write text\.txt/"),
+    # Runs and checkpoints
+    Bad("name taken", "train text.txt --runs-dir saved --name good", r"name = 'good': saved/good exists already"),
+    Bad("nothing to resume", "train --resume", r"no run with a checkpoint in runs"),
+    Bad("unknown run to resume", "train --resume --runs-dir saved --name bad", r"bad: neither .*: good, other"),
+    Bad("resumed with a configuration", "train --resume --config ok.yaml", r"--config ok\.yaml: a resumed run keeps"),
+    Bad("resumed with another model", "train saved/good --resume --seq-len 8", r"seq_len = 8 .*keeps its seq_len = 16"),
+    Bad("two runs to resume", "train saved/good saved/other --resume", r"one run, not saved/good and saved/other"),
+    Bad("truncated checkpoint", "train saved/truncated --resume", r"step_00000003: model\.safetensors has \d+ bytes"),
+    Bad("checkpoint of another shape", "train saved/other --resume", r"another shape: .*embed_dim 32, .*embed_dim 16, "),
+    Bad("generate from a truncated checkpoint", "generate saved/truncated", r"no checkpoint in .* is intact"),
+    Bad("generate from no run", "generate none", r"none: neither the folder nor the name of a run; there are no runs"),
+    Bad("unknown character", "generate saved/good --prompt é", r"é"),
+    Bad("negative temperature", "generate saved/good --temperature -1", r"temperature.*-1"),
+    Bad("no token to draw from", "generate saved/good --top-k 0", r"top_k.*0"),
+    Bad("nothing to write", "generate saved/good --max-tokens 0", r"'--max-tokens': 0 is not in the range"),
+    Bad("report of an unfinished run", "report saved/good", r"cannot read the report saved/good/report\.json"),
+    Bad("evaluate a missing text", "evaluate saved/good none.txt", r"none\.txt"),
+    Bad("plan without cores", "plan --cpus 0", r"0 cores: .* 1 to 1885"),
+    Bad("plan beyond the tree", "plan --cpus 1886", r"1886 cores: .* 1 to 1885"),
+]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CRYSTALLINE_RAY_CACHE_DIR", str(cache_folder))
+    Path("text.txt").write_text("to be or not to be, that is the question. " * 40)
+    Path("empty.txt").touch()
+    Path("binary.bin").write_bytes(bytes(range(256)) * 8)
+    Path("folder").mkdir()
+    Path("rows.jsonl").write_text('{"body": "to be"}\n')
+    Path("ok.yaml").write_text("seq_len: 16\n")
+    Path("unknown_key.yaml").write_text("batchsize: 3\n")
+    Path("wrong_type.yaml").write_text("seq_len: '64'\n")
+    Path("broken.yaml").write_text("seq_len: [\n")
+    for name, embed_dim in (("good", 16), ("other", 32), ("truncated", 16)):
+        save_run(Path("saved", name), embed_dim)
+    weights = Path("saved/truncated/checkpoints", folder_name(3), MODEL)
+    weights.write_bytes(weights.read_bytes()[:-100])
+    return tmp_path
+
+
+def save_run(run: Path, embed_dim: int) -> None:
+    """A run of width 16, whose checkpoint holds a model of width `embed_dim`."""
+    config = Config(
+        text=(Path("text.txt"),), engine="local", tokenizer="char", seq_len=16, embed_dim=16, num_layers=1, num_heads=2
+    )
+    tokenizer = CharTokenizer.train([Path("text.txt").read_text()])
+    layout = ParameterLayout(ModelShape(tokenizer.vocab_size, 16, embed_dim, 1, 2))
+    weights = initialise(layout, config.seed)
+    state = TrainingState(
+        step=3,
+        total_steps=10,
+        sequences=288,
+        epoch=0,
+        tokens_seen=4608,
+        seed=config.seed,
+        optimizer="adamw",
+        config_digest=config.digest(),
+        weights_digest=weights_digest(weights),
+    )
+    (run / "checkpoints").mkdir(parents=True)
+    save_config(config, run / "config.yaml")
+    write_checkpoint(
+        run / "checkpoints" / folder_name(3),
+        state=state,
+        layout=layout,
+        weights=weights,
+        moments={"mean": weights, "variance": weights},
+        tokenizer_json=tokenizer.to_json(),
+    )
+
+
+@pytest.mark.parametrize("bad", TABLE, ids=lambda bad: bad.name)
+def test_bad_input_is_refused(
+    bad: Bad, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in bad.environ.items():
+        monkeypatch.setenv(name, value)
+    arguments = bad.command.split()
+    if arguments[:1] == ["train"] and "--resume" not in arguments and "text.txt" in bad.command:
+        arguments = [*arguments[:1], *TINY.split(), *arguments[1:]]
+    before = sorted(workplace.rglob("*"))
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    messages = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert len(messages) == 1, error
+    assert re.search(bad.message, messages[0]), messages[0]
+    assert "Traceback" not in error
+    assert sorted(workplace.rglob("*")) == before

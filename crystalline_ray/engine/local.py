@@ -14,7 +14,7 @@ from crystalline_ray.engine.base import SphereStats
 from crystalline_ray.engine.process import check_single_thread
 from crystalline_ray.kernels.denormals import flush_to_zero
 from crystalline_ray.spheres.build import Sphere
-from crystalline_ray.spheres.memory import BufferMemory, MemoryLayout
+from crystalline_ray.spheres.memory import BufferMemory, Memory, MemoryLayout
 from crystalline_ray.spheres.messages import EvaluationRequest, EvaluationResult, StepRequest, StepResult
 from crystalline_ray.spheres.run_spec import RunSpec
 
@@ -29,7 +29,7 @@ class LocalEngine:
     """
 
     def __init__(self, run: RunSpec) -> None:
-        self.memory = _anonymous_memory(run.memory)
+        self.memory: Memory = _anonymous_memory(run.memory)
         self.warnings: tuple[str, ...] = ()
         self._run = run
         self._link = _LocalLink()

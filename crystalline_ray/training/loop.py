@@ -38,6 +38,7 @@ class TrainingLoop:
     bits_per_byte: float | None = None
     mean_tokens_per_second: float = 0.0
     _skipped_in_a_row: int = 0
+    _validated_step: int | None = None
     _started: float = field(default_factory=time.monotonic)
     _elapsed_before: float = 0.0
 
@@ -62,8 +63,13 @@ class TrainingLoop:
             raise type(error)(f"{error}; step {self.state.step} is saved, go on from there with --resume") from error
         self.mean_tokens_per_second = meter.mean_tokens_per_second
         if self.state.step == self.state.total_steps and self.interruption.reason is None:
-            self._validate(meter, None)
-        self._save(is_best=self._is_best())
+            self._validate(meter, self.run_spec.config.eval_batches)
+            is_best = self._is_best()
+            self._validate_whole(meter)
+        else:
+            is_best = self._is_best()
+        self._save(is_best=is_best)
+        self.writer.wait()
         self._log_saved()
         self.console.finish()
         return self.state
@@ -120,28 +126,49 @@ class TrainingLoop:
         return (len(self.dataset.train) - 1) // self.run_spec.shape.seq_len
 
     def _validate(self, meter: Meter, batches: int | None) -> None:
+        """Measure the validation loss over so many micro-batches, the same ones every time, and keep the best."""
+        loss = self._evaluate(meter, batches)
+        first, best = self.state.first_validation_loss, self.state.best_validation_loss
+        self._set_losses(loss, loss if first is None else first, loss if best is None else min(best, loss))
+        self._validated_step = self.state.step
+
+    def _validate_whole(self, meter: Meter) -> None:
+        """Measure the loss over the whole validation part; not compared with the best, which may be of a part."""
+        batches = self.run_spec.config.eval_batches
+        if batches is not None and batches < self._validation_batches():
+            loss = self._evaluate(meter, None)
+            self._set_losses(loss, self.state.first_validation_loss, self.state.best_validation_loss)
+
+    def _evaluate(self, meter: Meter, batches: int | None) -> float:
         targets = len(self.dataset.validation) - 1
-        count = -(-targets // (self.run_spec.shape.seq_len * self.run_spec.config.batch_size))
+        count = self._validation_batches()
         meter.pause()
         request = EvaluationRequest(self.state.step, self.version, min(count, batches or count))
         result = self.engine.evaluate(request)
         meter.resume()
         self.bits_per_byte = result.loss / math.log(2) * targets / self.dataset.validation_bytes
-        first, best = self.state.first_validation_loss, self.state.best_validation_loss
-        self.state = self.state.model_copy(
-            update={
-                "first_validation_loss": result.loss if first is None else first,
-                "validation_loss": result.loss,
-                "best_validation_loss": result.loss if best is None else min(best, result.loss),
-            }
-        )
         self.metrics.write(
-            self.state.step, {"validation_loss": result.loss, "validation_bits_per_byte": self.bits_per_byte}
+            self.state.step,
+            {
+                "validation_loss": result.loss,
+                "validation_bits_per_byte": self.bits_per_byte,
+                "validation_tokens": result.tokens,
+            },
         )
         self.console.validation(self.state.step, result.loss, self.bits_per_byte)
+        return result.loss
+
+    def _validation_batches(self) -> int:
+        tokens_each = self.run_spec.shape.seq_len * self.run_spec.config.batch_size
+        return -(-(len(self.dataset.validation) - 1) // tokens_each)
+
+    def _set_losses(self, loss: float, first: float | None, best: float | None) -> None:
+        losses = {"validation_loss": loss, "first_validation_loss": first, "best_validation_loss": best}
+        self.state = self.state.model_copy(update=losses)
 
     def _is_best(self) -> bool:
-        return self.state.validation_loss is not None and self.state.validation_loss == self.state.best_validation_loss
+        """Whether the weights of this step were measured and are the best so far."""
+        return self._validated_step == self.state.step and self.state.validation_loss == self.state.best_validation_loss
 
     def _log_step(self, result: StepResult, rate: float, meter: Meter) -> None:
         self.metrics.write(

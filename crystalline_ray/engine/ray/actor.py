@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 
 from crystalline_ray.engine.base import SphereStats
 from crystalline_ray.engine.process import prepare_worker
@@ -13,6 +12,9 @@ from crystalline_ray.engine.ray.arena import Arena
 from crystalline_ray.engine.ray.link import RayLink, describe, fetch
 from crystalline_ray.spheres.build import Sphere
 from crystalline_ray.spheres.run_spec import RunSpec
+
+# Handles of actors by sphere; their methods are looked up at run time, so they have no static type.
+Actors = dict[int, Any]
 
 _READ_ONLY: frozenset[str] = frozenset()
 
@@ -34,7 +36,7 @@ class SphereHost:
         self._sphere = Sphere(run, sphere_id, memory, self._link)
         self._busy = self._cpu = self._started = 0.0
 
-    def connect(self, actors: "dict[int, ActorHandle[Any]]") -> int:
+    def connect(self, actors: Actors) -> int:
         """Take the handles of other spheres; return the id of this process. Work is counted from here on."""
         self._link.actors = actors
         self._busy, self._link.wait_seconds = 0.0, 0.0
@@ -72,7 +74,7 @@ class RootHost(SphereHost):
         super().__init__(run, sphere_id, arena)
         self._run = run
         self._arena = arena
-        self._actors: dict[int, ActorHandle[Any]] = {}
+        self._actors: Actors = {}
         self._processes: dict[ray.ObjectRef[Any], int] = {}
 
     def launch(self) -> None:
@@ -107,7 +109,7 @@ class RootHost(SphereHost):
         others: list[SphereStats] = ray.get([actor.stats.remote() for actor in self._actors.values()], timeout=seconds)
         return [self.stats(), *others]
 
-    def _acquaintances(self, sphere: int) -> "dict[int, ActorHandle[Any]]":
+    def _acquaintances(self, sphere: int) -> Actors:
         """Level-1 spheres may borrow any worker; a deeper control knows its children; a deeper leaf nobody."""
         if self._run.plan.spheres[sphere].level == 1:
             return self._actors

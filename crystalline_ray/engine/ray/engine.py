@@ -6,7 +6,6 @@ from typing import Any, Self
 
 import psutil
 import ray
-from ray.actor import ActorHandle
 
 from crystalline_ray.data.progress import Progress
 from crystalline_ray.engine.base import SphereStats
@@ -15,6 +14,7 @@ from crystalline_ray.engine.ray.arena import Arena
 from crystalline_ray.engine.ray.link import RayLink, describe, fetch
 from crystalline_ray.engine.ray.session import RaySession
 from crystalline_ray.errors import DeadlineError, SphereError
+from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.messages import EvaluationRequest, EvaluationResult, StepRequest, StepResult
 from crystalline_ray.spheres.run_spec import RunSpec
 
@@ -48,9 +48,9 @@ class RayEngine:
         self._run = run
         self.arena = Arena(session.new_arena_folder(), run.memory)
         self.arena.create()
-        self.memory = self.arena.attach(writable=frozenset({"weights", "moments"}))
+        self.memory: Memory = self.arena.attach(writable=frozenset({"weights", "moments"}))
         self._link = RayLink(run.plan, _DRIVER, _nobody)
-        self._root: ActorHandle[Any] | None = None
+        self._root: Any = None
         self.processes: list[int] = []
 
     def start(self, progress: Progress) -> None:
@@ -93,7 +93,6 @@ class RayEngine:
 
     def stats(self) -> list[SphereStats]:
         """Return the work of every sphere."""
-        assert self._root is not None
         seconds = self._run.config.deadline_seconds
         stats: list[SphereStats] = self._call(self._root.stats_of_all.remote(seconds), seconds + _GRACE_SECONDS)
         return stats

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
 from crystalline_ray.errors import CrystallineError, DeadlineError, SphereError
@@ -24,7 +23,7 @@ class RayLink:
 
     def __init__(self, plan: SpherePlan, own: int, handle: Callable[[object], Any]) -> None:
         self.wait_seconds = 0.0
-        self.actors: dict[int, ActorHandle[Any]] = {}
+        self.actors: dict[int, Any] = {}
         self._plan = plan
         self._own = own
         self._handle = handle

@@ -1,5 +1,6 @@
 """A private Ray instance on this machine: listens on the loopback only, leaves nothing behind."""
 
+import logging
 import os
 import secrets
 import shutil
@@ -58,7 +59,7 @@ class RaySession:
                 object_store_memory=_OBJECT_STORE_BYTES,
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level="error",
+                logging_level=logging.ERROR,
                 _temp_dir=str(self._ray_folder),
             )
 

@@ -1,0 +1,240 @@
+"""Whole runs through `train`: what a wrong trainer would get wrong."""
+
+import contextlib
+import io
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from crystalline_ray.config import Config, load_config, resume_config
+from crystalline_ray.data.batches import TrainBatches, ValidationBatches
+from crystalline_ray.data.dataset import prepare
+from crystalline_ray.errors import CheckpointError, ConfigError, NonFiniteError, ResourceError
+from crystalline_ray.training.checkpoint import load_newest
+from crystalline_ray.training.console import Console
+from crystalline_ray.training.metrics import read_metrics
+from crystalline_ray.training.run import train
+
+TINY = {
+    "engine": "local",
+    "tokenizer": "char",
+    "seq_len": 16,
+    "embed_dim": 32,
+    "num_layers": 1,
+    "num_heads": 2,
+    "batch_size": 2,
+    "learning_rate": 0.01,
+    "warmup_steps": 3,
+    "eval_every": 10,
+    "checkpoint_every": 10,
+    "log_every": 1,
+    "sample_tokens": 0,
+    "threads": 2,
+}
+
+
+@pytest.fixture
+def make_config(corpus_file, cache_folder, tmp_path):
+    def make(**fields) -> Config:
+        return Config(text=(corpus_file,), cache_dir=cache_folder, runs_dir=tmp_path / "runs", **(TINY | fields))
+
+    return make
+
+
+class SignalAt(Console):
+    """A console that sends this process a signal when a step is done, as a person or a scheduler would."""
+
+    def __init__(self, step: int, number: int = signal.SIGTERM) -> None:
+        super().__init__(quiet=True)
+        self.step_to_stop, self.number = step, number
+
+    def step(self, meter, learning_rate) -> None:
+        if meter.steps_done == self.step_to_stop:
+            os.kill(os.getpid(), self.number)
+
+
+def quietly(config: Config, **options):
+    return train(config, Console(quiet=True), **options)
+
+
+def test_thirty_steps_leave_a_run_folder_that_tells_the_whole_story(make_config):
+    config = make_config(steps=30, name="story", sample_tokens=20)
+    output = io.StringIO()
+    report = train(config, Console(file=output))
+    folder = config.runs_dir / "story"
+    assert load_config(folder / "config.yaml", {}, {}) == config
+    assert json.loads((folder / "report.json").read_text())["weights_digest"] == report.weights_digest
+    records = read_metrics(folder / "metrics.jsonl").records
+    assert [r["step"] for r in records if "loss" in r] == list(range(1, 31))
+    assert [r["step"] for r in records if "validation_loss" in r] == [0, 10, 20, 30, 30]
+    assert records[-1]["weights_digest"] == report.weights_digest
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir() if p.name[0] != ".") == [
+        "step_00000010",
+        "step_00000020",
+        "step_00000030",
+    ]
+    shown = output.getvalue()
+    for piece in ("validation loss", "tok/s", "left", "leaves", "sample of 20 tokens", report.weights_digest[:8]):
+        assert piece in shown
+    assert report.validation_loss < report.first_validation_loss
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_at_step_17_and_a_resume_on_more_leaves_change_no_bit(make_config, number):
+    whole = quietly(make_config(steps=30, name="whole", dropout=0.1))
+    cut = make_config(steps=30, name="cut", dropout=0.1)
+    stopped = train(cut, SignalAt(17, number))
+    assert (stopped.steps, stopped.stopped) == (17, signal.Signals(number).name)
+    folder = cut.runs_dir / "cut"
+    resumed = quietly(resume_config(folder / "config.yaml", {}, {"threads": 5}), resume=folder)
+    assert resumed.steps == 30
+    assert resumed.weights_digest == whole.weights_digest
+    assert resumed.first_validation_loss == whole.first_validation_loss
+    assert resumed.tokens == whole.tokens
+    records = read_metrics(folder / "metrics.jsonl").records
+    assert [r["step"] for r in records if "loss" in r] == list(range(1, 31))
+
+
+def test_a_damaged_newest_checkpoint_costs_time_but_no_bit(make_config):
+    whole = quietly(make_config(steps=25, name="whole"))
+    config = make_config(steps=25, name="hurt")
+    train(config, SignalAt(17))
+    folder = config.runs_dir / "hurt"
+    newest = folder / "checkpoints" / "step_00000017" / "optimizer.safetensors"
+    newest.write_bytes(newest.read_bytes()[:100])
+    output = io.StringIO()
+    resumed = train(resume_config(folder / "config.yaml", {}, {}), Console(file=output), resume=folder)
+    assert "step_00000017" in output.getvalue()
+    assert "from step 10" in output.getvalue()
+    assert resumed.weights_digest == whole.weights_digest
+
+
+def test_resume_refuses_another_text_and_another_shape(make_config, corpus_file, tmp_path):
+    config = make_config(steps=20, name="first")
+    train(config, SignalAt(5))
+    folder = config.runs_dir / "first"
+    other = tmp_path / "other.txt"
+    other.write_text(corpus_file.read_text()[::-1])
+    with pytest.raises(CheckpointError, match="text has changed"):
+        quietly(config.model_copy(update={"text": (other,)}), resume=folder)
+    with pytest.raises(CheckpointError, match=r"embed_dim 32, .* there, .*embed_dim 64"):
+        quietly(config.model_copy(update={"embed_dim": 64}), resume=folder)
+    with pytest.raises(ConfigError, match="exists already"):
+        quietly(config)
+
+
+def test_a_run_that_never_trained_leaves_no_folder(make_config, tmp_path):
+    with pytest.raises(ResourceError, match="checkpoints of this run need"):
+        quietly(make_config(steps=1, num_layers=1000, embed_dim=16384))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_trained_model_beats_the_unigram_and_bigram_entropy_of_its_corpus(make_config):
+    config = make_config(steps=250, name="learn", eval_every=250, global_batch_size=16, checkpoint_every=250)
+    report = quietly(config)
+    dataset = prepare(config, seq_len=16, seed=config.seed)
+    tokens = dataset.train.read(0, len(dataset.train)).tolist()
+    pairs, singles = Counter(itertools.pairwise(tokens)), Counter(tokens)
+    held = dataset.validation.read(0, len(dataset.validation)).tolist()
+    size = dataset.tokenizer.vocab_size
+    unigram = -np.mean([math.log((singles[b] + 1) / (len(tokens) + size)) for b in held[1:]])
+    bigram = -np.mean([math.log((pairs[a, b] + 0.1) / (singles[a] + 0.1 * size)) for a, b in itertools.pairwise(held)])
+    assert report.validation_loss < 0.9 * bigram < unigram
+
+
+def test_every_window_of_the_corpus_is_used_exactly_once_an_epoch(make_config):
+    """Three epochs, seen where the leaves see them: the token windows that reach the model."""
+    from crystalline_ray.spheres.leaf import LeafSphere
+
+    seen: Counter[bytes] = Counter()
+    compute = LeafSphere.compute
+
+    def recording(self, unit):
+        for batch in unit.batches:
+            for inputs, targets in zip(batch.inputs, batch.targets, strict=True):
+                if targets[0] >= 0:
+                    seen[inputs.tobytes() + targets[-1:].tobytes()] += 1
+        return compute(self, unit)
+
+    # 15 leaves in a tree with controls, which borrow and read ahead
+    config = make_config(epochs=3, name="epochs", threads=15, seq_len=61, batch_size=5, global_batch_size=50)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LeafSphere, "compute", recording)
+        quietly(config)
+    dataset = prepare(config, seq_len=61, seed=config.seed)
+    windows = TrainBatches(dataset.train, 61, 1, config.seed).windows
+    expected: Counter[bytes] = Counter()
+    for window in range(windows):
+        tokens = dataset.train.read(window * 61, window * 61 + 62).astype(np.int32)
+        expected[tokens[:-1].tobytes() + tokens[-1:].tobytes()] += 3
+    assert windows % 50 != 0  # the last step is ragged
+    assert seen == expected
+
+
+def test_validation_is_over_the_whole_validation_part(make_config):
+    config = make_config(steps=2, name="whole-validation", eval_batches=1)
+    report = quietly(config)
+    checkpoint = load_newest(config.runs_dir / config.name / "checkpoints")
+    dataset = prepare(config, seq_len=16, seed=config.seed)
+    from crystalline_ray.model.transformer import Transformer
+
+    batches = ValidationBatches(dataset.validation, 16, 3)
+    model = Transformer(checkpoint.layout.shape, 3)
+    inputs, targets = np.empty((3, 16), np.int32), np.empty((3, 16), np.int32)
+    total = count = 0.0
+    for number in range(batches.count):
+        count += batches.fill(number, inputs, targets)
+        total += model.loss(checkpoint.weights, inputs, targets)
+    assert count == len(dataset.validation) - 1
+    assert report.validation_loss == pytest.approx(total / count, rel=1e-6)
+    assert report.bits_per_byte == pytest.approx(total / math.log(2) / dataset.validation_bytes, rel=1e-6)
+
+
+def test_many_epochs_with_fewer_batches_than_leaves_end(make_config, tmp_path):
+    small = tmp_path / "small.txt"
+    small.write_text("ab cd ef gh " * 40)
+    config = make_config(epochs=12, name="short", threads=9, eval_every=4, checkpoint_every=5)
+    report = quietly(config.model_copy(update={"text": (small,)}))
+    assert report.steps == report.total_steps
+    assert math.isfinite(report.validation_loss)
+
+
+def test_divergence_ends_the_run_with_a_clear_error_and_a_checkpoint(make_config):
+    config = make_config(
+        steps=60, name="diverge", optimizer="sgd", learning_rate=100.0, clip_norm=0.0, schedule="constant"
+    )
+    with np.errstate(all="ignore"), pytest.raises(NonFiniteError, match="lower learning_rate"):
+        quietly(config)
+    assert np.isfinite(load_newest(config.runs_dir / "diverge" / "checkpoints").weights).all()
+
+
+@pytest.mark.ray
+def test_stop_and_resume_across_engines_and_leaf_counts_give_one_digest(make_config, ray_session):
+    """Local; Ray with 2 leaves; stopped at 17 there and resumed on 3; all one digest."""
+    from crystalline_ray.engine.ray.engine import RayEngine
+
+    def in_session(run, console):
+        return contextlib.closing(RayEngine(run, ray_session))
+
+    local = quietly(make_config(steps=30, name="local"))
+    config = make_config(steps=30, name="ray", threads=2, engine="ray", pin=False)
+    stopped = train(config, SignalAt(17), open_engine=in_session)
+    assert stopped.steps == 17
+    folder = config.runs_dir / "ray"
+    resumed = quietly(resume_config(folder / "config.yaml", {}, {"threads": 3}), resume=folder, open_engine=in_session)
+    assert (resumed.steps, resumed.weights_digest) == (30, local.weights_digest)
+    assert resumed.validation_loss == local.validation_loss
+    assert list(ray_session.arena_folder.iterdir()) == []
+
+
+def test_the_local_engine_needs_no_ray():
+    script = "import sys, crystalline_ray, crystalline_ray.training.run; sys.exit('ray' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

@@ -15,7 +15,8 @@ from crystalline_ray.config import Config, load_config, resume_config
 from crystalline_ray.errors import ConfigError, CrystallineError
 
 if TYPE_CHECKING:
-    from crystalline_ray.training.use import TrainedModel, Writer
+    from crystalline_ray.training.use import TrainedModel
+    from crystalline_ray.training.writer import Writer
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -139,7 +140,7 @@ def evaluate_command(run: str, text: tuple[Path, ...], runs_dir: str | None, as_
     from crystalline_ray.training.use import evaluate
 
     model = _load(run, runs_dir)
-    with Console(json_output=as_json) as console:
+    with Console(json_output=True) as console:  # standard output is for the result alone
         found = evaluate(model, text, console.progress)
     values = {
         "run": model.run.name,
@@ -286,11 +287,11 @@ def _load(run: str, runs_dir: str | None) -> "TrainedModel":
 
 def _open_writers(run: str, runs_dir: str | None, seed: int, sampling: dict[str, Any]) -> Callable[[], "Writer"]:
     from crystalline_ray.model.generate import Sampling
-    from crystalline_ray.training.use import Writer
+    from crystalline_ray.training.writer import Writer
 
     chosen = Sampling(**sampling)
     model = _load(run, runs_dir)
-    return lambda: Writer(model, chosen, seed)
+    return lambda: Writer(model.shape, model.weights, model.tokenizer, chosen, seed)
 
 
 def _show(text: str) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from crystalline_ray.errors import TokenizerError
-from crystalline_ray.training.use import Writer
+from crystalline_ray.training.writer import Writer
 
 GREETING = """\
 This model continues text; it has not been taught to answer. Type the beginning of something and it writes on, with

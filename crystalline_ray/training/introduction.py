@@ -6,11 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crystalline_ray.data.dataset import Dataset
-from crystalline_ray.model.generate import Generator, Sampling, generate
+from crystalline_ray.model.generate import Sampling
 from crystalline_ray.spheres.plan import occupancy
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.training.checkpoint import TrainingState
 from crystalline_ray.training.console import Console, short_count
+from crystalline_ray.training.writer import Writer
 
 
 def introduce(
@@ -48,19 +49,12 @@ def introduce(
 
 def write_sample(console: Console, run: RunSpec, dataset: Dataset, weights: NDArray[np.float32]) -> None:
     """Show what the model writes by itself."""
-    config, tokenizer = run.config, dataset.tokenizer
-    start = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
-    prompt = [*start, *tokenizer.encode(config.sample_prompt or ("" if start else "\n")).tolist()]
-    tokens = generate(
-        Generator(run.shape, weights),
-        prompt,
-        max_new_tokens=config.sample_tokens,
-        sampling=Sampling(),
-        seed=config.seed,
-        stop_token=None,
-    )
+    config = run.config
+    writer = Writer(run.shape, weights, dataset.tokenizer, Sampling(), config.seed)
+    prompt = config.sample_prompt or ""
+    writer.add(prompt)
     console.line(f"sample of {config.sample_tokens} tokens:")
-    console.line((config.sample_prompt or "") + tokenizer.decode([token for token in tokens if token not in start]))
+    console.line(prompt + "".join(writer.write(config.sample_tokens, through_ends=True)))
 
 
 def _describe_text(dataset: Dataset) -> str:

@@ -43,6 +43,7 @@ def train(
     with interruption.handled(patiently=False):
         plan = plan_for(config)
         dataset = prepare(config, seq_len=config.seq_len, seed=config.seed, progress=console.progress)
+        dataset.tokenizer.encode(config.sample_prompt or "")  # refused now rather than after the training
         run = specify(config, plan, dataset)
         with run_folder(config, resume) as folder:
             _check_disk(run, folder)

@@ -1,7 +1,7 @@
-"""Using what a run has left behind: load its model, let it write, measure it."""
+"""Using what a run has left behind: load its model, measure it on text."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from crystalline_ray.data.progress import Progress, silent
 from crystalline_ray.data.tokenizer import Tokenizer, load_tokenizer
 from crystalline_ray.engine.process import prepare_worker
 from crystalline_ray.errors import CheckpointError, DataError
-from crystalline_ray.model.generate import Generator, Sampling, generate
 from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.model.transformer import Transformer
 from crystalline_ray.training.checkpoint import TOKENIZER, TrainingState, load_newest
@@ -80,58 +79,6 @@ def load_model(run: Path) -> TrainedModel:
             f"{loaded.path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {shape.vocab_size}"
         )
     return TrainedModel(run, loaded.state, shape, loaded.weights, tokenizer, loaded.skipped)
-
-
-class Writer:
-    """Lets a model continue a text, token by token.
-
-    Attributes:
-        context: all tokens so far, given and written; the model sees as many of the last as it has context for.
-    """
-
-    def __init__(self, model: TrainedModel, sampling: Sampling, seed: int) -> None:
-        self.context: list[int] = []
-        self._model = model
-        self._generator = Generator(model.shape, model.weights)
-        self._sampling = sampling
-        self._seed = seed
-        self._turns = 0
-
-    @property
-    def ended(self) -> bool:
-        """Whether the context is empty or at the end of a text, so that a new one begins."""
-        return not self.context or self.context[-1] == self._model.tokenizer.end_of_text
-
-    def add(self, text: str) -> None:
-        """Add given text to the context; raises TokenizerError if it has a character that the model does not know."""
-        tokens = self._model.tokenizer.encode(text).tolist()
-        end_of_text = self._model.tokenizer.end_of_text
-        if not self.context and end_of_text is not None:
-            self.context.append(end_of_text)  # in training, this is what stands before the first token of a text
-        self.context += tokens
-
-    def write(self, max_new_tokens: int) -> Iterator[str]:
-        """Yield text as whole characters until the model ends the text or `max_new_tokens` are written."""
-        end_of_text = self._model.tokenizer.end_of_text
-        stream = self._model.tokenizer.stream()
-        tokens = generate(
-            self._generator,
-            self.context or [0],  # the first character of a sorted alphabet is the line break, if the text has any
-            max_new_tokens=max_new_tokens,
-            sampling=self._sampling,
-            seed=self._seed + self._turns,
-            stop_token=end_of_text,
-        )
-        self._turns += 1  # a seed for each turn, or all answers in a chat would be drawn with the same numbers
-        written = 0
-        for written, token in enumerate(tokens, start=1):
-            self.context.append(token)
-            if text := stream.feed(token):
-                yield text
-        if written < max_new_tokens and end_of_text is not None:
-            self.context.append(end_of_text)
-        if text := stream.flush():
-            yield text
 
 
 def evaluate(model: TrainedModel, text: Sequence[Path] = (), progress: Progress = silent) -> Evaluation:

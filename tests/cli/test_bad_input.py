@@ -76,6 +76,7 @@ TABLE = [
     Bad("binary file", "train binary.bin", r"binary\.bin: a binary file"),
     Bad("folder without text", "train folder", r"folder: no files"),
     Bad("missing column", "train rows.jsonl", r"rows\.jsonl.*text"),
+    Bad("unknown character in the sample's prompt", "train text.txt --sample-prompt é", r"'é'.*not in the vocabulary"),
     Bad("context longer than text", "train text.txt --seq-len 9999", r"longer than the text: seq_len = 9999"),
     # The machine
     Bad(
@@ -92,7 +93,7 @@ TABLE = [
     Bad("resumed with another model", "train saved/good --resume --seq-len 8", r"seq_len = 8 .*keeps its seq_len = 16"),
     Bad("two runs to resume", "train saved/good saved/other --resume", r"one run, not saved/good and saved/other"),
     Bad("truncated checkpoint", "train saved/truncated --resume", r"step_00000003: model\.safetensors has \d+ bytes"),
-    Bad("checkpoint of another shape", "train saved/other --resume", r"another shape: .*embed_dim 32, .*embed_dim 16, "),
+    Bad("checkpoint of another shape", "train saved/other --resume", r"shape: .*embed_dim 32, .*embed_dim 16, "),
     Bad("generate from a truncated checkpoint", "generate saved/truncated", r"no checkpoint in .* is intact"),
     Bad("generate from no run", "generate none", r"none: neither the folder nor the name of a run; there are no runs"),
     Bad("unknown character", "generate saved/good --prompt é", r"é"),

@@ -1,0 +1,240 @@
+"""The commands as a person types them, in one process with the local engine."""
+
+import io
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crystalline_ray.cli import main
+from crystalline_ray.config import SECTIONS, Config, load_config
+from crystalline_ray.spheres.plan import plan_spheres
+
+TINY = [
+    "--engine", "local", "--tokenizer", "char", "--seq-len", "16", "--embed-dim", "16", "--num-layers", "1",
+    "--num-heads", "2", "--batch-size", "2", "--steps", "6", "--eval-every", "2", "--checkpoint-every", "2",
+    "--sample-tokens", "5", "--eval-batches", "3", "--warmup-steps", "1", "--learning-rate", "0.02",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(corpus_file: Path, cache_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with runs/base, as `train` leaves it."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("CRYSTALLINE_RAY_CACHE_DIR", str(cache_folder))
+        assert main(["train", str(corpus_file), *TINY, "--name", "base"]) == 0
+        yield folder
+
+
+@pytest.fixture
+def workplace(trained: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(trained)
+    monkeypatch.setenv("CRYSTALLINE_RAY_CACHE_DIR", str(cache_folder))
+    return trained
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    """Run a command with --json; standard output must be one object and nothing else."""
+    capsys.readouterr()
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_train_writes_what_a_run_is(workplace: Path) -> None:
+    run = workplace / "runs/base"
+    assert {path.name for path in run.iterdir()} >= {"config.yaml", "metrics.jsonl", "report.json", "checkpoints"}
+    config = load_config(run / "config.yaml", {}, {})
+    assert (config.name, config.steps, config.global_batch_size) == ("base", 6, 24)
+
+
+def test_train_accepts_the_documented_line(
+    workplace: Path, corpus_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "--epochs 1 --batch-size 16 --seq-len 64 --threads 12 --vocab-size 1000 --embed-dim 128"
+    line += " --num-layers 2 --num-heads 4"
+    report = run_json(capsys, "train", str(corpus_file), *line.split(), "--engine", "local", "--sample-tokens", "0")
+    assert report["steps"] == report["total_steps"] > 0
+    assert [sphere["role"] for sphere in report["spheres"]] == ["root"] + ["leaf"] * 12
+
+
+def test_train_takes_the_configuration_and_texts_as_arguments(
+    workplace: Path, corpus_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("tiny.yaml").write_text(f"text: nowhere.txt\nengine: local\ncache_dir: {workplace}\nepochs: 4\n")
+    options = [*TINY, "--name", "from_yaml", "--steps", "1"]
+    report = run_json(capsys, "train", "tiny.yaml", str(corpus_file), *options)
+    assert report["run"] == "from_yaml"
+    config = load_config(Path("runs/from_yaml/config.yaml"), {}, {})
+    assert (config.text, config.steps, config.epochs) == ((corpus_file,), 1, None)
+
+
+def test_resume_goes_on_with_the_run_that_was_saved_last_or_named(
+    workplace: Path, corpus_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(corpus_file), *TINY, "--name", "newest"]) == 0
+    for arguments, run in (([], "newest"), (["--name", "base"], "base"), (["runs/base"], "base")):
+        report = run_json(capsys, "train", *arguments, "--resume", "--threads", "1")
+        assert (report["run"], report["steps"]) == (run, 6)
+        assert [sphere["role"] for sphere in report["spheres"]] == ["root", "leaf"]
+
+
+def test_generate_streams_the_prompt_and_repeats_itself_with_one_seed(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = []
+    for seed in ("1", "1", "2"):
+        assert main(["generate", "base", "--prompt", "the ", "--max-tokens", "40", "--seed", seed]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2]
+    assert texts[0].startswith("the ")
+    assert len(texts[0]) == len("the ") + 40 + len("\n")
+
+
+def test_generate_json_says_what_was_asked_and_written(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run_json(capsys, "generate", "runs/base", "--prompt", "the ", "--max-tokens", "7", "--temperature", "0")
+    assert found["prompt"] == "the "
+    assert found["tokens"] == len(found["text"]) == 7
+
+
+def test_generate_begins_without_a_prompt(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_json(capsys, "generate", "base", "--max-tokens", "3")["tokens"] == 3
+
+
+def test_evaluate_measures_the_held_out_text_as_training_did(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = run_json(capsys, "evaluate", "base")
+    report = run_json(capsys, "report", "base")
+    assert found["nats_per_token"] == pytest.approx(report["validation_loss"], rel=1e-12)
+    assert found["bits_per_byte"] == pytest.approx(report["bits_per_byte"], rel=1e-12)
+    assert found["perplexity"] == pytest.approx(math.exp(found["nats_per_token"]))
+
+
+def test_evaluate_measures_any_text(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("known.txt").write_text("the crystal of kissing spheres " * 20)
+    Path("strange.txt").write_text("zzzzttttxxxxgggg".replace("z", "y").replace("x", "v") * 20)
+    known, strange = (run_json(capsys, "evaluate", "base", name) for name in ("known.txt", "strange.txt"))
+    assert known["tokens"] == 31 * 20 - 1
+    assert known["bytes"] == 31 * 20
+    assert known["nats_per_token"] < strange["nats_per_token"]
+
+
+def test_evaluate_refuses_a_training_text_that_has_changed(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("changing.txt").write_text("round the sphere " * 200)
+    assert main(["train", "changing.txt", *TINY, "--name", "changing"]) == 0
+    Path("changing.txt").write_text("round the crystal " * 200)
+    capsys.readouterr()
+    assert main(["evaluate", "changing"]) == 2
+    assert "has changed since it was trained on" in capsys.readouterr().err
+
+
+def test_chat_continues_what_is_on_the_screen(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the crystal\n\né\n/clear\nthe crystal\n/quit\nnever read\n"))
+    assert main(["chat", "base", "--max-tokens", "9"]) == 0
+    shown = capsys.readouterr()
+    assert "has not been taught to answer" in shown.err
+    turns = shown.out.split("> ")[1:]
+    assert [len(turn) for turn in turns] == [10, 10, len(turns[2]), 0, 10, 0]
+    assert "'é'" in turns[2]
+    assert turns[4] == turns[0] != turns[1]
+
+
+@pytest.mark.parametrize("cores", [1, 13, 64, 157, 1885])
+def test_plan_json_holds_the_whole_tree(cores: int, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run_json(capsys, "plan", "--cpus", str(cores))
+    plan = plan_spheres([range(cores)])
+    assert found["counts"] == plan.counts()
+    assert [sphere["id"] for sphere in found["spheres"]] == list(range(len(plan.spheres)))
+    assert set(found["spheres"][0]) == {"id", "level", "role", "parent", "groups", "node", "core"}
+
+
+@pytest.mark.parametrize(
+    ("cores", "headline"),
+    [
+        (64, "1 + 12 + 51 = 64 spheres on 64 cores: 1 root, 12 controls, 51 leaves"),
+        (157, "1 + 12 + 144 = 157 spheres on 157 cores: 1 root, 12 controls, 144 leaves"),
+        (1885, "1 + 12 + 144 + 1728 = 1,885 spheres on 1,885 cores: 1 root, 156 controls, 1,728 leaves"),
+    ],
+)
+def test_plan_shows_the_levels_and_stays_short(cores: int, headline: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--cpus", str(cores)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(headline)
+    assert len(shown.splitlines()) < 40
+
+
+def test_plan_names_every_sphere_of_a_small_tree_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--cpus", "64"]) == 0
+    named: list[int] = []
+    for first, last in re.findall(r"(?:root|control|leaf|leaves) (\d+)(?:-(\d+))?  ", capsys.readouterr().out):
+        named += range(int(first), int(last or first) + 1)
+    assert sorted(named) == list(range(64))
+
+
+def test_plan_says_which_leaves_idle_and_what_memory_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    found = run_json(capsys, "plan", "--cpus", "64", "--batch-size", "2", "--global-batch-size", "400")
+    assert "4 of 51 leaves" in found["notes"][0]
+    assert "306 or 408" in found["notes"][0]
+    larger = run_json(capsys, "plan", "--cpus", "64", "--embed-dim", "256")
+    assert larger["memory"]["weights"] > found["memory"]["weights"] > 0
+    parts = [found["memory"][part] for part in ("weights", "moments", "gradients")]
+    assert found["memory"]["shared"] == sum(parts)
+
+
+def test_plan_without_cores_is_the_plan_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    planned = run_json(capsys, "plan")["counts"]
+    diagnosed = run_json(capsys, "doctor")["train"]
+    assert (planned["controls"], planned["leaves"]) == (diagnosed["controls"], diagnosed["leaves"])
+
+
+def test_doctor_finds_what_the_machine_has(capsys: pytest.CaptureFixture[str]) -> None:
+    found = run_json(capsys, "doctor")
+    assert found["versions"]["Python"] == sys.version.split()[0]
+    assert len(found["allowed_cores"]) >= found["train"]["leaves"] >= 1
+    assert found["blas"][0]["threads"] >= 1
+    assert found["memory"]["total"] > found["memory"]["free"] > 0
+    assert main(["doctor"]) == 0
+    assert found["blas"][0]["library"] in capsys.readouterr().out
+
+
+def test_help_has_every_field_in_its_section_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    parts = re.split(r"^(\w+):$", capsys.readouterr().out, flags=re.MULTILINE)
+    sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+    for heading, section in SECTIONS.items():
+        for name, field in section.model_fields.items():
+            assert f"--{name.replace('_', '-')}" in sections[heading]
+            assert field.description
+            assert field.description.split()[0] in sections[heading]
+    assert "[default: 0.95]" in sections["Optimizer"]
+    assert f"[default: {Config().seq_len}]" in sections["Model"]
+
+
+def test_interruption_before_training_ends_with_130_and_no_run(
+    workplace: Path, corpus_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("crystalline_ray.training.run.prepare", interrupt)
+    assert main(["train", str(corpus_file), *TINY, "--name", "interrupted"]) == 130
+    assert capsys.readouterr().err.strip() == "error: interrupted"
+    assert not Path("runs/interrupted").exists()
+
+
+def test_reader_that_goes_away_is_no_error() -> None:
+    python = f"{sys.executable} -c 'import sys, crystalline_ray.cli as c; sys.exit(c.main())'"
+    command = f"{python} plan --cpus 1885 --json | head -c 20"
+    found = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
+    assert found.stdout.startswith('{"counts"')
+    assert found.stderr == ""

@@ -21,8 +21,8 @@ def embedding_backward(
     """Add the gradient of the token table to dtoken_table; overwrite dposition_table.
 
     dout (B, T, C); tokens (B, T); dtoken_table (V, C); dposition_table (T or more, C), zeroed beyond T;
-    scratch (2, B * T, C). Rows of one token are summed in the order of their positions in the batch: a stable sort puts
-    them side by side, so that each sum is one reduction.
+    scratch (2, B * T, C). A stable sort puts the rows of one token side by side, in the order of their positions in the
+    batch, so that each sum is one reduction in an order that depends on nothing else.
     """
     batch, length, width = dout.shape
     np.add.reduce(dout, axis=0, out=dposition_table[:length])

@@ -55,8 +55,10 @@ def _exclude(scores: Array, mask: Array | None) -> None:
 
 def _exponentiate(scores: Array, out: Array, mask: Array | None) -> None:
     if scores.min() < _SMALLEST_EXPONENT:
-        np.maximum(scores, _SMALLEST_EXPONENT, out=scores)
-    np.exp2(scores, out=out)
+        np.maximum(scores, _SMALLEST_EXPONENT, out=out)
+        np.exp2(out, out=out)
+    else:
+        np.exp2(scores, out=out)
     if mask is not None:
         masked = out[..., -mask.shape[1] :]
         np.multiply(masked, mask, out=masked)

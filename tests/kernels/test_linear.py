@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+from differences import numeric_gradient
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crystalline_ray.kernels.dropout import Masks
+from crystalline_ray.kernels.linear import linear_backward, linear_forward, residual_backward, residual_forward
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 150), st.integers(1, 40), st.integers(1, 40))
+def test_forward_equals_the_definition(rows: int, width_in: int, width_out: int) -> None:
+    rng = np.random.default_rng(rows)
+    x, weight, bias = (
+        rng.standard_normal((rows, width_in)),
+        rng.standard_normal((width_in, width_out)),
+        rng.random(width_out),
+    )
+    out = np.empty((rows, width_out))
+    linear_forward(x, weight, bias, out)
+    np.testing.assert_allclose(out, np.einsum("ni,io->no", x, weight) + bias, atol=1e-12)
+
+
+def test_backward_equals_finite_differences() -> None:
+    rng = np.random.default_rng(1)
+    x, weight, bias, dout = (rng.standard_normal(shape) for shape in ((6, 3), (3, 5), 5, (6, 5)))
+    dx, dweight, dbias = np.empty_like(x), np.empty_like(weight), np.empty_like(bias)
+    linear_backward(dout, x, weight, dx, dweight, dbias)
+
+    def loss() -> float:
+        return float((np.einsum("ni,io->no", x, weight) * dout + bias * dout).sum())
+
+    for got, variable in ((dx, x), (dweight, weight), (dbias, bias)):
+        np.testing.assert_allclose(got, numeric_gradient(loss, variable), atol=1e-8)
+
+
+@pytest.mark.parametrize("rows", [1, 48, 300])
+@pytest.mark.parametrize("rate", [0.0, 0.4])
+def test_residual_adds_what_it_passes_back(rows: int, rate: float) -> None:
+    rng = np.random.default_rng(2)
+    x, branch, dout = rng.standard_normal((3, rows, 128))
+    bias = rng.standard_normal(128)
+    masks = Masks(rate, seed=1, micro_batch=2, site=3) if rate else None
+    out, scratch = x.copy(), np.empty((rows, 128))
+    residual_forward(out, branch.copy(), bias, masks, scratch)
+    dbranch = residual_backward(dout, np.empty_like(dout), masks, scratch)
+    # linear in the branch: what is added is the mask's multiple, and the gradient is multiplied by the same
+    mask = dbranch / dout
+    np.testing.assert_allclose(out - x, mask * (branch + bias), atol=1e-12)
+    assert set(np.round(mask, 3).ravel()) <= ({1.0} if masks is None else {0.0, 1.667})
+    assert abs((mask > 0).mean() - (1.0 - rate)) < 4 * np.sqrt(0.25 / mask.size) + 1e-12

@@ -1,5 +1,5 @@
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crystalline_ray.kernels import gemm
@@ -7,6 +7,7 @@ from crystalline_ray.kernels import gemm
 SIZES = st.integers(1, 40)
 
 
+@settings(deadline=None, max_examples=30)
 @given(SIZES, SIZES, SIZES, st.booleans(), st.booleans())
 def test_products_of_plain_and_transposed_operands(m: int, n: int, k: int, flip_a: bool, flip_b: bool) -> None:
     rng = np.random.default_rng(0)
@@ -17,6 +18,7 @@ def test_products_of_plain_and_transposed_operands(m: int, n: int, k: int, flip_
     np.testing.assert_allclose(out, (a[:, :, None] * b[None]).sum(axis=1), atol=1e-12)
 
 
+@settings(deadline=None, max_examples=30)
 @given(SIZES, SIZES)
 def test_sums_over_either_axis(rows: int, columns: int) -> None:
     x = np.random.default_rng(1).standard_normal((rows, columns))

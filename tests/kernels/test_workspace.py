@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crystalline_ray.kernels.workspace import Workspace, fold, folding, row_blocks, rows_per_block
@@ -8,6 +8,7 @@ from crystalline_ray.kernels.workspace import Workspace, fold, folding, row_bloc
 SHAPES = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=4), min_size=1, max_size=8)
 
 
+@settings(deadline=None, max_examples=30)
 @given(SHAPES, st.sampled_from([np.float32, np.float64]))
 def test_buffers_are_aligned_zeroed_and_apart(shapes: list[list[int]], dtype: type) -> None:
     plan = {f"buffer {index}": tuple(shape) for index, shape in enumerate(shapes)}
@@ -24,6 +25,7 @@ def test_buffers_are_aligned_zeroed_and_apart(shapes: list[list[int]], dtype: ty
     assert sum(space[name].nbytes for name in plan) <= space.num_bytes
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.integers(1, 3000), st.integers(1, 600))
 def test_row_blocks_cover_every_row_once(rows: int, block: int) -> None:
     blocks = list(row_blocks(rows, block))
@@ -33,6 +35,7 @@ def test_row_blocks_cover_every_row_once(rows: int, block: int) -> None:
     assert all((piece.stop - piece.start) % laid == 0 for piece in blocks)
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.integers(1, 100_000))
 def test_a_block_has_a_row_and_fits_the_cache(width: int) -> None:
     rows = rows_per_block(width, 4)

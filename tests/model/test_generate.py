@@ -1,0 +1,153 @@
+from collections import Counter
+from itertools import islice
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crystalline_ray.errors import ConfigError, InputError, NonFiniteError
+from crystalline_ray.model.generate import Generator, Sampling, generate
+from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
+from crystalline_ray.model.transformer import Transformer
+
+SHAPE = ModelShape(vocab_size=29, seq_len=12, embed_dim=12, num_layers=2, num_heads=3)
+
+
+def weights_of(shape: ModelShape) -> np.ndarray:
+    return initialise(ParameterLayout(shape), seed=4) * np.float32(8.0)
+
+
+def run(prompt: list[int], count: int, sampling: Sampling, seed: int = 0, stop: int | None = None) -> list[int]:
+    generator = Generator(SHAPE, weights_of(SHAPE))
+    return list(generate(generator, prompt, max_new_tokens=count, sampling=sampling, seed=seed, stop_token=stop))
+
+
+@pytest.mark.parametrize("shape", [SHAPE, ModelShape(40, 70, 8, 1, 1), ModelShape(5, 1, 3, 1, 1)])
+def test_logits_with_a_cache_equal_those_of_training(shape: ModelShape) -> None:
+    weights = weights_of(shape)
+    tokens = np.random.default_rng(1).integers(0, shape.vocab_size, (1, shape.seq_len))
+    expected = Transformer(shape, 1, training=False).logits(weights, tokens)[0]
+    generator = Generator(shape, weights)
+    for start in sorted({1, 1 + shape.seq_len // 2, shape.seq_len}):
+        got = [generator.prefill(tokens[0, :start])]
+        got += [generator.step(token) for token in tokens[0, start:]]
+        np.testing.assert_allclose(got, expected[start - 1 :], atol=1e-5 * np.abs(expected).max())
+        assert generator.free == 0
+
+
+def test_a_full_cache_is_refused() -> None:
+    generator = Generator(SHAPE, weights_of(SHAPE))
+    generator.prefill(range(12))
+    with pytest.raises(InputError, match="the rest of the context"):
+        generator.step(1)
+    assert generator.prefill([3]).shape == (29,)
+
+
+def test_greedy_generation_takes_the_best_token_of_the_training_forward_pass() -> None:
+    weights = weights_of(SHAPE)
+    model = Transformer(SHAPE, 1, training=False)
+    text = [3, 1, 4]
+    for token in run(text, 9, Sampling(temperature=0.0)):
+        padded = np.zeros((1, 12), np.int32)
+        padded[0, : len(text)] = text
+        assert token == np.argmax(model.logits(weights, padded)[0, len(text) - 1])
+        text.append(token)
+    assert len(text) == 12
+
+
+def test_beyond_the_context_its_last_half_is_the_new_beginning() -> None:
+    greedy = Sampling(temperature=0.0)
+    text = [3, 1, 4]
+    text += run(text, 40, greedy)
+    assert len(text) == 43
+    assert text[13:19] == run(text[7:13], 6, greedy)
+    assert run(text[:40], 1, greedy) == run(text[28:40], 1, greedy)
+
+
+def test_tokens_stream_and_depend_on_the_seed_alone() -> None:
+    sampling = Sampling(temperature=1.0)
+    long = run([1], 30, sampling, seed=5)
+    assert long == run([1], 30, sampling, seed=5)
+    assert long[:7] == run([1], 7, sampling, seed=5)
+    assert long != run([1], 30, sampling, seed=6)
+    generator = Generator(SHAPE, weights_of(SHAPE))
+    endless = generate(generator, [1], max_new_tokens=10**9, sampling=sampling, seed=5, stop_token=None)
+    assert list(islice(endless, 20)) == long[:20]
+
+
+def test_a_stop_token_ends_the_text() -> None:
+    text = run([1], 30, Sampling(), seed=5)
+    stop = text[9]
+    assert run([1], 30, Sampling(), seed=5, stop=stop) == text[: text.index(stop)]
+
+
+def test_a_97_percent_token_is_picked_97_percent_of_the_time() -> None:
+    logits = np.full(50, np.log(0.03 / 49.0), np.float32)
+    logits[17] = np.log(0.97)
+    draws = np.random.default_rng(1).random(10_000)
+    share = np.mean([Sampling(temperature=1.0).draw(logits, uniform) == 17 for uniform in draws])
+    assert abs(share - 0.97) < 5 * np.sqrt(0.97 * 0.03 / draws.size)
+
+
+@settings(deadline=None, max_examples=12)
+@given(st.integers(1, 12), st.sampled_from([0.25, 1.0, 3.0]))
+def test_frequencies_are_the_probabilities_of_the_temperature(vocab: int, temperature: float) -> None:
+    logits = np.random.default_rng(vocab).standard_normal(vocab)
+    uniforms = (np.arange(1000) + 0.5) / 1000  # an even grid: counts are exact to one per boundary
+    counts = Counter(Sampling(temperature=temperature).draw(logits, uniform) for uniform in uniforms)
+    probabilities = np.exp(logits / temperature)
+    probabilities /= probabilities.sum()
+    assert all(abs(counts[token] - 1000 * p) <= 2 for token, p in enumerate(probabilities))
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 9), st.integers(1, 12), st.floats(0.01, 1.0))
+def test_top_k_and_top_p_keep_the_fewest_probable_tokens(vocab: int, top_k: int, top_p: float) -> None:
+    logits = np.random.default_rng(vocab).standard_normal(vocab)
+    probabilities = np.exp(logits) / np.exp(logits).sum()
+    order = np.argsort(-probabilities)
+    uniforms = np.concatenate(([0.0, 1.0 - 2.0**-53], (np.arange(300) + 0.5) / 300))
+
+    def drawn(sampling: Sampling) -> set[int]:
+        return {sampling.draw(logits, uniform) for uniform in uniforms}
+
+    assert drawn(Sampling(1.0, top_k=top_k)) == set(order[:top_k].tolist())
+    nucleus = drawn(Sampling(1.0, top_p=top_p))
+    assert nucleus == set(order[: len(nucleus)].tolist())
+    assert probabilities[order[: len(nucleus)]].sum() >= top_p - 1e-9
+    assert probabilities[order[: len(nucleus) - 1]].sum() < top_p + 1e-9
+
+
+def test_equal_logits_prefer_the_lower_token() -> None:
+    assert Sampling(0.0).draw(np.array([1.0, 2.0, 2.0]), 0.9) == 1
+    assert Sampling(1.0, top_k=1).draw(np.array([1.0, 2.0, 2.0]), 0.9) == 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_diverged_logits_are_an_error(value: float) -> None:
+    for temperature in (0.0, 1.0):
+        with pytest.raises(NonFiniteError, match="diverged"):
+            Sampling(temperature).draw(np.array([0.0, value]), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -0.1}, "temperature must be a finite number of at least 0, got -0.1"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_k": 0}, "top_k must be at least 1, got 0"),
+        ({"top_p": 0.0}, "top_p must be above 0 and at most 1, got 0.0"),
+        ({"top_p": 1.5}, "top_p"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Sampling(**options)
+
+
+def test_wrong_prompts_are_refused_before_the_first_token() -> None:
+    with pytest.raises(InputError, match="empty prompt"):
+        run([], 3, Sampling())
+    with pytest.raises(InputError, match=r"tokens must be in \[0, 29\), got 5 to 29"):
+        run([5, 29], 3, Sampling())

@@ -1,0 +1,115 @@
+import hashlib
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crystalline_ray.errors import ConfigError
+from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise, weights_digest
+
+SHAPES = st.builds(
+    lambda vocab, length, heads, size, layers: ModelShape(vocab, length, heads * size, layers, heads),
+    st.integers(2, 300),
+    st.integers(1, 70),
+    st.integers(1, 4),
+    st.integers(1, 9),
+    st.integers(1, 3),
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(SHAPES, st.integers(1, 20))
+def test_tensors_segments_and_pieces_tile_the_buffer(shape: ModelShape, count: int) -> None:
+    layout = ParameterLayout(shape)
+    assert layout.size % 16 == 0
+    owner = np.zeros(layout.size, int)
+    for parameter, view in zip(layout.parameters, layout.views(owner).values(), strict=True):
+        assert parameter.offset % 16 == 0
+        assert view.shape == parameter.shape
+        assert parameter.decay == (len(parameter.shape) == 2)
+        view += 1
+    for padding in layout.padding:
+        owner[padding] += 1
+    assert (owner == 1).all()
+    segments = layout.segments(count)
+    assert len(segments) == count
+    lengths = [segment.stop - segment.start for segment in segments]
+    assert all(segment.start % 16 == 0 for segment in segments)
+    assert max(lengths) - min(lengths) <= 16
+    pieces = [piece for segment in segments for piece in layout.pieces(segment)]
+    covered = [place for piece, _ in pieces for place in range(piece.start, piece.stop)]
+    assert covered == list(range(layout.size))
+    decays = np.zeros(layout.size, bool)
+    for piece, decay in pieces:
+        decays[piece] = decay
+    for parameter in layout.parameters:
+        assert (decays[parameter.offset : parameter.offset + parameter.size] == parameter.decay).all()
+    for segment in segments:
+        kinds = [decay for _, decay in layout.pieces(segment)]
+        assert all(a != b for a, b in pairwise(kinds))
+
+
+def test_number_of_parameters_is_that_of_gpt2() -> None:
+    assert ParameterLayout(ModelShape(50257, 1024, 768, 12, 12)).num_parameters == 124_439_808
+
+
+def test_views_write_through_and_refuse_other_buffers() -> None:
+    layout = ParameterLayout(ModelShape(5, 3, 4, 1, 2))
+    buffer = np.zeros(layout.size, np.float32)
+    layout.views(buffer)["ln_f.bias"][:] = 1.0
+    assert buffer.sum() == 4.0
+    for wrong in (np.zeros(layout.size + 16), np.zeros((layout.size, 1)), np.zeros(2 * layout.size)[::2]):
+        with pytest.raises(ValueError, match="contiguous buffer"):
+            layout.views(wrong)
+
+
+def test_initial_weights_have_the_deviations_of_gpt2() -> None:
+    shape = ModelShape(300, 64, 96, 3, 4)
+    layout = ParameterLayout(shape)
+    weights = initialise(layout, seed=1)
+    assert weights.dtype == np.float32
+    for name, view in layout.views(weights).items():
+        if view.ndim == 2:
+            expected = 0.02 / np.sqrt(6.0) if name.endswith("c_proj.weight") else 0.02
+            assert abs(view.std() / expected - 1.0) < 5.0 / np.sqrt(2.0 * view.size), name
+            assert abs(view.mean()) < 5.0 * expected / np.sqrt(view.size), name
+        else:
+            assert (view == (1.0 if name.endswith("weight") else 0.0)).all(), name
+    for padding in layout.padding:
+        assert not weights[padding].any()
+
+
+def test_initial_weights_depend_on_the_seed_and_not_on_other_tensors() -> None:
+    layout = ParameterLayout(ModelShape(30, 8, 12, 2, 3))
+    assert weights_digest(initialise(layout, 1)) == weights_digest(initialise(layout, 1))
+    assert weights_digest(initialise(layout, 1)) != weights_digest(initialise(layout, 2))
+    deeper = ParameterLayout(ModelShape(30, 8, 12, 5, 3))
+    name = "h.1.mlp.c_fc.weight"
+    assert (layout.views(initialise(layout, 1))[name] == deeper.views(initialise(deeper, 1))[name]).all()
+
+
+def test_digest_is_blake2b_of_the_bytes() -> None:
+    buffer = np.arange(16, dtype="<f4")
+    assert weights_digest(buffer) == hashlib.blake2b(buffer.tobytes(), digest_size=32).hexdigest()
+    moved = buffer.copy()
+    moved[3] = np.nextafter(moved[3], 9.0)
+    assert weights_digest(moved) != weights_digest(buffer)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vocab_size": 1}, "vocab_size must be at least 2, got 1"),
+        ({"seq_len": 0}, "seq_len must be at least 1, got 0"),
+        ({"num_layers": -1}, "num_layers must be at least 1, got -1"),
+        ({"num_heads": 0}, "num_heads must be at least 1, got 0"),
+        ({"num_heads": 5}, "12 is not a multiple of 5, 10 or 15 would be"),
+        ({"num_heads": 13}, "12 is not a multiple of 13, 13 would be"),
+    ],
+)
+def test_shapes_that_are_no_model_are_refused(change: dict[str, int], message: str) -> None:
+    sizes = {"vocab_size": 10, "seq_len": 4, "embed_dim": 12, "num_layers": 1, "num_heads": 3} | change
+    with pytest.raises(ConfigError, match=message):
+        ModelShape(**sizes)

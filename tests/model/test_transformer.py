@@ -1,0 +1,242 @@
+"""The whole model: gradient, loss, causality, dropout, memory and bits."""
+
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crystalline_ray.errors import ConfigError
+from crystalline_ray.kernels import workspace
+from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
+from crystalline_ray.model.transformer import Transformer
+
+SMALL = ModelShape(vocab_size=23, seq_len=7, embed_dim=12, num_layers=2, num_heads=3)
+
+
+def weights_of(shape: ModelShape, dtype: Any = np.float32) -> np.ndarray:
+    """Weights away from the symmetric start, with zero padding."""
+    layout = ParameterLayout(shape)
+    rng = np.random.default_rng(11)
+    weights = initialise(layout, seed=4).astype(dtype)
+    for view in layout.views(weights).values():
+        view += rng.normal(0.0, 0.2, view.shape).astype(dtype)
+    return weights
+
+
+def tokens_of(shape: ModelShape, batch_size: int, ignored: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(12)
+    inputs, targets = rng.integers(0, shape.vocab_size, (2, batch_size, shape.seq_len), dtype=np.int32)
+    targets[rng.random(targets.shape) < ignored] = -1
+    return inputs, targets
+
+
+SHAPES = st.builds(
+    lambda vocab, length, heads, size, layers: ModelShape(vocab, length, heads * size, layers, heads),
+    st.integers(2, 60),
+    st.sampled_from([1, 2, 9, 66]),
+    st.integers(1, 3),
+    st.integers(5, 7),  # a norm over a few numbers bends too much for finite differences
+    st.integers(1, 2),
+)
+
+
+@settings(deadline=None, max_examples=8)
+@given(SHAPES, st.integers(1, 3), st.sampled_from([0.0, 0.3]))
+def test_gradient_of_the_whole_model_equals_finite_differences(shape: ModelShape, batch: int, dropout: float) -> None:
+    model = Transformer(shape, batch, dropout=dropout, dtype=np.float64)
+    weights, (inputs, targets) = weights_of(shape, np.float64), tokens_of(shape, batch)
+    gradient, other = np.full_like(weights, np.nan), np.empty_like(weights)
+    seed = (5, 6) if dropout else None
+
+    def loss_at(weights: np.ndarray) -> float:
+        return model.loss_and_gradient(weights, other, inputs, targets, scale=1.0, dropout_seed=seed)
+
+    model.loss_and_gradient(weights, gradient, inputs, targets, scale=0.5, dropout_seed=seed)
+    assert np.isfinite(gradient).all()
+    # along random directions that reach every parameter of one tensor: a wrong element shows in the sum
+    rng = np.random.default_rng(shape.vocab_size)
+    for parameter in model.layout.parameters:
+        part = slice(parameter.offset, parameter.offset + parameter.size)
+        direction = np.zeros_like(weights)
+        direction[part] = rng.standard_normal(parameter.size)
+        once, twice = (
+            loss_at(weights + step * direction) - loss_at(weights - step * direction) for step in (1e-4, 2e-4)
+        )
+        slope = (8.0 * once - twice) / 12e-4
+        size = np.linalg.norm(gradient[part]) * np.linalg.norm(direction[part])
+        assert abs(0.5 * slope - gradient @ direction) < 1e-6 * (1.0 + size), parameter.name
+    for padding in model.layout.padding:
+        assert not gradient[padding].any()
+
+
+def test_gradient_scales_and_ignores_what_was_in_its_buffer() -> None:
+    model, weights, (inputs, targets) = Transformer(SMALL, 3), weights_of(SMALL), tokens_of(SMALL, 3)
+    first, second = np.full_like(weights, np.nan), np.zeros_like(weights)
+    loss = model.loss_and_gradient(weights, first, inputs, targets, scale=1.0, dropout_seed=None)
+    assert model.loss_and_gradient(weights, second, inputs, targets, scale=0.25, dropout_seed=None) == loss
+    np.testing.assert_array_equal(first * np.float32(0.25), second)  # a power of two: the same bits
+
+
+def test_loss_has_the_bits_of_the_training_forward_pass() -> None:
+    weights, (inputs, targets) = weights_of(SMALL), tokens_of(SMALL, 3)
+    training, evaluating = Transformer(SMALL, 3, dropout=0.5), Transformer(SMALL, 3, training=False)
+    gradient = np.empty_like(weights)
+    loss = training.loss_and_gradient(weights, gradient, inputs, targets, scale=1.0, dropout_seed=None)
+    assert training.loss(weights, inputs, targets) == loss
+    assert evaluating.loss(weights, inputs, targets) == loss
+    assert evaluating.workspace_bytes < training.workspace_bytes
+    logits = evaluating.logits(weights, inputs).astype(np.float64)
+    logits -= logits.max(axis=-1, keepdims=True)
+    log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    picked = np.take_along_axis(log_p, np.maximum(targets, 0)[..., None], axis=-1)[..., 0]
+    assert loss == pytest.approx(-picked[targets >= 0].sum(), rel=1e-6)
+
+
+def test_loss_moves_when_any_tensor_moves() -> None:
+    model, weights, (inputs, targets) = Transformer(SMALL, 3), weights_of(SMALL), tokens_of(SMALL, 3)
+    before = model.loss(weights, inputs, targets)
+    for name, view in model.layout.views(weights).items():
+        kept = view.copy()
+        view *= 1.5
+        assert model.loss(weights, inputs, targets) != before, name
+        view[:] = kept
+    assert model.loss(weights, inputs, targets) == before
+
+
+@pytest.mark.parametrize("seq_len", [20, 150])
+def test_later_tokens_do_not_move_a_bit_of_earlier_logits(seq_len: int) -> None:
+    shape = ModelShape(50, seq_len, 24, 2, 3)
+    model, weights, (inputs, _) = Transformer(shape, 2, training=False), weights_of(shape), tokens_of(shape, 2)
+    before = model.logits(weights, inputs)
+    for position in (1, 13, seq_len - 1):
+        changed = inputs.copy()
+        changed[:, position:] = (changed[:, position:] + 1) % shape.vocab_size
+        after = model.logits(weights, changed)
+        assert (after[:, :position] == before[:, :position]).all()
+        assert (after[:, position] != before[:, position]).any()
+
+
+def test_dropout_depends_on_seed_and_micro_batch_alone() -> None:
+    weights, (inputs, targets) = weights_of(SMALL), tokens_of(SMALL, 3)
+
+    def run(model: Transformer, seed: tuple[int, int] | None) -> tuple[float, bytes]:
+        gradient = np.empty_like(weights)
+        loss = model.loss_and_gradient(weights, gradient, inputs, targets, scale=1.0, dropout_seed=seed)
+        return loss, gradient.tobytes()
+
+    model = Transformer(SMALL, 3, dropout=0.2)
+    results = [run(model, seed) for seed in ((1, 0), (1, 1), (2, 0), None)]
+    assert len({loss for loss, _ in results}) == 4
+    assert run(Transformer(SMALL, 3, dropout=0.2), (1, 1)) == results[1]
+    assert run(Transformer(SMALL, 3), (1, 1)) == results[3]
+
+
+def test_dropout_keeps_the_loss_on_average() -> None:
+    shape = ModelShape(23, 16, 32, 1, 2)
+    weights, (inputs, targets) = initialise(ParameterLayout(shape), 1) * np.float32(3.0), tokens_of(shape, 8)
+    model, gradient = Transformer(shape, 8, dropout=0.05), np.empty_like(weights)
+    plain = model.loss(weights, inputs, targets)
+    losses = [
+        model.loss_and_gradient(weights, gradient, inputs, targets, scale=1.0, dropout_seed=(1, index))
+        for index in range(50)
+    ]
+    assert np.std(losses) > 0.0
+    assert abs(np.mean(losses) / plain - 1.0) < 0.02
+
+
+@pytest.mark.parametrize("shape", [SMALL, ModelShape(300, 70, 48, 1, 4)])
+def test_results_have_the_same_bits_wherever_buffers_lie(shape: ModelShape, monkeypatch: pytest.MonkeyPatch) -> None:
+    aligned = workspace.aligned_zeros
+    weights, (inputs, targets) = weights_of(shape), tokens_of(shape, 3)
+    results = set()
+    for offset in (0, 1, 3, 4, 8, 13):
+        monkeypatch.setattr(workspace, "aligned_zeros", lambda size, o=offset: aligned(size + 4 * o)[4 * o :])
+        model = Transformer(shape, 3)
+        moved = np.empty(len(weights) + offset, np.float32)[offset:]
+        moved[:] = weights
+        gradient = np.empty(len(weights) + 2 * offset, np.float32)[2 * offset :]
+        loss = model.loss_and_gradient(moved, gradient, inputs, targets, scale=1.0, dropout_seed=None)
+        results.add((loss, gradient.tobytes(), model.logits(moved, inputs).tobytes()))
+    assert len(results) == 1
+
+
+def test_a_steady_step_allocates_little() -> None:
+    shape = ModelShape(vocab_size=1000, seq_len=64, embed_dim=128, num_layers=2, num_heads=4)
+    model, weights, (inputs, targets) = Transformer(shape, 16), weights_of(shape), tokens_of(shape, 16)
+    gradient = np.empty_like(weights)
+    for _ in range(2):
+        model.loss_and_gradient(weights, gradient, inputs, targets, scale=1.0, dropout_seed=None)
+    tracemalloc.start()
+    model.loss_and_gradient(weights, gradient, inputs, targets, scale=1.0, dropout_seed=None)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # NumPy's iterator holds up to three blocks of 32 KiB; the smallest activation, 128 wide, has 512 KiB
+    assert peak < 160 * 1024
+    assert model.workspace_bytes > 16 * 2**20
+
+
+def test_memory_grows_with_the_context_not_with_its_square() -> None:
+    sizes = [
+        Transformer(ModelShape(100, seq_len, 32, 2, 2), 1, training=training).workspace_bytes
+        for training in (True, False)
+        for seq_len in (512, 1024)
+    ]
+    assert sizes[1] < 2.2 * sizes[0]
+    assert sizes[3] < 2.2 * sizes[2]
+
+
+def test_non_finite_weights_give_non_finite_results_and_no_warning() -> None:
+    model, weights, (inputs, targets) = Transformer(SMALL, 3), weights_of(SMALL), tokens_of(SMALL, 3)
+    gradient = np.empty_like(weights)
+    for value in (np.nan, np.inf, 3e38):
+        broken = weights.copy()
+        model.layout.views(broken)["h.0.attn.c_attn.weight"][:] = value
+        loss = model.loss_and_gradient(broken, gradient, inputs, targets, scale=1.0, dropout_seed=None)
+        assert not np.isfinite(loss)
+        assert not np.isfinite(gradient).all()
+    loss = model.loss_and_gradient(weights, gradient, inputs, targets, scale=1.0, dropout_seed=None)
+    assert np.isfinite(loss)
+    assert np.isfinite(gradient).all()
+
+
+def test_released_buffers_can_be_freed() -> None:
+    model, (inputs, targets) = Transformer(SMALL, 3, training=False), tokens_of(SMALL, 3)
+    memory = bytearray(weights_of(SMALL).tobytes())
+    model.loss(np.frombuffer(memory, np.float32), inputs, targets)
+    with pytest.raises(BufferError):
+        memory.extend(b"more")
+    model.release()
+    memory.extend(b"more")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "message"),
+    [
+        (np.zeros((3, 6), np.int32), np.zeros((3, 7), np.int32), r"inputs must be integers of shape \(3, 7\)"),
+        (np.zeros((3, 7)), np.zeros((3, 7), np.int32), "inputs must be integers"),
+        (np.full((3, 7), -1), np.zeros((3, 7), np.int32), r"inputs must be in \[0, 23\), got -1"),
+        (np.zeros((3, 7), np.int32), np.full((3, 7), 23), r"targets must be in \[-1, 23\), got 23"),
+        (np.zeros((3, 7), np.int32), np.full((3, 7), -2), r"targets must be in \[-1, 23\), got -2"),
+    ],
+)
+def test_wrong_tokens_are_refused(inputs: np.ndarray, targets: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Transformer(SMALL, 3, training=False).loss(weights_of(SMALL), inputs, targets)
+
+
+def test_wrong_buffers_and_uses_are_refused() -> None:
+    weights, (inputs, targets) = weights_of(SMALL), tokens_of(SMALL, 3)
+    model = Transformer(SMALL, 3, training=False)
+    with pytest.raises(ValueError, match="float64"):
+        model.loss(weights.astype(np.float64), inputs, targets)
+    with pytest.raises(ValueError, match="contiguous buffer of shape"):
+        model.loss(weights[16:], inputs, targets)
+    with pytest.raises(ValueError, match="training"):
+        model.loss_and_gradient(weights, weights.copy(), inputs, targets, scale=1.0, dropout_seed=None)
+    with pytest.raises(ConfigError, match="batch_size"):
+        Transformer(SMALL, 0)
+    with pytest.raises(ConfigError, match="dropout"):
+        Transformer(SMALL, 1, dropout=1.0)

@@ -86,7 +86,7 @@ def is_binary(raw: bytes) -> bool:
     probe = raw[:_PROBE_BYTES]
     if b"\0" in probe:
         return True
-    text = codecs.getincrementaldecoder("utf-8")("replace").decode(probe, final=len(raw) <= _PROBE_BYTES)
+    text = probe.decode(errors="replace")
     odd = sum(count for char, count in _counts(text) if char == _REPLACEMENT or _is_control(char))
     return odd > _MAX_ODD_SHARE * len(text)
 

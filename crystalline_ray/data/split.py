@@ -56,7 +56,7 @@ def split(texts: Sequence[str], fraction: float, mode: Literal["document", "tail
 
 
 def _cut(length: int, fraction: float) -> int:
-    """Return how many characters are learnt from, at least one; exact, since 0.1 is not a tenth in binary."""
+    """Return how many characters are learnt from, at least one; exact, since 100 * 0.07 > 7 in binary."""
     return max(1, length - math.ceil(length * Fraction(str(fraction))))
 
 

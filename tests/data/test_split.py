@@ -40,10 +40,10 @@ def test_tail_cuts_every_document(texts, fraction):
 
 
 @pytest.mark.parametrize(
-    ("length", "fraction", "train"), [(1_115_394, 0.1, 1_003_854), (10, 0.3, 7), (10, 0.1, 9), (1, 0.5, 1)]
+    ("length", "fraction", "train"), [(1_115_394, 0.1, 1_003_854), (10, 0.3, 7), (100, 0.07, 93), (1, 0.5, 1)]
 )
 def test_tail_is_exact(length, fraction, train):
-    """0.1 is not a tenth in binary; the cut is where decimal arithmetic has it."""
+    """100 * 0.07 is more than 7 in binary; the cut is where decimal arithmetic has it."""
     parts = split(["x" * length], fraction, "tail", 0)
     assert len(parts.train[0]) == train
 

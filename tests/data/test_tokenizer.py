@@ -17,7 +17,7 @@ SAMPLE = (
 ) * 3
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 # What GPT-2's pattern treats specially: spaces of all sorts, apostrophes, letters, digits, the rest.
-FIDDLY = st.text(st.sampled_from(list("ab'sdtl12 \n\n\n\n\n\r\t\v\f\x85\xa0\u2028\u3000\x1c-_é日\0")), max_size=80)
+FIDDLY = st.text(st.sampled_from(list("ab'sdtl12     \n\n\n\n\n\r\t\v\f\x85\xa0\u2028\u3000\x1c-_é日\0")), max_size=80)
 
 
 @pytest.fixture(scope="module", params=[256, 257, 300, 400])
@@ -90,6 +90,8 @@ def test_long_text_is_sampled_evenly(monkeypatch):
 
 @settings(deadline=None, max_examples=150)
 @given(text=FIDDLY, size=st.integers(1, 9))
+@example("a\n        b", 1)
+@example("a\n\nb", 1)
 def test_pieces_have_the_tokens_of_the_whole(small_bpe, text, size):
     cut = list(pieces(text, size))
     assert "".join(cut) == text

@@ -1,0 +1,124 @@
+"""Writing and chatting, with a model made to say what the test needs."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from crystalline_ray.data.bpe import BpeTokenizer
+from crystalline_ray.data.tokenizer import train_tokenizer
+from crystalline_ray.errors import TokenizerError
+from crystalline_ray.model.generate import Sampling
+from crystalline_ray.model.layout import ModelShape, ParameterLayout
+from crystalline_ray.training.chat import chat
+from crystalline_ray.training.writer import Writer
+
+TOKENIZER = train_tokenizer("bpe", ["the crystal of kissing spheres"] * 3, 270)
+
+
+def writer_that_says(token: int | None) -> Writer:
+    """A model whose likeliest next token is always `token`."""
+    assert token is not None
+    shape = ModelShape(TOKENIZER.vocab_size, 8, 4, 1, 1)
+    layout = ParameterLayout(shape)
+    weights = np.zeros(layout.size, np.float32)
+    views = layout.views(weights)
+    views["ln_f.bias"][:] = 1.0
+    views["wte.weight"][token] = 1.0
+    return Writer(shape, weights, TOKENIZER, Sampling(temperature=0), seed=1)
+
+
+def test_tokenizer_of_these_tests_ends_texts() -> None:
+    assert isinstance(TOKENIZER, BpeTokenizer)
+    assert TOKENIZER.end_of_text is not None
+
+
+def test_text_begins_after_the_end_of_another() -> None:
+    writer = writer_that_says(ord("a"))
+    ended = [writer.ended]
+    writer.add("the")
+    ended.append(writer.ended)
+    assert ended == [True, False]
+    assert writer.context == [TOKENIZER.end_of_text, *TOKENIZER.encode("the")]
+    writer.add(" crystal")
+    assert TOKENIZER.decode(writer.context[1:]) == "the crystal"
+
+
+def test_writing_lengthens_the_context_beyond_what_the_model_sees() -> None:
+    (token,) = TOKENIZER.encode("x").tolist()
+    writer = writer_that_says(token)
+    writer.add("the")
+    assert "".join(writer.write(20)) == "x" * 20
+    assert writer.context[-20:] == [token] * 20
+
+
+def test_end_of_the_text_stops_the_writer_and_is_no_text() -> None:
+    writer = writer_that_says(TOKENIZER.end_of_text)
+    writer.add("the")
+    given = len(writer.context)
+    assert "".join(writer.write(5)) == ""
+    assert writer.ended
+    assert len(writer.context) == given + 1
+
+
+def test_writer_may_go_on_through_the_ends_of_texts() -> None:
+    writer = writer_that_says(TOKENIZER.end_of_text)
+    writer.add("the")
+    given = len(writer.context)
+    assert "".join(writer.write(5, through_ends=True)) == ""
+    assert writer.context[given:] == [TOKENIZER.end_of_text] * 5
+
+
+class Screen:
+    """Plays the person: types lines, then the end of the input; an error among them is raised instead."""
+
+    def __init__(self, *lines: str | BaseException) -> None:
+        self._lines = iter(lines)
+        self.shown = ""
+
+    def read_line(self) -> str:
+        line = next(self._lines, EOFError())
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    def show(self, text: str) -> None:
+        self.shown += text
+
+
+class Echo:
+    """Stands in for a Writer: repeats what was added, and ends or is interrupted where the text says so."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.ended = True
+
+    def add(self, text: str) -> None:
+        if "é" in text:
+            raise TokenizerError("no é here")
+        self.text += text
+        self.ended = False
+
+    def write(self, max_new_tokens: int) -> Iterator[str]:
+        yield f"<{self.text}>"
+        if self.text.endswith("interrupt"):
+            raise KeyboardInterrupt
+        self.ended = self.text.endswith("end")
+
+
+@pytest.mark.parametrize(
+    ("lines", "shown"),
+    [
+        (["a", "b"], "<a>\n<a\nb>\n\n"),
+        (["a", ""], "<a>\n<a>\n\n"),
+        (["a", "/clear", "b", "/quit", "c"], "<a>\n<b>\n"),
+        (["é", "a"], "(no é here)\n<a>\n\n"),
+        (["interrupt", "a"], "<interrupt> ...\n<interrupt\na>\n\n"),
+        (["end", "a"], "<end>\n(end of the text)\n<enda>\n\n"),
+        (["a", KeyboardInterrupt()], "<a>\n\n"),
+    ],
+)
+def test_chat_takes_turns_on_one_text(lines: list[str | BaseException], shown: str) -> None:
+    screen = Screen(*lines)
+    chat(Echo, screen.read_line, screen.show, 10)  # type: ignore[arg-type]
+    assert screen.shown == shown

@@ -137,7 +137,7 @@ def _open(folder: Path, *, contents: bool) -> Dataset:
         train, validation = (
             TokenArray([map_shard(folder / name) for name in facts["shards"][part]], dtype) for part in _PARTS
         )
-    except (TokenizerError, pa.ArrowInvalid, OSError) as error:
+    except (TokenizerError, pa.ArrowException, OSError) as error:
         raise DataError(f"{folder}: {error}") from error
     summary = facts["summary"] | {"train_tokens": len(train), "validation_tokens": len(validation)}
     return Dataset(folder, tokenizer, train, validation, summary["validation_bytes"], summary)

@@ -20,7 +20,6 @@ _MAX_ODD_SHARE = 0.3
 _REPLACEMENT = "\ufffd"
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_TABLE_SUFFIXES = frozenset({".csv", ".jsonl", ".ndjson"})
 
 
 @dataclass(slots=True)
@@ -69,7 +68,7 @@ def read_file(path: Path, text_column: str) -> FileText | None:
     found = FileText()
     if suffix == ".csv":
         _read_csv(path, found.decode(raw), text_column, found)
-    elif suffix in _TABLE_SUFFIXES:
+    elif suffix in (".jsonl", ".ndjson"):
         _read_jsonl(path, found.decode(raw), text_column, found)
     else:
         found.add(raw)
@@ -162,7 +161,7 @@ def _read_parquet(path: Path, column: str) -> FileText:
                 # As bytes: a writer may have stored text that is not UTF-8, and Arrow does not check.
                 for value in batch.column(0).cast(kind).cast(pa.large_binary()).to_pylist():
                     found.add(value or b"")
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         raise DataError(f"{path}: not a valid parquet file: {error}") from error
     return found
 

@@ -18,8 +18,8 @@ from crystalline_ray.kernels.dropout import Masks
 from crystalline_ray.kernels.softmax import exponentials, repeat_exponentials
 from crystalline_ray.kernels.workspace import Array
 
-_QUERY_BLOCK = 64
-_TILE_BYTES = 256 * 1024
+_QUERY_BLOCK = 32
+_TILE_BYTES = 512 * 1024
 _LOG2_E = math.log2(math.e)
 
 

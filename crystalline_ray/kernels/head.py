@@ -16,7 +16,7 @@ from crystalline_ray.kernels.workspace import Array, Tokens, row_blocks, rows_pe
 
 _LOG2_E = math.log2(math.e)
 _LN_2 = math.log(2.0)
-_LOGITS_BYTES = 1024 * 1024
+_LOGITS_BYTES = 2 * 1024 * 1024
 _FEWEST_ROWS = 64
 
 

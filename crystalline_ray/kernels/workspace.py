@@ -24,21 +24,22 @@ class Workspace:
 
     def __init__(self, plan: Mapping[str, Sequence[int]], dtype: npt.DTypeLike) -> None:
         """Allocate one buffer of `dtype` per entry of the plan, which maps names to shapes."""
-        itemsize = np.dtype(dtype).itemsize
-        line = CACHE_LINE // itemsize
-        offsets, end = {}, 0
+        self.num_bytes = workspace_bytes(plan, dtype)
+        space, end = aligned_zeros(self.num_bytes), 0
+        self._buffers: dict[str, Array] = {}
         for name, shape in plan.items():
-            offsets[name] = end
-            end += -(-int(np.prod(shape)) // line) * line
-        flat = aligned_zeros(end * itemsize).view(dtype)
-        self.num_bytes: int = flat.nbytes
-        self._buffers: dict[str, Array] = {
-            name: flat[offsets[name] : offsets[name] + int(np.prod(shape))].reshape(shape)
-            for name, shape in plan.items()
-        }
+            start, end = end, end + workspace_bytes({name: shape}, dtype)
+            count = int(np.prod(shape))
+            self._buffers[name] = space[start:end].view(dtype)[:count].reshape(shape)
 
     def __getitem__(self, name: str) -> Array:
         return self._buffers[name]
+
+
+def workspace_bytes(plan: Mapping[str, Sequence[int]], dtype: npt.DTypeLike) -> int:
+    """Return the bytes of a workspace without allocating it: every buffer takes whole cache lines."""
+    itemsize = np.dtype(dtype).itemsize
+    return sum(-(-int(np.prod(shape)) * itemsize // CACHE_LINE) * CACHE_LINE for shape in plan.values())
 
 
 def aligned_zeros(num_bytes: int) -> npt.NDArray[np.uint8]:

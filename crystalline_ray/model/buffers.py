@@ -69,10 +69,9 @@ class Buffers:
     gradients: GradientBuffers | None
 
 
-def allocate(shape: ModelShape, batch_size: int, dtype: npt.DTypeLike, *, dropout: bool, training: bool) -> Buffers:
-    """Allocate all buffers at once."""
+def plan_buffers(shape: ModelShape, batch_size: int, dtype: npt.DTypeLike, *, dropout: bool, training: bool) -> Plan:
+    """Return the shapes of all buffers by name, for `Workspace` or, to know their size only, `workspace_bytes`."""
     rows, width, itemsize = batch_size * shape.seq_len, shape.embed_dim, np.dtype(dtype).itemsize
-    sets = shape.num_layers if training else 1
     plan: Plan = {
         "x": (rows, width),
         "branch": (rows, width),
@@ -85,14 +84,19 @@ def allocate(shape: ModelShape, batch_size: int, dtype: npt.DTypeLike, *, dropou
             attention_plan(batch_size, shape.num_heads, shape.seq_len, shape.head_dim, itemsize, dropout=dropout),
         ),
     }
-    for index in range(sets):
+    for index in range(shape.num_layers if training else 1):
         plan |= _block_plan(f"block.{index}", shape, batch_size)
     if training:
         plan |= {"dx": (rows, width), "dheads": (rows, width), "dhidden": (rows, 4 * width)}
-    space = Workspace(plan, dtype)
+    return plan
+
+
+def allocate(shape: ModelShape, batch_size: int, dtype: npt.DTypeLike, *, dropout: bool, training: bool) -> Buffers:
+    """Allocate all buffers at once."""
+    space = Workspace(plan_buffers(shape, batch_size, dtype, dropout=dropout, training=training), dtype)
     attention = AttentionBuffers(**{name: space[f"attention.{name}"] for name in AttentionBuffers._fields})
     attention.diagonal[:] = np.tri(len(attention.diagonal))
-    blocks = tuple(_block(space, f"block.{index}") for index in range(sets))
+    blocks = tuple(_block(space, f"block.{index}") for index in range(shape.num_layers if training else 1))
     return Buffers(
         num_bytes=space.num_bytes,
         x=space["x"],

@@ -11,14 +11,26 @@ from crystalline_ray.kernels.dropout import Masks, dropout_backward, dropout_for
 from crystalline_ray.kernels.embedding import embedding_backward, embedding_forward
 from crystalline_ray.kernels.head import head_forward, head_forward_backward
 from crystalline_ray.kernels.norm import norm_backward, norm_forward
-from crystalline_ray.kernels.workspace import Array, Tokens
+from crystalline_ray.kernels.workspace import Array, Tokens, workspace_bytes
 from crystalline_ray.model.block import BlockMasks, block_backward, block_forward
-from crystalline_ray.model.buffers import allocate
+from crystalline_ray.model.buffers import allocate, plan_buffers
 from crystalline_ray.model.layout import ModelShape, ParameterLayout
 from crystalline_ray.model.views import ModelViews, bind
 
 _NO_DROPOUT = BlockMasks(None, None, None)
 _BOUND_BUFFERS = 8
+
+
+def workspace_size(
+    shape: ModelShape,
+    batch_size: int,
+    *,
+    dropout: float = 0.0,
+    dtype: npt.DTypeLike = np.float32,
+    training: bool = True,
+) -> int:
+    """Return `workspace_bytes` of the Transformer these arguments construct, without allocating anything."""
+    return workspace_bytes(plan_buffers(shape, batch_size, dtype, dropout=dropout > 0, training=training), dtype)
 
 
 class Transformer:

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crystalline_ray.kernels.workspace import Workspace, fold, folding, row_blocks, rows_per_block
+from crystalline_ray.kernels.workspace import Workspace, fold, folding, row_blocks, rows_per_block, workspace_bytes
 
 SHAPES = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=4), min_size=1, max_size=8)
 
@@ -22,7 +22,7 @@ def test_buffers_are_aligned_zeroed_and_apart(shapes: list[list[int]], dtype: ty
         buffer.fill(value)
     for value, name in enumerate(plan, 1):
         assert (space[name] == value).all()
-    assert sum(space[name].nbytes for name in plan) <= space.num_bytes
+    assert sum(space[name].nbytes for name in plan) <= space.num_bytes == workspace_bytes(plan, dtype)
 
 
 @settings(deadline=None, max_examples=30)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels import workspace
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
-from crystalline_ray.model.transformer import Transformer
+from crystalline_ray.model.transformer import Transformer, workspace_size
 
 SMALL = ModelShape(vocab_size=23, seq_len=7, embed_dim=12, num_layers=2, num_heads=3)
 
@@ -178,9 +178,17 @@ def test_a_steady_step_allocates_little() -> None:
     assert model.workspace_bytes > 16 * 2**20
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_size_of_a_workspace_is_known_before_it_is_allocated(dropout: float, training: bool, dtype: Any) -> None:
+    model = Transformer(SMALL, 3, dropout=dropout, training=training, dtype=dtype)
+    assert workspace_size(SMALL, 3, dropout=dropout, training=training, dtype=dtype) == model.workspace_bytes
+
+
 def test_memory_grows_with_the_context_not_with_its_square() -> None:
     sizes = [
-        Transformer(ModelShape(100, seq_len, 32, 2, 2), 1, training=training).workspace_bytes
+        workspace_size(ModelShape(100, seq_len, 32, 2, 2), 1, training=training)
         for training in (True, False)
         for seq_len in (512, 1024)
     ]

@@ -2,7 +2,7 @@
 
 import mmap
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Generator
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -12,11 +12,14 @@ from threadpoolctl import threadpool_limits
 from crystalline_ray.data.progress import Progress
 from crystalline_ray.engine.base import SphereStats
 from crystalline_ray.engine.process import check_single_thread
+from crystalline_ray.errors import SphereError
 from crystalline_ray.kernels.denormals import flush_to_zero
 from crystalline_ray.spheres.build import Sphere
 from crystalline_ray.spheres.memory import BufferMemory, Memory, MemoryLayout
-from crystalline_ray.spheres.messages import EvaluationRequest, EvaluationResult, StepRequest, StepResult
+from crystalline_ray.spheres.messages import EvaluationRequest, EvaluationResult, Posts, StepRequest, StepResult
+from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 from crystalline_ray.spheres.run_spec import RunSpec
+from crystalline_ray.spheres.segment import CommitProtocol, Squares
 
 _ROOT = 0
 
@@ -81,13 +84,17 @@ class LocalEngine:
 
 
 class _LocalLink:
-    """Runs the receiver of a message at once; the reply waits until it is asked for."""
+    """Runs the receiver of a message at once; the reply waits until it is asked for.
+
+    Commits of level-1 spheres halt where they wait for one another; all go on when the first reply is asked for.
+    """
 
     def __init__(self) -> None:
         self.spheres: list[Sphere] = []
         self.cpu: list[float] = []
         self.started = 0.0
         self._replies: dict[int, Any] = {}
+        self._halted: dict[int, tuple[int, CommitProtocol, Posts]] = {}
         self._tickets = 0
         self._inner = 0.0
 
@@ -97,22 +104,47 @@ class _LocalLink:
 
     def send(self, sphere: int, message: object) -> int:
         self._tickets += 1
-        self._replies[self._tickets] = self.call(sphere, message)
-        return self._tickets
+        ticket = self._tickets
+        reply = self.call(sphere, message)
+        if isinstance(reply, Generator):
+            self._advance(ticket, sphere, reply, None)
+        else:
+            self._replies[ticket] = reply
+        return ticket
 
     def receive(self, tickets: Collection[int], timeout: float) -> tuple[int, Any]:
         ticket = next(iter(tickets))
+        while ticket not in self._replies:
+            if not self._halted:
+                raise SphereError(f"nobody is left to answer request {ticket}")
+            halted, self._halted = self._halted, {}
+            squares = {number: square for _, _, posts in halted.values() for number, square in posts.squares.items()}
+            for other, (sphere, protocol, _) in halted.items():
+                self._advance(other, sphere, protocol, [squares[number] for number in range(SYMMETRY_GROUPS)])
         return ticket, self._replies.pop(ticket)
 
     def call(self, sphere: int, message: object) -> Any:
-        """Run a sphere and charge it the thread's time, less that of the spheres it called."""
+        """Let a sphere act on a message."""
+        return self._charge(sphere, lambda: self.spheres[sphere].handle(message))
+
+    def _advance(self, ticket: int, sphere: int, protocol: CommitProtocol, squares: Squares | None) -> None:
+        try:
+            posts = self._charge(sphere, lambda: next(protocol) if squares is None else protocol.send(squares))
+        except StopIteration as end:
+            self._replies[ticket] = end.value
+        else:
+            self._halted[ticket] = (sphere, protocol, posts)
+
+    def _charge(self, sphere: int, action: Callable[[], Any]) -> Any:
+        """Charge a sphere the thread's time, less that of the spheres it called."""
         outer, self._inner = self._inner, 0.0
         start = time.thread_time()
-        reply = self.spheres[sphere].handle(message)
-        spent = time.thread_time() - start
-        self.cpu[sphere] += spent - self._inner
-        self._inner = outer + spent
-        return reply
+        try:
+            return action()
+        finally:
+            spent = time.thread_time() - start
+            self.cpu[sphere] += spent - self._inner
+            self._inner = outer + spent
 
 
 def _anonymous_memory(layout: MemoryLayout) -> BufferMemory:

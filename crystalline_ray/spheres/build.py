@@ -10,11 +10,10 @@ from crystalline_ray.spheres.leaf import LeafSphere
 from crystalline_ray.spheres.link import Link
 from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.messages import (
-    Apply,
+    Commit,
     EvaluationOrder,
     EvaluationRequest,
     EvaluationUnit,
-    Reduce,
     StepOrder,
     StepRequest,
     UnitMessage,
@@ -47,7 +46,7 @@ class Sphere:
         return int(self._parts[-1].batches)
 
     def handle(self, message: object) -> Any:
-        """Act on a message and return the reply; every handler is idempotent by step and region."""
+        """Act on a message and return the reply, or for a commit the protocol that the engine has to drive."""
         return self._handlers[type(message)](message)
 
     def _build(self, run: RunSpec, memory: Memory, link: Link) -> Handlers:
@@ -55,7 +54,7 @@ class Sphere:
             return self._root(run, link)
         handlers: Handlers = {}
         if self.spec.level == 1:
-            handlers |= self._control(run, memory, link) | self._segment(run, memory)
+            handlers |= self._level1(run, memory, link)
         if self.spec.role == "leaf":
             handlers |= self._leaf(run, memory)
         elif self.spec.level > 1:
@@ -69,14 +68,11 @@ class Sphere:
         self._parts.append(root)
         return {StepRequest: root.step, EvaluationRequest: root.evaluate}
 
-    def _control(self, run: RunSpec, memory: Memory, link: Link) -> Handlers:
+    def _level1(self, run: RunSpec, memory: Memory, link: Link) -> Handlers:
         control = ControlSphere(self.spec, run, memory, link, *batch_sources(run))
         self._parts.append(control)
-        return {StepOrder: control.run_step, EvaluationOrder: control.evaluate}
-
-    def _segment(self, run: RunSpec, memory: Memory) -> Handlers:
         segment = SegmentSphere(self.spec.groups, run.layout, run.config, memory)
-        return {Reduce: segment.reduce, Apply: segment.apply}
+        return {StepOrder: control.run_step, Commit: segment.commit, EvaluationOrder: control.evaluate}
 
     def _leaf(self, run: RunSpec, memory: Memory) -> Handlers:
         leaf = LeafSphere(

@@ -4,7 +4,6 @@ A level-1 leaf, in a tree too small for separate controls, is a `ControlSphere` 
 is the leaf beside it in the same process.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 
@@ -20,7 +19,8 @@ from crystalline_ray.spheres.messages import (
     EvaluationReady,
     EvaluationUnit,
     GradientMessage,
-    GroupReady,
+    GroupsReady,
+    GroupSum,
     StepOrder,
     Tokens,
     UnitMessage,
@@ -121,7 +121,7 @@ class ControlSphere:
         self._chunk = max((len(run.plan.children(child.id)) for child in children), default=0) or 1
         self._units = lru_cache(maxsize=2)(self._group_units)
 
-    def run_step(self, order: StepOrder) -> GroupReady:
+    def run_step(self, order: StepOrder) -> GroupsReady:
         """Bring the sum of each group's gradients into its accumulator.
 
         Raises:
@@ -143,7 +143,7 @@ class ControlSphere:
         # A level-1 leaf waits only for leaves it borrowed: reading ahead would delay its own work.
         idle = _nothing if self._spec.role == "leaf" else read_next_step
         self._dispatcher.run(jobs, workers, idle)
-        return self._ready(order.step, units, jobs.gradients())
+        return GroupsReady(order.step, self._sums(units, jobs.gradients()))
 
     def evaluate(self, order: EvaluationOrder) -> EvaluationReady:
         """Return the losses of a range of validation micro-batches.
@@ -166,18 +166,12 @@ class ControlSphere:
         groups = self._spec.groups
         return [unit for group in groups for unit in group_units(group, micro_batches, self._run.config.sum_unit)]
 
-    def _ready(self, step: int, units: list[Unit], replies: list[GradientMessage]) -> GroupReady:
-        losses: dict[int, float] = defaultdict(float)
+    def _sums(self, units: list[Unit], replies: list[GradientMessage]) -> dict[int, GroupSum]:
+        sums: dict[int, GroupSum] = {}
         for unit, reply in zip(units, replies, strict=True):
-            losses[unit.target] += reply.loss
+            sums[unit.target] = sums.get(unit.target, GroupSum()).plus(reply)
         self.batches += sum(len(unit.micro_batches) for unit in units)
-        return GroupReady(
-            step=step,
-            groups=tuple(losses),
-            losses=tuple(losses.values()),
-            tokens=sum(reply.tokens for reply in replies),
-            finite=all(reply.finite for reply in replies),
-        )
+        return sums
 
 
 class DeepControlSphere:

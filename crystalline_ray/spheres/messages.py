@@ -1,6 +1,7 @@
 """What the spheres say to one another: small, immutable; weights and gradients travel by the shared memory."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ class StepResult:
     Attributes:
         loss: mean negative log-likelihood in nats per token over the global batch.
         tokens: target tokens in the global batch.
-        gradient_norm: global L2 norm before clipping.
+        gradient_norm: global L2 norm before clipping, NaN if a loss was not finite.
         applied: whether the update was made (it is not when anything was non-finite).
     """
 
@@ -64,6 +65,58 @@ class StepOrder:
     micro_batches: int
     scale: float
     helpers: tuple[Helper, ...]
+
+
+class GroupSum(NamedTuple):
+    """What a group's gradient is the sum of: summed nats, target tokens, and whether all losses were finite."""
+
+    loss: float = 0.0
+    tokens: int = 0
+    finite: bool = True
+
+    def plus(self, reply: "GradientMessage") -> "GroupSum":
+        """Return the sum with one more unit."""
+        return GroupSum(self.loss + reply.loss, self.tokens + reply.tokens, self.finite and reply.finite)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupsReady:
+    """Level 1 to root: the gradients of these groups lie in their accumulators."""
+
+    step: int
+    sums: dict[int, GroupSum]
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Root to level 1: every group is there and finite; reduce your segments, agree on the norm, update.
+
+    Attributes:
+        version: of the weights the gradients are of; the update writes `version + 1`.
+        groups: to add up, in this order.
+    """
+
+    step: int
+    version: int
+    groups: tuple[int, ...]
+    learning_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Posts:
+    """Level 1 to level 1: squared L2 norms of the owned segments of the summed gradient, by segment."""
+
+    step: int
+    squares: dict[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """Level 1 to root: the update was made, or not as the norm is not finite; all must report the same."""
+
+    step: int
+    gradient_norm: float
+    applied: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,48 +160,6 @@ class GradientMessage:
     loss: float
     tokens: int
     finite: bool
-
-
-@dataclass(frozen=True, slots=True)
-class GroupReady:
-    """Level 1 to root: the groups' gradients lie in their accumulators.
-
-    Attributes:
-        losses: summed nats of each group, in the order of the sphere's groups.
-    """
-
-    step: int
-    groups: tuple[int, ...]
-    losses: tuple[float, ...]
-    tokens: int
-    finite: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Reduce:
-    """Root to level 1: add your segments over the groups in their order."""
-
-    step: int
-    groups: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentNorms:
-    """Level 1 to root: squared L2 norm of each owned segment of the summed gradient."""
-
-    step: int
-    segments: tuple[int, ...]
-    squares: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Apply:
-    """Root to level 1: update your segments from `version` to `version + 1`."""
-
-    step: int
-    version: int
-    learning_rate: float
-    clip_coefficient: float
 
 
 @dataclass(frozen=True, slots=True)

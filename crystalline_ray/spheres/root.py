@@ -1,4 +1,4 @@
-"""The root: one step, message by message. It sees numbers only, never a batch, a gradient or a weight."""
+"""The root: orders a step, counts the votes, commits. It sees numbers, never a batch, a gradient or a weight."""
 
 import math
 from collections.abc import Mapping
@@ -8,14 +8,14 @@ from typing import Any
 from crystalline_ray.errors import SphereError
 from crystalline_ray.spheres.link import Link
 from crystalline_ray.spheres.messages import (
-    Apply,
+    Commit,
+    Committed,
     EvaluationOrder,
     EvaluationRequest,
     EvaluationResult,
-    GroupReady,
+    GroupsReady,
+    GroupSum,
     Helper,
-    Reduce,
-    SegmentNorms,
     StepOrder,
     StepRequest,
     StepResult,
@@ -23,9 +23,6 @@ from crystalline_ray.spheres.messages import (
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.share import leaves_below, share_work
-
-# Keeps the clip coefficient finite for a gradient of zero; the value PyTorch's clip_grad_norm_ uses.
-_CLIP_EPSILON = 1e-6
 
 
 class RootSphere:
@@ -41,29 +38,26 @@ class RootSphere:
         self._run = run
         self._link = link
         self._level1 = tuple(sphere.id for sphere in run.plan.level1)
-        self._owners = tuple(sphere.id for sphere in run.plan.level1 if sphere.groups)
         self._helpers = lru_cache(maxsize=2)(self._share)
 
     def step(self, request: StepRequest) -> StepResult:
-        """Run one optimizer step: gradients, commit vote, reduction, update.
+        """Run one optimizer step: gradients, vote, and the commit if every group is there and finite.
 
         Raises:
-            DeadlineError, SphereError: a sphere is late, dead, or answers for another step.
+            DeadlineError, SphereError: a sphere is late, dead, or reports something else than the others.
         """
         micro_batches = self._run.micro_batches(request.step)
-        ready = self._gradients(request, micro_batches)
-        tokens = sum(reply.tokens for reply in ready)
-        losses = {group: loss for reply in ready for group, loss in zip(reply.groups, reply.losses, strict=True)}
         groups = tuple(range(min(SYMMETRY_GROUPS, micro_batches)))
-        self._vote(request, groups, losses)
-        loss = sum(losses[group] for group in groups) / tokens
-        norm, applied = math.nan, False
-        if all(reply.finite for reply in ready):
-            norm = self._reduce(request.step, groups)
-            applied = math.isfinite(norm)
-        if applied:
-            self._apply(request, norm)
-        return StepResult(request.step, loss, tokens, norm, applied)
+        sums = self._gradients(request, micro_batches)
+        missing = [group for group in groups if group not in sums]
+        if missing:
+            raise SphereError(f"no gradient for symmetry groups {missing}")
+        tokens = sum(sums[group].tokens for group in groups)
+        loss = sum(sums[group].loss for group in groups) / tokens
+        if not all(sums[group].finite for group in groups):
+            return StepResult(request.step, loss, tokens, math.nan, applied=False)
+        report = self._commit(request, groups)
+        return StepResult(request.step, loss, tokens, report.gradient_norm, report.applied)
 
     def evaluate(self, request: EvaluationRequest) -> EvaluationResult:
         """Return the loss over the first `batches` validation micro-batches, added in their order.
@@ -82,39 +76,29 @@ class RootSphere:
         tokens = sum(reply.tokens for reply in replies)
         return EvaluationResult(total / tokens, total, tokens)
 
-    def _gradients(self, request: StepRequest, micro_batches: int) -> list[GroupReady]:
+    def _gradients(self, request: StepRequest, micro_batches: int) -> dict[int, GroupSum]:
         scale = 1.0 / self._run.tokens(request.step)
         helpers = self._helpers(micro_batches)
         orders = {
             sphere: StepOrder(request.step, request.version, micro_batches, scale, helpers[sphere])
             for sphere in self._level1
         }
-        return self._ask(orders, rounds=micro_batches)
+        ready: list[GroupsReady] = self._ask(orders, rounds=micro_batches)
+        return {group: total for reply in ready for group, total in reply.sums.items()}
 
-    def _vote(self, request: StepRequest, groups: tuple[int, ...], losses: Mapping[int, float]) -> None:
-        missing = [group for group in groups if group not in losses]
-        if missing:
-            raise SphereError(f"step {request.step}: no gradient for symmetry groups {missing}; it is not applied")
-
-    def _reduce(self, step: int, groups: tuple[int, ...]) -> float:
-        order = Reduce(step, groups)
-        replies: list[SegmentNorms] = self._ask(dict.fromkeys(self._owners, order))
-        squares = {
-            segment: square for reply in replies for segment, square in zip(reply.segments, reply.squares, strict=True)
-        }
-        return math.sqrt(sum(squares[segment] for segment in range(SYMMETRY_GROUPS)))
-
-    def _apply(self, request: StepRequest, norm: float) -> None:
-        limit = self._run.config.clip_norm
-        coefficient = min(1.0, limit / (norm + _CLIP_EPSILON)) if limit else 1.0
-        order = Apply(request.step, request.version, request.learning_rate, coefficient)
-        self._ask(dict.fromkeys(self._owners, order))
+    def _commit(self, request: StepRequest, groups: tuple[int, ...]) -> Committed:
+        order = Commit(request.step, request.version, groups, request.learning_rate)
+        reports: list[Committed] = self._ask(dict.fromkeys(self._level1, order))
+        # Compared as text, so that a norm that is not a number agrees with itself.
+        if len(set(map(repr, reports))) > 1:
+            raise SphereError(f"level-1 spheres disagree, the step is not committed: {reports}")
+        return reports[0]
 
     def _ask(self, orders: Mapping[int, object], rounds: int = 1) -> list[Any]:
         """Send each sphere its order; return the replies in the spheres' order."""
         tickets = {self._link.send(sphere, order): sphere for sphere, order in orders.items()}
         # A control has its own deadline for every job, so it names the late leaf before this one runs out.
-        timeout = self._run.config.deadline_seconds * (rounds + 1)
+        timeout = self._run.config.deadline_seconds * (rounds + 2)
         replies: dict[int, Any] = {}
         while tickets:
             ticket, reply = self._link.receive(tickets, timeout)

@@ -1,13 +1,23 @@
 """Segment owners: each of the twelve parameter segments is reduced and updated by exactly one level-1 sphere."""
 
+import math
+from collections.abc import Generator, Sequence
+
 import numpy as np
 
 from crystalline_ray.config import OptimizerConfig
 from crystalline_ray.kernels.optimizers import UpdateWorkspace, adamw_update, sgd_update
 from crystalline_ray.model.layout import ParameterLayout
 from crystalline_ray.spheres.memory import Floats, Memory
-from crystalline_ray.spheres.messages import Apply, Reduce, SegmentNorms
+from crystalline_ray.spheres.messages import Commit, Committed, Posts
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
+
+# The squares of all twelve segments, in order.
+Squares = list[float]
+CommitProtocol = Generator[Posts, Squares, Committed]
+
+# Keeps the clip coefficient finite for a gradient of zero; the value PyTorch's clip_grad_norm_ uses.
+_CLIP_EPSILON = 1e-6
 
 # Blocks are counted from the start of a segment, so the partial sums of the norm are the same in every tree.
 _BLOCK = 16_384
@@ -35,21 +45,37 @@ class SegmentSphere:
         self._workspace = UpdateWorkspace()
         self._wide = np.empty(_BLOCK, np.float64)
 
-    def reduce(self, order: Reduce) -> SegmentNorms:
-        """Add the groups' accumulators in their order, segment by segment; return the squared norms."""
-        squares = [self._reduce_segment(number, order.groups) for number in self._segments]
-        return SegmentNorms(order.step, tuple(self._segments), tuple(squares))
+    def commit(self, order: Commit) -> CommitProtocol:
+        """Reduce the segments, agree with the other owners on the norm, update; repeatable, as it reads one version.
 
-    def apply(self, order: Apply) -> int:
-        """Update the segments from `version` to `version + 1`; return the new version."""
+        The wait for the others is a `yield`: the sphere says what it has to make known and is resumed with the squares
+        of all segments. How they travel is the engine's affair.
+        """
+        squares = yield Posts(order.step, self.reduce(order.groups))
+        norm = math.sqrt(sum(squares))
+        applied = math.isfinite(norm)
+        if applied:
+            self.apply(order.version, order.learning_rate, self._clip(norm))
+        return Committed(order.step, norm, applied)
+
+    def reduce(self, groups: Sequence[int]) -> dict[int, float]:
+        """Add the accumulators of `groups` in that order, segment by segment; return the squared L2 norms."""
+        return {number: self._reduce_segment(number, groups) for number in self._segments}
+
+    def apply(self, version: int, learning_rate: float, clip_coefficient: float) -> None:
+        """Update the segments from `version` to `version + 1` with the gradient last reduced."""
         for number, part in self._segments.items():
             gradient = self._sums[number]
             for piece, decay in self._pieces[number]:
                 own = gradient[piece.start - part.start : piece.stop - part.start]
-                self._update(piece, own, order, self._optimizer.weight_decay if decay else 0.0)
-        return order.version + 1
+                weight_decay = self._optimizer.weight_decay if decay else 0.0
+                self._update(piece, own, version, learning_rate, clip_coefficient, weight_decay)
 
-    def _reduce_segment(self, number: int, groups: tuple[int, ...]) -> float:
+    def _clip(self, norm: float) -> float:
+        limit = self._optimizer.clip_norm
+        return min(1.0, limit / (norm + _CLIP_EPSILON)) if limit else 1.0
+
+    def _reduce_segment(self, number: int, groups: Sequence[int]) -> float:
         part, total = self._segments[number], self._sums[number]
         square = 0.0
         for start in range(0, total.size, _BLOCK):
@@ -63,9 +89,10 @@ class SegmentSphere:
             square += float(np.dot(wide, wide))
         return square
 
-    def _update(self, piece: slice, gradient: Floats, order: Apply, decay: float) -> None:
+    def _update(
+        self, piece: slice, gradient: Floats, version: int, learning_rate: float, clip_coefficient: float, decay: float
+    ) -> None:
         memory, settings = self._memory, self._optimizer
-        version = order.version
         weights = (memory.weights(version)[piece], memory.weights(version + 1)[piece])
         first = (memory.moment(0, version)[piece], memory.moment(0, version + 1)[piece])
         if settings.optimizer == "sgd":
@@ -73,8 +100,8 @@ class SegmentSphere:
                 weights,
                 first,
                 gradient,
-                clip_coefficient=order.clip_coefficient,
-                learning_rate=order.learning_rate,
+                clip_coefficient=clip_coefficient,
+                learning_rate=learning_rate,
                 momentum=settings.momentum,
                 weight_decay=decay,
                 workspace=self._workspace,
@@ -85,9 +112,9 @@ class SegmentSphere:
             first,
             (memory.moment(1, version)[piece], memory.moment(1, version + 1)[piece]),
             gradient,
-            clip_coefficient=order.clip_coefficient,
+            clip_coefficient=clip_coefficient,
             update=version + 1,
-            learning_rate=order.learning_rate,
+            learning_rate=learning_rate,
             betas=(settings.beta1, settings.beta2),
             epsilon=settings.epsilon,
             weight_decay=decay,

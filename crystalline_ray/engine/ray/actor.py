@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Generator
 from typing import Any
 
 import ray
@@ -9,9 +10,12 @@ import ray
 from crystalline_ray.engine.base import SphereStats
 from crystalline_ray.engine.process import prepare_worker
 from crystalline_ray.engine.ray.arena import Arena
+from crystalline_ray.engine.ray.board import Board
 from crystalline_ray.engine.ray.link import RayLink, describe, fetch
 from crystalline_ray.spheres.build import Sphere
+from crystalline_ray.spheres.messages import Committed
 from crystalline_ray.spheres.run_spec import RunSpec
+from crystalline_ray.spheres.segment import CommitProtocol
 
 # Handles of actors by sphere; their methods are looked up at run time, so they have no static type.
 Actors = dict[int, Any]
@@ -33,27 +37,29 @@ class SphereHost:
         prepare_worker(spec.core)
         self._link = RayLink(run.plan, sphere_id, self._inner)
         memory = arena.attach(writable=_writable(spec.role, spec.level))
+        self._board = Board(arena.attach_board(), run.plan, run.config.deadline_seconds)
         self._sphere = Sphere(run, sphere_id, memory, self._link)
         self._busy = self._cpu = self._started = 0.0
 
     def connect(self, actors: Actors) -> int:
         """Take the handles of other spheres; return the id of this process. Work is counted from here on."""
         self._link.actors = actors
-        self._busy, self._link.wait_seconds = 0.0, 0.0
+        self._busy = self._link.wait_seconds = self._board.wait_seconds = 0.0
         self._cpu, self._started = time.process_time(), time.perf_counter()
         return os.getpid()
 
     def handle(self, message: object) -> Any:
-        """Pass a message to the sphere."""
+        """Pass a message to the sphere; drive the protocol of a commit to its end."""
         start = time.perf_counter()
         try:
-            return self._sphere.handle(message)
+            reply = self._sphere.handle(message)
+            return self._drive(reply) if isinstance(reply, Generator) else reply
         finally:
             self._busy += time.perf_counter() - start
 
     def stats(self) -> SphereStats:
         """Return what the sphere did since it was connected."""
-        working = self._busy - self._link.wait_seconds
+        working = self._busy - self._link.wait_seconds - self._board.wait_seconds
         return SphereStats(
             id=self._sphere.spec.id,
             role=self._sphere.spec.role,
@@ -62,6 +68,14 @@ class SphereHost:
             wait_seconds=max(0.0, time.perf_counter() - self._started - working),
             batches=self._sphere.batches,
         )
+
+    def _drive(self, protocol: CommitProtocol) -> Committed:
+        try:
+            protocol.send(self._board.exchange(next(protocol)))
+        except StopIteration as end:
+            report: Committed = end.value
+            return report
+        raise RuntimeError("a commit waits for the others once")
 
     def _inner(self, message: object) -> Any:
         return self._sphere.handle(message)

@@ -14,6 +14,8 @@ from pathlib import Path
 from crystalline_ray.errors import ResourceError
 from crystalline_ray.spheres.memory import BufferMemory, MemoryLayout
 
+BOARD = "board"
+
 _PREFERRED = Path("/dev/shm")
 # Left free for Ray's object store, which lies in the same file system.
 _HEADROOM_BYTES = 160 << 20
@@ -26,10 +28,12 @@ class Arena:
     Attributes:
         folder: where they lie; belongs to the run alone.
         layout: their sizes.
+        board_bytes: size of the board of the level-1 spheres.
     """
 
     folder: Path
     layout: MemoryLayout
+    board_bytes: int
 
     def create(self) -> None:
         """Make the files at full size, so that a later write cannot find the file system full.
@@ -39,10 +43,10 @@ class Arena:
         """
         check_room(self.folder.parent, self.layout)
         self.folder.mkdir(mode=0o700)
-        for part in self.layout.rows():
+        for part in (*self.layout.rows(), BOARD):
             descriptor = os.open(self.folder / part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             try:
-                os.posix_fallocate(descriptor, 0, max(1, self.layout.bytes_of(part)))
+                os.posix_fallocate(descriptor, 0, self._size(part))
             except OSError as error:
                 if error.errno == errno.ENOSPC:
                     raise _too_small(self.folder.parent, self.layout.total_bytes) from error
@@ -58,10 +62,17 @@ class Arena:
         """
         return BufferMemory(self.layout, {part: self._map(part, part in writable) for part in self.layout.rows()})
 
+    def attach_board(self) -> memoryview:
+        """Map the board of the level-1 spheres, writable."""
+        return self._map(BOARD, writable=True)
+
     def remove(self) -> None:
         """Unlink the files; processes that have them mapped keep their memory until they exit."""
         if self.folder.exists():
             shutil.rmtree(self.folder)
+
+    def _size(self, part: str) -> int:
+        return self.board_bytes if part == BOARD else max(1, self.layout.bytes_of(part))
 
     def _map(self, part: str, writable: bool) -> memoryview:
         flags, access = (os.O_RDWR, mmap.ACCESS_WRITE) if writable else (os.O_RDONLY, mmap.ACCESS_READ)

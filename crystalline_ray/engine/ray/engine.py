@@ -11,6 +11,7 @@ from crystalline_ray.data.progress import Progress
 from crystalline_ray.engine.base import SphereStats
 from crystalline_ray.engine.ray.actor import ROOT_HOST
 from crystalline_ray.engine.ray.arena import Arena
+from crystalline_ray.engine.ray.board import BOARD_BYTES
 from crystalline_ray.engine.ray.link import RayLink, describe, fetch
 from crystalline_ray.engine.ray.session import RaySession
 from crystalline_ray.errors import DeadlineError, SphereError
@@ -46,7 +47,7 @@ class RayEngine:
     def __init__(self, run: RunSpec, session: RaySession) -> None:
         self.warnings = _oversubscription(run)
         self._run = run
-        self.arena = Arena(session.new_arena_folder(), run.memory)
+        self.arena = Arena(session.new_arena_folder(), run.memory, BOARD_BYTES)
         self.arena.create()
         self.memory: Memory = self.arena.attach(writable=frozenset({"weights", "moments"}))
         self._link = RayLink(run.plan, _DRIVER, _nobody)
@@ -82,13 +83,13 @@ class RayEngine:
         Raises:
             SphereError: a sphere died or is late; the last committed version is intact.
         """
-        rounds = 3 * (self._run.micro_batches(request.step) + 2)
+        rounds = self._run.micro_batches(request.step) + 3
         result: StepResult = self._ask(request, rounds)
         return result
 
     def evaluate(self, request: EvaluationRequest) -> EvaluationResult:
         """Return the validation loss."""
-        result: EvaluationResult = self._ask(request, request.batches + 2)
+        result: EvaluationResult = self._ask(request, request.batches + 3)
         return result
 
     def stats(self) -> list[SphereStats]:

@@ -5,6 +5,7 @@ GPT-2 state dict of Hugging Face `transformers` without its `transformer.` prefi
 """
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -18,8 +19,6 @@ from crystalline_ray.kernels.random import Purpose, generator
 
 ALIGNMENT = 16
 """Floats per 64-byte cache line: tensors start, and segments end, on multiples of it."""
-
-_INITIAL_DEVIATION = 0.02
 
 
 @dataclass(frozen=True)
@@ -120,19 +119,21 @@ class ParameterLayout:
 
 
 def initialise(layout: ParameterLayout, seed: int) -> npt.NDArray[np.float32]:
-    """Return the initial weights (size,) of GPT-2, the same for a seed on every machine of one kind.
+    """Return initial weights (size,) in the manner of GPT-2, the same for a seed on every machine of one kind.
 
-    Matrices are normal with deviation 0.02, the projections onto the residual stream with 0.02 / sqrt(2 * num_layers)
-    (Radford et al., "Language models are unsupervised multitask learners", 2019, section 2.3); biases are 0, norms 1.
+    Biases are 0, norms 1, and matrices normal with deviation sqrt(2 / (5 * embed_dim)), the "SmallInit" of Nguyen and
+    Salazar ("Transformers without tears", IWSLT 2019), divided by sqrt(2 * num_layers) for the projections onto the
+    residual stream (Radford et al., "Language models are unsupervised multitask learners", 2019, section 2.3).
+    GPT-2's constant 0.02 is about the same at its width of 768 (0.023). A narrow model it leaves nearly linear, with
+    activations that shrink with the width, and such a model learns much more slowly: docs/log.md has the numbers.
     """
+    deviation = math.sqrt(2.0 / (5.0 * layout.shape.embed_dim))
+    residual_deviation = deviation / math.sqrt(2.0 * layout.shape.num_layers)
     buffer = np.zeros(layout.size, np.float32)
     for index, (parameter, view) in enumerate(zip(layout.parameters, layout.views(buffer).values(), strict=True)):
         if parameter.decay:
-            deviation = _INITIAL_DEVIATION
-            if parameter.name.endswith("c_proj.weight"):
-                deviation /= float(np.sqrt(2 * layout.shape.num_layers))
             generator(seed, Purpose.INITIALISE, index).standard_normal(dtype=np.float32, out=view)
-            view *= np.float32(deviation)
+            view *= np.float32(residual_deviation if parameter.name.endswith("c_proj.weight") else deviation)
         elif parameter.name.endswith("weight"):
             view.fill(1.0)
     return buffer

@@ -65,14 +65,17 @@ def test_views_write_through_and_refuse_other_buffers() -> None:
             layout.views(wrong)
 
 
-def test_initial_weights_have_the_deviations_of_gpt2() -> None:
-    shape = ModelShape(300, 64, 96, 3, 4)
+@pytest.mark.parametrize("width", [96, 384])
+def test_initial_weights_have_deviations_that_follow_the_width(width: int) -> None:
+    shape = ModelShape(300, 64, width, 3, 4)
     layout = ParameterLayout(shape)
     weights = initialise(layout, seed=1)
     assert weights.dtype == np.float32
     for name, view in layout.views(weights).items():
         if view.ndim == 2:
-            expected = 0.02 / np.sqrt(6.0) if name.endswith("c_proj.weight") else 0.02
+            expected = np.sqrt(0.4 / width)
+            if name.endswith("c_proj.weight"):
+                expected /= np.sqrt(6.0)
             assert abs(view.std() / expected - 1.0) < 5.0 / np.sqrt(2.0 * view.size), name
             assert abs(view.mean()) < 5.0 * expected / np.sqrt(view.size), name
         else:

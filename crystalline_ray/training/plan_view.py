@@ -14,7 +14,7 @@ from rich.tree import Tree
 from crystalline_ray.config import Config
 from crystalline_ray.errors import ResourceError
 from crystalline_ray.model.layout import ModelShape
-from crystalline_ray.model.transformer import Transformer
+from crystalline_ray.model.transformer import workspace_size
 from crystalline_ray.spheres.plan import SpherePlan, SphereSpec
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.training.console import short_count
@@ -53,7 +53,7 @@ class PlanView:
         shared = self._run.memory
         config = self._run.config
         try:
-            leaf = Transformer(self._run.shape, config.batch_size, dropout=config.dropout).workspace_bytes
+            leaf = workspace_size(self._run.shape, config.batch_size, dropout=config.dropout, training=True)
         except MemoryError as error:
             raise ResourceError(f"the model is too large for the memory of this machine: {error}") from None
         parts = {part: shared.bytes_of(part) for part in shared.rows()}

@@ -4,13 +4,18 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import psutil
+
 from crystalline_ray.config import Config, save_config
 from crystalline_ray.data.batches import TrainBatches
 from crystalline_ray.data.dataset import Dataset, prepare
 from crystalline_ray.engine.base import Engine
 from crystalline_ray.engine.local import LocalEngine
+from crystalline_ray.engine.ray.arena import arena_root, check_room
 from crystalline_ray.engine.topology import allowed_cores
+from crystalline_ray.errors import ResourceError
 from crystalline_ray.model.layout import ModelShape, initialise, weights_digest
+from crystalline_ray.model.transformer import workspace_size
 from crystalline_ray.spheres.plan import SpherePlan, plan_spheres
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.training.checkpoint import TrainingState, load_newest
@@ -45,6 +50,7 @@ def train(
         dataset = prepare(config, seq_len=config.seq_len, seed=config.seed, progress=console.progress)
         dataset.tokenizer.encode(config.sample_prompt or "")  # refused now rather than after the training
         run = specify(config, plan, dataset)
+        check_memory(run)
         with run_folder(config, resume) as folder:
             _check_disk(run, folder)
             with (open_engine or open_configured_engine)(run, console) as engine:
@@ -78,6 +84,21 @@ def specify(config: Config, plan: SpherePlan, dataset: Dataset) -> RunSpec:
     windows = TrainBatches(dataset.train, config.seq_len, config.batch_size, config.seed).windows
     sequences = windows * config.epochs if config.epochs else (config.steps or 0) * config.global_batch_size
     return RunSpec(config, shape, plan, dataset.folder, sequences)
+
+
+def check_memory(run: RunSpec) -> None:
+    """Raise ResourceError if this machine has not the shared or main memory that the run needs."""
+    if run.config.engine == "ray":
+        check_room(arena_root(), run.memory)
+    workspace = workspace_size(run.shape, run.config.batch_size, dropout=run.config.dropout, training=True)
+    needed = run.memory.total_bytes + len(run.plan.leaves) * workspace
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise ResourceError(
+            f"main memory too small: the run needs {needed / 2**20:,.0f} MiB ({run.memory.total_bytes / 2**20:,.0f} "
+            f"shared, {workspace / 2**20:,.0f} for each leaf), {available / 2**20:,.0f} MiB are available; use a "
+            "smaller model, a smaller batch_size or fewer threads"
+        )
 
 
 @contextmanager

@@ -132,8 +132,10 @@ def test_resume_refuses_another_text_and_another_shape(make_config, corpus_file,
 
 
 def test_a_run_that_never_trained_leaves_no_folder(make_config, tmp_path):
-    with pytest.raises(ResourceError, match="checkpoints of this run need"):
+    with pytest.raises(ResourceError, match="main memory too small: the run needs"):
         quietly(make_config(steps=1, num_layers=1000, embed_dim=16384))
+    with pytest.raises(ResourceError, match="shared memory too small: the arena needs"):
+        quietly(make_config(steps=1, num_layers=1000, embed_dim=16384, engine="ray"))
     assert not (tmp_path / "runs").exists()
 
 

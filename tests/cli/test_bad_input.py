@@ -81,8 +81,18 @@ TABLE = [
     # The machine
     Bad(
         "disk too small",
-        "train text.txt --embed-dim 65536 --num-layers 1000",
+        "train text.txt --steps 2000000000 --checkpoint-every 1 --keep-checkpoints 2000000000",
         r"has room for .*the checkpoints of this run need .*TB",
+    ),
+    Bad(
+        "shared memory too small",
+        "train text.txt --engine ray --embed-dim 65536 --num-layers 1000",
+        r"shared memory too small: the arena needs [\d,]+ MiB, .* has [\d,]+ MiB free",
+    ),
+    Bad(
+        "main memory too small",
+        "train text.txt --embed-dim 65536 --num-layers 1000",
+        r"main memory too small: the run needs [\d,]+ MiB .*, [\d,]+ MiB are available",
     ),
     Bad("runs folder is a file", "train text.txt --runs-dir text.txt", r"cannot write text\.txt/"),
     # Runs and checkpoints

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crystalline_ray.errors import ConfigError
-from crystalline_ray.kernels import workspace
+from crystalline_ray.kernels import gemm, workspace
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
 from crystalline_ray.model.transformer import Transformer, workspace_size
 
@@ -248,3 +248,27 @@ def test_wrong_buffers_and_uses_are_refused() -> None:
         Transformer(SMALL, 0)
     with pytest.raises(ConfigError, match="dropout"):
         Transformer(SMALL, 1, dropout=1.0)
+
+
+def test_a_larger_batch_needs_no_more_products_per_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What keeps throughput from falling as the batch grows: the work of a batch is not cut up by sequence."""
+    calls = 0
+    multiply = gemm.multiply
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return multiply(*arguments, **options)
+
+    monkeypatch.setattr(gemm, "multiply", counting)
+    shape = ModelShape(vocab_size=100, seq_len=32, embed_dim=32, num_layers=2, num_heads=4)
+    per_token = []
+    for batch_size in (1, 2, 4, 8, 16, 32):
+        model = Transformer(shape, batch_size)
+        weights = initialise(model.layout, seed=1)
+        inputs, targets = tokens_of(shape, batch_size)
+        calls = 0
+        model.loss_and_gradient(weights, np.empty_like(weights), inputs, targets, scale=1.0, dropout_seed=None)
+        per_token.append(calls / inputs.size)
+    assert per_token == sorted(per_token, reverse=True)
+    assert per_token[-1] < per_token[0] / 4

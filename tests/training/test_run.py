@@ -21,7 +21,7 @@ from crystalline_ray.errors import CheckpointError, ConfigError, NonFiniteError,
 from crystalline_ray.training.checkpoint import load_newest
 from crystalline_ray.training.console import Console
 from crystalline_ray.training.metrics import read_metrics
-from crystalline_ray.training.run import train
+from crystalline_ray.training.run import open_configured_engine, train
 
 TINY = {
     "engine": "local",
@@ -137,6 +137,33 @@ def test_a_run_that_never_trained_leaves_no_folder(make_config, tmp_path):
     with pytest.raises(ResourceError, match="shared memory too small: the arena needs"):
         quietly(make_config(steps=1, num_layers=1000, embed_dim=16384, engine="ray"))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_reloaded_model_has_its_vocabulary_norms_optimizer_and_counters(make_config):
+    config = make_config(steps=20, name="again", dropout=0.1)
+    kept = {}
+
+    @contextlib.contextmanager
+    def keeping(run, console):
+        with open_configured_engine(run, console) as engine:
+            yield engine
+            kept["weights"] = engine.memory.weights(20).copy()
+            kept["moments"] = [engine.memory.moment(index, 20).copy() for index in range(2)]
+
+    report = quietly(config, open_engine=keeping)
+    loaded = load_newest(config.runs_dir / "again" / "checkpoints")
+    dataset = prepare(config, seq_len=16, seed=config.seed)
+    assert loaded.weights.tobytes() == kept["weights"].tobytes()
+    assert [loaded.moments[name].tobytes() for name in ("mean", "square")] == [m.tobytes() for m in kept["moments"]]
+    gains = {name: view for name, view in loaded.layout.views(loaded.weights).items() if "ln_" in name}
+    assert len(gains) == 2 * (2 * config.num_layers + 1)
+    assert any((gain != 1.0).any() for name, gain in gains.items() if name.endswith("weight"))
+    assert loaded.tokenizer_json == dataset.tokenizer.to_json()
+    assert loaded.layout.shape.vocab_size == dataset.tokenizer.vocab_size
+    state = loaded.state
+    assert (state.step, state.sequences, state.tokens_seen) == (20, 20 * 24, 20 * 24 * 16)
+    assert (state.skipped_steps, state.config_digest) == (0, config.digest())
+    assert state.validation_loss == report.validation_loss
 
 
 def test_a_trained_model_beats_the_unigram_and_bigram_entropy_of_its_corpus(make_config):

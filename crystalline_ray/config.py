@@ -159,7 +159,12 @@ class OptimizerConfig(_Section):
     schedule: Literal["cosine", "linear", "constant"] = Field(
         default="cosine", description="How the learning rate falls after warm-up"
     )
-    warmup_steps: int = Field(default=100, ge=0, le=2**31 - 1, description="Steps over which the learning rate rises")
+    warmup_steps: int | None = Field(
+        default=None,
+        ge=0,
+        le=2**31 - 1,
+        description="Steps over which the learning rate rises; none: 100, or a tenth of a run shorter than 1000 steps",
+    )
     beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW: decay of the mean gradient")
     beta2: float = Field(default=0.95, ge=0, lt=1, description="AdamW: decay of the mean squared gradient")
     epsilon: float = Field(default=1e-8, gt=0, le=1, description="AdamW: added to the denominator of the update")

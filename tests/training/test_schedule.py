@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crystalline_ray.config import OptimizerConfig
-from crystalline_ray.training.schedule import learning_rate
+from crystalline_ray.training.schedule import learning_rate, warmup
 
 SCHEDULES = ("cosine", "linear", "constant")
 
@@ -18,7 +18,7 @@ def configs(draw: st.DrawFn) -> OptimizerConfig:
         learning_rate=peak,
         min_learning_rate=peak * draw(st.floats(0.0, 1.0)),
         schedule=draw(st.sampled_from(SCHEDULES)),
-        warmup_steps=draw(st.integers(0, 300)),
+        warmup_steps=draw(st.none() | st.integers(0, 300)),
     )
 
 
@@ -32,21 +32,21 @@ def test_it_rises_to_the_peak_and_falls_to_the_floor_without_leaving_either(
     config: OptimizerConfig, total_steps: int
 ) -> None:
     values = rates(config, total_steps)
-    top = min(config.warmup_steps, total_steps - 1)
+    top = min(warmup(config, total_steps), total_steps - 1)
     assert all(0 < value <= config.learning_rate for value in values[: top + 1])
     assert all(a < b for a, b in pairwise(values[: top + 1]))
-    if config.warmup_steps < total_steps:
+    if warmup(config, total_steps) < total_steps:
         assert values[top] == config.learning_rate
     assert all(a >= b for a, b in pairwise(values[top:]))
-    assert all(value >= config.min_learning_rate for value in values[top:] if config.warmup_steps < total_steps)
+    assert all(value >= config.min_learning_rate for value in values[top:] if warmup(config, total_steps) < total_steps)
 
 
 @settings(deadline=None)
 @given(config=configs(), total_steps=st.integers(2, 600))
 def test_it_has_no_jumps(config: OptimizerConfig, total_steps: int) -> None:
     values = rates(config, total_steps)
-    decay_steps = max(total_steps - 1 - config.warmup_steps, 1)
-    steepest = max(1 / (config.warmup_steps + 1), math.pi / 2 / decay_steps) * config.learning_rate
+    decay_steps = max(total_steps - 1 - warmup(config, total_steps), 1)
+    steepest = max(1 / (warmup(config, total_steps) + 1), math.pi / 2 / decay_steps) * config.learning_rate
     assert all(abs(a - b) <= steepest * (1 + 1e-9) for a, b in pairwise(values))
 
 
@@ -54,7 +54,7 @@ def test_it_has_no_jumps(config: OptimizerConfig, total_steps: int) -> None:
 @given(config=configs(), total_steps=st.integers(2, 600))
 def test_the_last_step_has_the_floor(config: OptimizerConfig, total_steps: int) -> None:
     last = learning_rate(config, total_steps - 1, total_steps)
-    if config.warmup_steps < total_steps - 1:
+    if warmup(config, total_steps) < total_steps - 1:
         expected = config.learning_rate if config.schedule == "constant" else config.min_learning_rate
         assert last == pytest.approx(expected, rel=1e-12, abs=1e-18)
         assert learning_rate(config, total_steps + 5, total_steps) == pytest.approx(last, rel=1e-12, abs=1e-18)
@@ -84,3 +84,9 @@ def test_known_values(schedule: str, expected: list[float]) -> None:
         {"learning_rate": 1.0, "min_learning_rate": 0.1, "warmup_steps": 1, "schedule": schedule}
     )
     assert rates(config, 6) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("total_steps", "expected"), [(5, 0), (11, 1), (400, 40), (1000, 100), (100_000, 100)])
+def test_a_warm_up_that_is_not_given_leaves_a_short_run_time_to_learn(total_steps: int, expected: int) -> None:
+    assert warmup(OptimizerConfig(), total_steps) == expected
+    assert warmup(OptimizerConfig(warmup_steps=7), total_steps) == 7

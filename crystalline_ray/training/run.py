@@ -13,7 +13,7 @@ from crystalline_ray.engine.base import Engine
 from crystalline_ray.engine.local import LocalEngine
 from crystalline_ray.engine.ray.arena import arena_root, check_room
 from crystalline_ray.engine.topology import allowed_cores
-from crystalline_ray.errors import ResourceError
+from crystalline_ray.errors import CheckpointError, ResourceError
 from crystalline_ray.model.layout import ModelShape, initialise, weights_digest
 from crystalline_ray.model.transformer import workspace_size
 from crystalline_ray.spheres.plan import SpherePlan, plan_spheres
@@ -154,6 +154,8 @@ def _place_weights(
     for reason in loaded.skipped:
         console.warning(f"checkpoint skipped: {reason}")
     loaded.state.check_continues(config.digest(), dataset.folder.name)
+    if loaded.state.step >= run.total_steps:
+        raise CheckpointError(f"{resume} has finished all its {run.total_steps:,} steps: there is nothing to resume")
     version = loaded.state.step - loaded.state.skipped_steps
     engine.memory.weights(version)[:] = loaded.weights
     for index, name in enumerate(MOMENT_NAMES[config.optimizer]):

@@ -101,6 +101,8 @@ def test_a_stop_at_step_17_and_a_resume_on_more_leaves_change_no_bit(make_config
     assert resumed.tokens == whole.tokens
     records = read_metrics(folder / "metrics.jsonl").records
     assert [r["step"] for r in records if "loss" in r] == list(range(1, 31))
+    with pytest.raises(CheckpointError, match="has finished all its 30 steps"):
+        quietly(cut, resume=folder)
 
 
 def test_a_damaged_newest_checkpoint_costs_time_but_no_bit(make_config):

@@ -4,13 +4,12 @@ import mmap
 import time
 from collections.abc import Callable, Collection, Generator
 from contextlib import ExitStack
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from threadpoolctl import threadpool_limits
 
 from crystalline_ray.data.progress import Progress
-from crystalline_ray.engine.base import SphereStats
+from crystalline_ray.engine.base import Engine, SphereStats
 from crystalline_ray.engine.process import check_single_thread
 from crystalline_ray.errors import SphereError
 from crystalline_ray.kernels.denormals import flush_to_zero
@@ -24,7 +23,7 @@ from crystalline_ray.spheres.segment import CommitProtocol, Squares
 _ROOT = 0
 
 
-class LocalEngine:
+class LocalEngine(Engine):
     """Hosts the spheres of a run in the calling thread.
 
     Args:
@@ -71,16 +70,6 @@ class LocalEngine:
         """Drop the spheres and restore the thread's settings."""
         self._settings.close()
         self._link.spheres.clear()
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
-        self.close()
 
 
 class _LocalLink:

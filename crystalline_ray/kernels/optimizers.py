@@ -7,6 +7,9 @@ is interrupted can be repeated. All operations are element-wise: bits do not dep
 import numpy as np
 from numpy.typing import NDArray
 
+MOMENTS = {"adamw": ("mean", "square"), "sgd": ("velocity",)}
+"""What each optimizer remembers of every parameter, in the order of the memory."""
+
 Floats = NDArray[np.float32]
 
 # Eight float32 streams of this length fill half of a 1 MiB L2 cache.

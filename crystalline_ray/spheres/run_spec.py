@@ -5,11 +5,11 @@ from functools import cached_property
 from pathlib import Path
 
 from crystalline_ray.config import Config
+from crystalline_ray.kernels.optimizers import MOMENTS
 from crystalline_ray.model.layout import ModelShape, ParameterLayout
 from crystalline_ray.spheres.memory import MemoryLayout
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, SpherePlan, SphereSpec
 
-_MOMENTS = {"adamw": 2, "sgd": 1}
 # A worker has at most two units on the way; each waits in a slot of its control until its turn.
 _SLOTS_PER_WORKER = 2
 
@@ -41,6 +41,11 @@ class RunSpec:
     def micro_batches_per_step(self) -> int:
         """Micro-batches of a full step."""
         return self.config.micro_batches
+
+    @property
+    def moment_names(self) -> tuple[str, ...]:
+        """What the optimizer remembers of every parameter, in the order of the memory."""
+        return MOMENTS[self.config.optimizer]
 
     @property
     def total_steps(self) -> int:
@@ -87,4 +92,4 @@ class RunSpec:
     def memory(self) -> MemoryLayout:
         """Sizes of the memory the spheres of one node share."""
         regions = min(SYMMETRY_GROUPS, self.micro_batches_per_step) + sum(map(len, self.slots.values()))
-        return MemoryLayout(self.layout.size, _MOMENTS[self.config.optimizer], regions)
+        return MemoryLayout(self.layout.size, len(self.moment_names), regions)

@@ -20,8 +20,6 @@ from crystalline_ray.training.schedule import learning_rate
 # One bad batch is skipped; when this many updates in a row are not finite, the run has diverged.
 _MOST_SKIPPED_IN_A_ROW = 10
 
-MOMENT_NAMES = {"adamw": ("mean", "square"), "sgd": ("velocity",)}
-
 
 @dataclass
 class TrainingLoop:
@@ -187,8 +185,10 @@ class TrainingLoop:
     def _save(self, *, is_best: bool) -> None:
         if self.writer.last_step == self.state.step:
             return
-        names = MOMENT_NAMES[self.run_spec.config.optimizer]
-        moments = {name: self.engine.memory.moment(index, self.version) for index, name in enumerate(names)}
+        moments = {
+            name: self.engine.memory.moment(index, self.version)
+            for index, name in enumerate(self.run_spec.moment_names)
+        }
         self.writer.save(self.state, self.engine.memory.weights(self.version), moments, is_best=is_best)
 
     def _log_saved(self) -> None:

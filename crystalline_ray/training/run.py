@@ -23,7 +23,7 @@ from crystalline_ray.training.checkpoint_writer import CheckpointWriter, check_s
 from crystalline_ray.training.console import Console
 from crystalline_ray.training.interruption import Interruption
 from crystalline_ray.training.introduction import introduce, write_sample
-from crystalline_ray.training.loop import MOMENT_NAMES, TrainingLoop
+from crystalline_ray.training.loop import TrainingLoop
 from crystalline_ray.training.metrics import MetricsWriter
 from crystalline_ray.training.report import RunReport
 from crystalline_ray.training.run_folder import CHECKPOINTS, CONFIG, METRICS, REPORT, run_folder
@@ -124,7 +124,7 @@ def _check_disk(run: RunSpec, folder: Path) -> None:
     check_space(
         folder / CHECKPOINTS,
         shape=run.shape,
-        num_moments=len(MOMENT_NAMES[config.optimizer]),
+        num_moments=len(run.moment_names),
         total_steps=run.total_steps,
         checkpoint_every=config.checkpoint_every,
         keep_last=config.keep_checkpoints,
@@ -158,7 +158,7 @@ def _place_weights(
         raise CheckpointError(f"{resume} has finished all its {run.total_steps:,} steps: there is nothing to resume")
     version = loaded.state.step - loaded.state.skipped_steps
     engine.memory.weights(version)[:] = loaded.weights
-    for index, name in enumerate(MOMENT_NAMES[config.optimizer]):
+    for index, name in enumerate(run.moment_names):
         engine.memory.moment(index, version)[:] = loaded.moments[name]
     console.note(f"resuming {resume} from step {loaded.state.step:,}")
     return loaded.state
@@ -178,7 +178,7 @@ def _train(
         folder / CHECKPOINTS,
         shape=run.shape,
         tokenizer_json=dataset.tokenizer.to_json(),
-        moment_names=MOMENT_NAMES[config.optimizer],
+        moment_names=run.moment_names,
         keep_last=config.keep_checkpoints,
         keep_every=config.keep_every,
     )

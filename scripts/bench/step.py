@@ -32,9 +32,10 @@ MODELS = {
 WARM_UP_STEPS = 3
 
 
-def one_step(name: str, dropout: float) -> tuple[Transformer, Callable[[], float], int]:
+def one_step(name: str, dropout: float, batch_size: int | None) -> tuple[Transformer, Callable[[], float], int]:
     """Return a model, a function that runs one of its steps, and the tokens of a step."""
-    shape, batch_size = MODELS[name]
+    shape, usual = MODELS[name]
+    batch_size = batch_size or usual
     model = Transformer(shape, batch_size, dropout=dropout)
     weights = initialise(model.layout, seed=1)
     gradient = np.empty_like(weights)
@@ -78,14 +79,15 @@ def gemm_share(step: Callable[[], Any], count: int) -> float:
     return inside[0] / total
 
 
-def measure(name: str, steps: int, dropout: float) -> dict[str, Any]:
+def measure(name: str, steps: int, dropout: float, batch_size: int | None) -> dict[str, Any]:
     """Return the figures of one model."""
-    model, step, tokens = one_step(name, dropout)
+    model, step, tokens = one_step(name, dropout, batch_size)
     timed(step, WARM_UP_STEPS)
     seconds = timed(step, steps)
     return {
         "model": name,
         "dropout": dropout,
+        "tokens": tokens,
         "tokens_per_second": {"median": tokens / float(np.median(seconds)), "best": tokens / min(seconds)},
         "step_seconds": {"median": float(np.median(seconds)), "min": min(seconds), "max": max(seconds)},
         "gemm_share": gemm_share(step, max(3, steps // 4)),
@@ -99,6 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=sorted(MODELS), action="append", help="default: all")
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--batch-size", type=int, help="sequences of a micro-batch (default: the model's)")
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)), help="core to pin to (default: last)")
     parser.add_argument("--json", action="store_true", help="one object per line instead of text")
@@ -106,13 +109,13 @@ def main() -> None:
     os.sched_setaffinity(0, {options.core})
     set_flush_to_zero(True)
     for name in options.model or sorted(MODELS):
-        figures = measure(name, options.steps, options.dropout)
+        figures = measure(name, options.steps, options.dropout, options.batch_size)
         if options.json:
             print(json.dumps(figures))
         else:
             speed, seconds = figures["tokens_per_second"], figures["step_seconds"]
             print(
-                f"model {name}: {speed['median']:,.0f} tokens/s (best {speed['best']:,.0f}), "
+                f"model {name}, {figures['tokens']:,} tokens: {speed['median']:,.0f} tokens/s (best {speed['best']:,.0f}), "
                 f"{1e3 * seconds['median']:.1f} ms a step (best {1e3 * seconds['min']:.1f}), "
                 f"{figures['gemm_share']:.0%} in matrix products, workspace {figures['workspace_mb']:.1f} MiB"
             )

@@ -1,14 +1,13 @@
 """The Ray engine: the spheres of a run as actors of a running Ray instance."""
 
 import time
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import psutil
 import ray
 
 from crystalline_ray.data.progress import Progress
-from crystalline_ray.engine.base import SphereStats
+from crystalline_ray.engine.base import Engine, SphereStats
 from crystalline_ray.engine.ray.actor import ROOT_HOST
 from crystalline_ray.engine.ray.arena import Arena
 from crystalline_ray.engine.ray.board import BOARD_BYTES
@@ -29,7 +28,7 @@ _EXIT_SECONDS = 15.0
 _GRACE_SECONDS = 30.0
 
 
-class RayEngine:
+class RayEngine(Engine):
     """Hosts the spheres of a run as actors.
 
     Args:
@@ -121,16 +120,6 @@ class RayEngine:
         if not ready:
             raise DeadlineError(f"no answer within {seconds:g} s from {describe(self._run.plan, _ROOT)}")
         return fetch(reference, describe(self._run.plan, _ROOT))
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
-        self.close()
 
 
 def _nobody(message: object) -> Any:

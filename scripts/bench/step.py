@@ -115,7 +115,8 @@ def main() -> None:
         else:
             speed, seconds = figures["tokens_per_second"], figures["step_seconds"]
             print(
-                f"model {name}, {figures['tokens']:,} tokens: {speed['median']:,.0f} tokens/s (best {speed['best']:,.0f}), "
+                f"model {name}, {figures['tokens']:,} tokens a step: "
+                f"{speed['median']:,.0f} tokens/s (best {speed['best']:,.0f}), "
                 f"{1e3 * seconds['median']:.1f} ms a step (best {1e3 * seconds['min']:.1f}), "
                 f"{figures['gemm_share']:.0%} in matrix products, workspace {figures['workspace_mb']:.1f} MiB"
             )

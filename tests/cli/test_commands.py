@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -79,10 +80,11 @@ def test_train_takes_the_configuration_and_texts_as_arguments(
 def test_resume_goes_on_with_the_run_that_was_saved_last_or_named(
     workplace: Path, corpus_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["train", str(corpus_file), *TINY, "--name", "newest"]) == 0
+    whole = run_json(capsys, "train", str(corpus_file), *TINY, "--name", "newest")
     for arguments, run in (([], "newest"), (["--name", "base"], "base"), (["runs/base"], "base")):
+        shutil.rmtree(Path("runs", run, "checkpoints", "step_00000006"))
         report = run_json(capsys, "train", *arguments, "--resume", "--threads", "1")
-        assert (report["run"], report["steps"]) == (run, 6)
+        assert (report["run"], report["steps"], report["weights_digest"]) == (run, 6, whole["weights_digest"])
         assert [sphere["role"] for sphere in report["spheres"]] == ["root", "leaf"]
 
 

@@ -96,5 +96,6 @@ class Dispatcher:
         return following
 
     def _choose(self, workers: Sequence[Worker]) -> Worker | None:
+        # The own sphere computes while it is asked, so the others are given all they may have before it.
         free = (worker for worker in workers if worker.free)
-        return min(free, key=lambda worker: (worker.in_flight, worker.sphere == self._own, worker.sphere), default=None)
+        return min(free, key=lambda worker: (worker.sphere == self._own, worker.in_flight, worker.sphere), default=None)

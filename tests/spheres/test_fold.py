@@ -84,3 +84,29 @@ def test_a_quota_is_kept_and_its_lack_is_an_error():
     link = ShuffledLink(memory, {n: np.zeros(SIZE, np.float32) for n in range(3)}, min)
     with pytest.raises(SphereError, match="job 2 of 3"):
         Dispatcher(link, own=-1, deadline=1.0).run(jobs, [Worker(0, quota=2)], lambda: None)
+
+
+class BusyLink:
+    """A remote worker that answers only when nothing else can be received, and the own sphere, which answers at once."""
+
+    def __init__(self) -> None:
+        self.spheres: list[int] = []
+
+    def send(self, sphere: int, message: object) -> int:
+        self.spheres.append(sphere)
+        return len(self.spheres) - 1
+
+    def receive(self, tickets, timeout):
+        ticket = max(tickets, key=lambda ticket: (self.spheres[ticket] == OWN, -ticket))
+        return ticket, GradientMessage(0, 0, 0.0, 1, True)
+
+
+OWN = 1
+
+
+def test_a_level_1_leaf_gives_a_borrowed_leaf_its_whole_share_before_it_computes_itself():
+    units = [Unit(group, 0, (group,)) for group in range(4)]
+    jobs = FoldJobs(memory_with(4), range(0), units, lambda unit, region: unit)
+    link = BusyLink()
+    Dispatcher(link, own=OWN, deadline=1.0).run(jobs, [Worker(OWN), Worker(2, quota=2)], lambda: None)
+    assert sorted(link.spheres) == [OWN, OWN, 2, 2]

@@ -87,7 +87,7 @@ def test_a_quota_is_kept_and_its_lack_is_an_error():
 
 
 class BusyLink:
-    """A remote worker that answers only when nothing else can be received, and the own sphere, which answers at once."""
+    """A remote worker that answers when nothing else can be received, and the own sphere, which answers at once."""
 
     def __init__(self) -> None:
         self.spheres: list[int] = []

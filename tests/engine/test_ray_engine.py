@@ -102,5 +102,19 @@ def test_each_leaf_is_pinned_and_flushes_denormals(make_run, ray_session, datase
             assert os.sched_getaffinity(engine.processes[sphere.id]) == {sphere.core}
 
 
+def test_nothing_listens_beyond_the_loopback_address(make_run, ray_session):
+    with contextlib.closing(started(make_run, ray_session)):
+        family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        addresses = {
+            connection.laddr.ip
+            for process in family
+            if process.is_running()
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
+    assert addresses
+    assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
 def fields_of(sphere) -> dict:
     return {name: getattr(sphere, name) for name in sphere.__dataclass_fields__}

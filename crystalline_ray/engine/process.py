@@ -19,9 +19,18 @@ def prepare_worker(core: int | None) -> None:
     """
     if core is not None:
         pin_to(core)
+    limit_blas()
+    set_flush_to_zero(True)
+
+
+def limit_blas() -> None:
+    """Allow the BLAS libraries of this process one thread each.
+
+    Raises:
+        ResourceError: BLAS keeps more than one thread.
+    """
     threadpool_limits(limits=1, user_api="blas")
     check_single_thread()
-    set_flush_to_zero(True)
 
 
 def pin_to(core: int) -> None:

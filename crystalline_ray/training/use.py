@@ -15,8 +15,9 @@ from crystalline_ray.data.dataset import prepare
 from crystalline_ray.data.encoding import tokenise
 from crystalline_ray.data.progress import Progress, silent
 from crystalline_ray.data.tokenizer import Tokenizer, load_tokenizer
-from crystalline_ray.engine.process import prepare_worker
+from crystalline_ray.engine.process import limit_blas
 from crystalline_ray.errors import CheckpointError, DataError
+from crystalline_ray.kernels.denormals import flush_to_zero
 from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.model.transformer import Transformer
 from crystalline_ray.training.checkpoint import TOKENIZER, TrainingState, load_newest
@@ -66,11 +67,11 @@ class Evaluation:
 
 
 def load_model(run: Path) -> TrainedModel:
-    """Load the newest intact checkpoint of the run in the folder `run`, and set this process up to compute.
+    """Load the newest intact checkpoint of the run in the folder `run`; BLAS is given one thread.
 
     Raises CheckpointError if there is none, or one whose tokenizer is of another model.
     """
-    prepare_worker(None)
+    limit_blas()
     loaded = load_newest(run / CHECKPOINTS, with_moments=False)
     tokenizer = load_tokenizer(loaded.path / TOKENIZER)
     shape = loaded.layout.shape
@@ -81,6 +82,7 @@ def load_model(run: Path) -> TrainedModel:
     return TrainedModel(run, loaded.state, shape, loaded.weights, tokenizer, loaded.skipped)
 
 
+@flush_to_zero()
 def evaluate(model: TrainedModel, text: Sequence[Path] = (), progress: Progress = silent) -> Evaluation:
     """Measure `model` on the texts behind the paths, without any on the validation part of its own training text.
 

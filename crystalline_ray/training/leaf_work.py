@@ -1,0 +1,71 @@
+"""The work of one leaf, for measuring: a micro-batch's gradient, clipping and AdamW in one process without Ray."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from crystalline_ray.config import Config
+from crystalline_ray.kernels.random import Purpose, generator
+from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
+from crystalline_ray.spheres.leaf import LeafSphere
+from crystalline_ray.spheres.memory import BufferMemory, MemoryLayout
+from crystalline_ray.spheres.messages import BatchMessage, Commit, UnitMessage
+from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
+from crystalline_ray.spheres.segment import SegmentSphere
+
+_LEARNING_RATE = 1e-4
+_ZIPF_EXPONENT = 1.3
+
+
+class Work(NamedTuple):
+    """A model and the shape of its micro-batch."""
+
+    name: str
+    shape: ModelShape
+    batch_size: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return self.batch_size * self.shape.seq_len
+
+
+STANDARD = {
+    "A": Work("A", ModelShape(vocab_size=1000, seq_len=64, embed_dim=128, num_layers=2, num_heads=4), 16),
+    "B": Work("B", ModelShape(vocab_size=8192, seq_len=256, embed_dim=384, num_layers=6, num_heads=6), 8),
+}
+"""The two models by which kernels are judged: A is bound by calls, B by matrix products."""
+
+
+def zipf_batch(work: Work, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Return inputs and targets (B, T), int32: few tokens are frequent and many rare, as in text."""
+    ranks = generator(seed, Purpose.SAMPLE, 0).zipf(_ZIPF_EXPONENT, (work.batch_size, work.shape.seq_len + 1)) - 1
+    tokens = np.minimum(ranks, work.shape.vocab_size - 1).astype(np.int32)
+    return np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
+
+
+def leaf_work(work: Work) -> Callable[[], float]:
+    """Return a function that runs the next optimizer step and gives its loss in nats per token."""
+    shape, config = work.shape, Config(batch_size=work.batch_size)
+    layout = ParameterLayout(shape)
+    sizes = MemoryLayout(layout.size, moments=2, regions=1)
+    memory = BufferMemory(sizes, {part: memoryview(np.zeros(sizes.bytes_of(part), np.uint8)) for part in sizes.rows()})
+    memory.weights(0)[:] = initialise(layout, seed=1)
+    leaf = LeafSphere(memory, shape, batch_size=work.batch_size, dropout=0.0, seed=1, sum_unit=1)
+    segments = SegmentSphere(tuple(range(SYMMETRY_GROUPS)), layout, config, memory)
+    batch = BatchMessage(0, *zipf_batch(work), work.tokens)
+    version = 0
+
+    def step() -> float:
+        nonlocal version
+        reply = leaf.compute(UnitMessage(version, version, 0, 1.0 / work.tokens, (batch,)))
+        protocol = segments.commit(Commit(version, version, (0,), _LEARNING_RATE))
+        posts = next(protocol)
+        try:
+            protocol.send(list(posts.squares.values()))
+        except StopIteration:
+            version += 1
+        return reply.loss / work.tokens
+
+    return step

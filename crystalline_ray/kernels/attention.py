@@ -18,9 +18,8 @@ from crystalline_ray.kernels.dropout import Masks
 from crystalline_ray.kernels.softmax import exponentials, repeat_exponentials
 from crystalline_ray.kernels.workspace import Array
 
-_QUERY_BLOCK = 32
+_QUERY_BLOCK = 64
 _TILE_BYTES = 512 * 1024
-_LOG2_E = math.log2(math.e)
 
 
 class AttentionBuffers(NamedTuple):
@@ -29,9 +28,15 @@ class AttentionBuffers(NamedTuple):
     scores: Array
     powers: Array
     masks: Array
+    queries: Array
     keys: Array
+    key_columns: Array
     values: Array
-    dout: Array
+    value_columns: Array
+    outputs: Array
+    totals: Array
+    dkeys: Array
+    dvalues: Array
     products: Array
     diagonal: Array
 
@@ -41,22 +46,29 @@ def attention_plan(
 ) -> dict[str, tuple[int, ...]]:
     """Return the shapes of AttentionBuffers for tiles of b sequences x h heads and blocks of Q queries, T keys.
 
-    scores, powers, masks (b * h * Q * T), masks empty without dropout; keys (b, h, D, T); values (b, h, D + 1, T);
-    dout (b, h, Q, D + 1); products (b, h, T, D); diagonal (Q, Q), which has to be filled with `np.tri(Q)`.
+    scores, powers, masks (b * h * Q * T), masks empty without dropout; queries, keys, values, dkeys, dvalues, products
+    and outputs (b, h, T, D); key_columns, value_columns (b, h, D, T); totals (b, h, T, 1); diagonal (Q, Q), which has to
+    be filled with `np.tri(Q)`.
     """
     queries = min(length, _QUERY_BLOCK)
     limit = max(1, _TILE_BYTES // (queries * length * itemsize))
     h = _largest_divisor(heads, limit)
     b = _largest_divisor(batch, limit // heads) if h == heads else 1
-    size = (b * h * queries * length,)
+    size, rows, columns = (b * h * queries * length,), (b, h, length, head_dim), (b, h, head_dim, length)
     return {
         "scores": size,
         "powers": size,
         "masks": size if dropout else (0,),
-        "keys": (b, h, head_dim, length),
-        "values": (b, h, head_dim + 1, length),
-        "dout": (b, h, queries, head_dim + 1),
-        "products": (b, h, length, head_dim),
+        "queries": rows,
+        "keys": rows,
+        "key_columns": columns,
+        "values": rows,
+        "value_columns": columns,
+        "outputs": rows,
+        "totals": (b, h, length, 1),
+        "dkeys": rows,
+        "dvalues": rows,
+        "products": rows,
         "diagonal": (queries, queries),
     }
 
@@ -70,21 +82,24 @@ def attention_forward(
     T, 1) are kept for the backward pass: a probability is 2**(score / ln 2 - shift) * inverse_totals.
     """
     (q, k, v), (o,) = _by_head(qkv, 3, inverse_totals.shape[1]), _by_head(out, 1, inverse_totals.shape[1])
-    blocks, keys = _query_blocks(buffers), buffers.keys
+    blocks, factor = _query_blocks(buffers), _score_factor(buffers)
+    queries, key_columns, values = buffers.queries, buffers.key_columns, buffers.values
     for number, tile in enumerate(_tiles(inverse_totals, buffers)):
-        np.multiply(k[tile].swapaxes(-1, -2), _LOG2_E / math.sqrt(keys.shape[2]), out=keys)
+        np.multiply(q[tile], factor, out=queries)
+        np.multiply(k[tile].swapaxes(-1, -2), factor, out=key_columns)
+        np.copyto(values, v[tile])
         for index, (start, stop) in enumerate(blocks):
-            rows, seen = (*tile, slice(start, stop)), (*tile, slice(stop))
+            block = (..., slice(start, stop), slice(None))
             scores = _matrices(buffers.scores, buffers, start, stop)
             powers = _matrices(buffers.powers, buffers, start, stop)
-            gemm.multiply(q[rows], keys[..., :stop], scores)
-            exponentials(scores, powers, inverse_totals[rows], shift[rows], _diagonal(buffers, start, stop))
-            np.reciprocal(inverse_totals[rows], out=inverse_totals[rows])
+            gemm.multiply(queries[block], key_columns[..., :stop], scores)
+            exponentials(scores, powers, buffers.totals[block], shift[tile][block], _diagonal(buffers, start, stop))
             if masks is not None:
                 masks.fill(scores, number * len(blocks) + index)
                 np.multiply(powers, scores, out=powers)
-            gemm.multiply(powers, v[seen], o[rows])
-            np.multiply(o[rows], inverse_totals[rows], out=o[rows])
+            gemm.multiply(powers, values[..., :stop, :], buffers.outputs[block])
+        np.reciprocal(buffers.totals, out=inverse_totals[tile])
+        np.multiply(buffers.outputs, inverse_totals[tile], out=o[tile])
 
 
 def attention_backward(
@@ -100,56 +115,57 @@ def attention_backward(
     """Overwrite dqkv (B, T, 3 * H * D); all else as the forward pass took and left it, dout shaped as out.
 
     With P the exponentials, g = dout * inverse_totals and d = sum(g * out): dv = P.T @ g, and the scores have the
-    gradient P * (g @ v.T - d), where the subtraction rides on the product as a further column of g and row of v.T.
+    gradient P * (g @ v.T - d). Queries and keys are both scaled by the root of what turns their products into scores in
+    units of ln 2, and this gradient so that its products with them are dk and dq as they are.
     """
-    heads, head_dim = inverse_totals.shape[1], buffers.keys.shape[2]
+    heads = inverse_totals.shape[1]
     (q, k, v), (dq, dk, dv) = _by_head(qkv, 3, heads), _by_head(dqkv, 3, heads)
     (o,), (do,) = _by_head(out, 1, heads), _by_head(dout, 1, heads)
-    blocks, keys, values = _query_blocks(buffers), buffers.keys, buffers.values
-    scale = 1.0 / math.sqrt(head_dim)
-    values[..., head_dim, :] = -scale
+    blocks, factor, length = _query_blocks(buffers), _score_factor(buffers), q.shape[2]
+    queries, keys, g, d = buffers.queries, buffers.keys, buffers.outputs, buffers.totals
     for number, tile in enumerate(_tiles(inverse_totals, buffers)):
-        np.multiply(k[tile].swapaxes(-1, -2), _LOG2_E * scale, out=keys)
-        np.multiply(v[tile].swapaxes(-1, -2), scale, out=values[..., :head_dim, :])
+        np.multiply(q[tile], factor, out=queries)
+        np.multiply(k[tile], factor, out=keys)
+        np.copyto(buffers.key_columns, keys.swapaxes(-1, -2))
+        np.multiply(v[tile].swapaxes(-1, -2), factor * math.log(2.0), out=buffers.value_columns)
+        np.multiply(do[tile], inverse_totals[tile], out=g)
+        np.vecdot(g, o[tile], out=d[..., 0])
+        np.multiply(d, factor * math.log(2.0), out=d)
         for index, (start, stop) in reversed(list(enumerate(blocks))):
-            rows, seen = (*tile, slice(start, stop)), (*tile, slice(stop))
+            block = (..., slice(start, stop), slice(None))
             scores = _matrices(buffers.scores, buffers, start, stop)
             powers = _matrices(buffers.powers, buffers, start, stop)
-            g = buffers.dout[..., : stop - start, :]
-            np.multiply(do[rows], inverse_totals[rows], out=g[..., :head_dim])
-            np.vecdot(g[..., :head_dim], o[rows], out=g[..., head_dim])
-            gemm.multiply(q[rows], keys[..., :stop], scores)
-            repeat_exponentials(scores, powers, shift[rows], _diagonal(buffers, start, stop))
-            if masks is None:
-                gemm.multiply(g, values[..., :stop], scores)
-                np.multiply(powers, scores, out=scores)
-            else:
+            gemm.multiply(queries[block], buffers.key_columns[..., :stop], scores)
+            repeat_exponentials(scores, powers, shift[tile][block], _diagonal(buffers, start, stop))
+            gemm.multiply(g[block], buffers.value_columns[..., :stop], scores)
+            if masks is not None:
                 kept = _matrices(buffers.masks, buffers, start, stop)
                 masks.fill(kept, number * len(blocks) + index)
-                _masked_scores_gradient(g, values[..., :stop], kept, powers, scores)
-            gemm.multiply(scores, k[seen], dq[rows])
-            _accumulate(scores, q[rows], dk[seen], buffers, first=stop == q.shape[2])
-            _accumulate(powers, g[..., :head_dim], dv[seen], buffers, first=stop == q.shape[2])
+                np.multiply(scores, kept, out=scores)
+            np.subtract(scores, d[block], out=scores)
+            np.multiply(scores, powers, out=scores)
+            if masks is not None:
+                np.multiply(powers, kept, out=powers)
+            gemm.multiply(scores, keys[..., :stop, :], dq[tile][block])
+            _accumulate(scores, queries[block], buffers.dkeys, buffers, first=stop == length)
+            _accumulate(powers, g[block], buffers.dvalues, buffers, first=stop == length)
+        np.copyto(dk[tile], buffers.dkeys)
+        np.copyto(dv[tile], buffers.dvalues)
 
 
-def _masked_scores_gradient(g: Array, values: Array, kept: Array, powers: Array, scores: Array) -> None:
-    """scores = powers * (kept * (g @ v.T) - d), then powers *= kept; the last row of values is minus its scale."""
-    gemm.multiply(g[..., :-1], values[..., :-1, :], scores)
-    np.multiply(scores, kept, out=scores)
-    np.add(scores, g[..., -1:] * values[..., -1:, :1], out=scores)
-    np.multiply(scores, powers, out=scores)
-    np.multiply(powers, kept, out=powers)
+def _score_factor(buffers: AttentionBuffers) -> float:
+    return math.sqrt(math.log2(math.e) / math.sqrt(buffers.keys.shape[-1]))
 
 
 def _accumulate(a: Array, b: Array, total: Array, buffers: AttentionBuffers, *, first: bool) -> None:
-    """total = a.T @ b if first, else total += a.T @ b."""
+    """total = a.T @ b if first, else total += a.T @ b in the rows there are."""
     transposed = a.swapaxes(-1, -2)
     if first:
         gemm.multiply(transposed, b, total)
     else:
-        product = buffers.products[..., : a.shape[-1], :]
+        product, rows = buffers.products[..., : a.shape[-1], :], total[..., : a.shape[-1], :]
         gemm.multiply(transposed, b, product)
-        np.add(total, product, out=total)
+        np.add(rows, product, out=rows)
 
 
 def _by_head(x: Array, parts: int, heads: int) -> Array:
@@ -167,7 +183,7 @@ def _tiles(inverse_totals: Array, buffers: AttentionBuffers) -> Iterator[tuple[s
 
 
 def _query_blocks(buffers: AttentionBuffers) -> list[tuple[int, int]]:
-    length, queries = buffers.keys.shape[3], buffers.dout.shape[2]
+    length, queries = buffers.keys.shape[2], len(buffers.diagonal)
     return [(start, min(start + queries, length)) for start in range(0, length, queries)]
 
 

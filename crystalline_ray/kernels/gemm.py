@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from crystalline_ray.kernels import blas
 from crystalline_ray.kernels.workspace import Array
 
 
@@ -18,6 +19,16 @@ def multiply(a: Array, b: Array, out: Array) -> None:
     one block of rows. Products of many small matrices run twice as fast without a transposed view as second operand.
     """
     np.matmul(a, b, out=out)
+
+
+def add_product(a: Array, b: Array, out: Array) -> None:
+    """out += a @ b for matrices (M, K), (K, N) and (M, N), which costs less than overwriting out.
+
+    Operands as in `multiply`. Without a BLAS that can add, or for operands it cannot address, the product is made first.
+    """
+    products = blas.numpy_products()
+    if products is None or not products.add(a, b, out):
+        np.add(out, a @ b, out=out)
 
 
 def row_sums(x: Array, out: Array) -> None:

@@ -16,8 +16,8 @@ from crystalline_ray.kernels.workspace import Array, Tokens, row_blocks, rows_pe
 
 _LOG2_E = math.log2(math.e)
 _LN_2 = math.log(2.0)
-_LOGITS_BYTES = 2 * 1024 * 1024
-_FEWEST_ROWS = 64
+_LOGITS_BYTES = 16 * 1024 * 1024
+_FEWEST_ROWS = 128
 
 
 class HeadBuffers(NamedTuple):
@@ -28,14 +28,13 @@ class HeadBuffers(NamedTuple):
     powers: Array
     totals: Array
     shift: Array
-    dtable: Array
 
 
 def head_plan(rows: int, vocab_size: int, width: int, itemsize: int) -> dict[str, tuple[int, ...]]:
-    """Return shapes of HeadBuffers: inputs (R, C); logits (R, V); powers (r, V); totals, shift (R, 1); dtable (V, C).
+    """Return shapes of HeadBuffers: inputs (R, C); logits (R, V); powers (r, V); totals, shift (R, 1).
 
-    A block of R rows is large enough for efficient products and small enough to stay in the cache; its softmax is
-    worked on r rows at a time.
+    A block of R rows is large enough for efficient products, which sum the table's gradient over the blocks; its
+    softmax is worked on r rows at a time, which stay in the level-2 cache.
     """
     block = min(rows, max(_FEWEST_ROWS, _LOGITS_BYTES // (vocab_size * itemsize)))
     inner = min(block, 2 * rows_per_block(vocab_size, itemsize))
@@ -45,7 +44,6 @@ def head_plan(rows: int, vocab_size: int, width: int, itemsize: int) -> dict[str
         "powers": (inner, vocab_size),
         "totals": (block, 1),
         "shift": (block, 1),
-        "dtable": (vocab_size, width),
     }
 
 
@@ -71,8 +69,7 @@ def head_forward_backward(
         if rows.start == 0:
             gemm.multiply(dlogits.T, x[rows], dtable)
         else:
-            gemm.multiply(dlogits.T, x[rows], buffers.dtable)
-            np.add(dtable, buffers.dtable, out=dtable)
+            gemm.add_product(dlogits.T, x[rows], dtable)
     return loss
 
 

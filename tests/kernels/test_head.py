@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from crystalline_ray.kernels.head import HeadBuffers, head_forward, head_forward_backward, head_plan
 
+pytestmark = pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid:RuntimeWarning")
+
 
 def reference(x: np.ndarray, table: np.ndarray, targets: np.ndarray) -> float:
     logits = x.astype(np.float64) @ table.astype(np.float64).T
@@ -56,7 +58,7 @@ def test_gradients_equal_finite_differences(rows: int, vocab: int, width: int, s
 
 
 def test_many_blocks_equal_one_product() -> None:
-    rows, vocab, width = 1000, 1500, 8  # several blocks, the last of them short, and softmax blocks within them
+    rows, vocab, width = 1000, 5000, 4  # several blocks, the last of them short, and softmax blocks within them
     x, table, targets = problem(rows, vocab, width, 1.0)
     scratch = buffers(rows, vocab, width, np.float64)
     assert len(scratch.powers) < len(scratch.logits) < rows

@@ -1,0 +1,82 @@
+"""The face-centred cubic crystal: the lattice D3 of integer points (x, y, z) with an even sum.
+
+Rank r sits on the r-th point in order of distance from the origin, ties lexicographic. The smallest distance between
+points is sqrt(2), and each point has twelve others at that distance: the permutations of (+-1, +-1, 0) around it, the
+centres of the spheres that touch its own.
+"""
+
+import itertools
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from crystalline_ray.lattice.integers import Integers, checked_count
+
+Int32 = npt.NDArray[np.int32]
+
+CONTACTS: Int32 = np.array(
+    [offset for offset in itertools.product((-1, 0, 1), repeat=3) if sum(map(abs, offset)) == 2], np.int32
+)
+"""Offsets (12, 3) of the contact neighbours in lexicographic order, so that numbers j and 11 - j are opposite."""
+
+_VOLUME = 2  # of the lattice's unit cell
+
+
+class Shells(NamedTuple):
+    """The points of a crystal by distance from the origin.
+
+    Attributes:
+        shell: int32 (n,), the number of each point's shell: 0 at the origin, 1 at its contact neighbours, and so on.
+            Distances at which the lattice has no point are not counted.
+        sizes: int64 (S,), points of the crystal per shell; the last shell need not be complete.
+        squared_radii: int64 (S,), even numbers, ascending.
+    """
+
+    shell: Int32
+    sizes: Integers
+    squared_radii: Integers
+
+
+def fcc_points(count: int) -> Int32:
+    """Return the first `count` points, int32 (count, 3); ValueError unless there is at least one."""
+    checked_count(count, "count of lattice points")
+    # A ball of radius r holds at least as many points as a volume of radius r - 1 has unit cells: no place is farther
+    # than 1 from a point.
+    radius = math.ceil((3 * _VOLUME * count / (4 * math.pi)) ** (1 / 3)) + 1
+    axis = np.arange(-radius, radius + 1, dtype=np.int32)
+    x, y, z = (plane.reshape(-1) for plane in np.meshgrid(axis, axis, axis, indexing="ij"))
+    squared = x * x + y * y + z * z
+    inside = np.flatnonzero(((x + y + z) % 2 == 0) & (squared <= radius * radius))
+    # The grid is in lexicographic order, so a stable sort by distance leaves ties in it.
+    first = inside[np.argsort(squared[inside], kind="stable")[:count]]
+    return np.stack((x[first], y[first], z[first]), axis=-1)
+
+
+def fcc_shells(points: Int32) -> Shells:
+    """Return the shells of `points` (n, 3)."""
+    squared = (points.astype(np.int64) ** 2).sum(axis=1)
+    radii, shell, sizes = np.unique(squared, return_inverse=True, return_counts=True)
+    return Shells(shell.astype(np.int32), sizes.astype(np.int64), radii)
+
+
+def contact_neighbours(points: Int32) -> Int32:
+    """Return the index of each point's twelve contact neighbours, int32 (n, 12), columns in the order of CONTACTS.
+
+    A crystal of n points is finite: neighbours that are not among `points` (n, 3), which are all different, are -1, and
+    only points near its surface have such. Each point of `fcc_points(n)` but the origin has a neighbour nearer to the
+    origin, so none is alone if n >= 2. Where i has j in column c, j has i in column 11 - c.
+    """
+    reach = int(np.abs(points).max()) + 1
+    index = np.full((2 * reach + 1,) * 3, -1, np.int32)
+    index[tuple((points + reach).T)] = np.arange(len(points), dtype=np.int32)
+    around = points[:, None] + (CONTACTS + np.int32(reach))
+    neighbours: Int32 = index[around[..., 0], around[..., 1], around[..., 2]]
+    return neighbours
+
+
+def contact_counts(neighbours: Int32) -> Int32:
+    """Return how many of its neighbours (n, 12) each point has within the crystal, int32 (n,)."""
+    counts: Int32 = (neighbours >= 0).sum(axis=1, dtype=np.int32)
+    return counts

@@ -1,0 +1,58 @@
+"""Symmetry groups: a rank's position in its row of twelve, where every other row runs backwards ("snake order").
+
+Ranks 0..11 belong to groups 0..11, ranks 12..23 to groups 11..0, and so on. A row holds every group once, which
+balances the count of the ranks, and turning around at the end of each row balances their share of the text, since
+frequencies fall with the rank.
+"""
+
+import numpy as np
+
+from crystalline_ray.lattice.integers import Floats, IntegerInput, Integers, checked_count, checked_integers
+
+GROUPS = 12
+
+_END_OF_ROWS = 1 << 58
+_END_OF_RANKS = GROUPS * _END_OF_ROWS
+
+
+def symmetry_groups(ranks: IntegerInput) -> Integers:
+    """Return the groups in [0, 12) of ranks of any shape; ValueError outside [0, 12 * 2**58)."""
+    row, column = np.divmod(checked_integers(ranks, "ranks", _END_OF_RANKS), GROUPS)
+    return _turn(row, column)
+
+
+def symmetry_ranks(groups: IntegerInput, rows: IntegerInput) -> Integers:
+    """Return the rank of each group in each row, the inverse of (`symmetry_groups`, rank // 12); shapes broadcast.
+
+    ValueError if a group is outside [0, 12) or a row outside [0, 2**58).
+    """
+    row = checked_integers(rows, "rows", _END_OF_ROWS)
+    return GROUPS * row + _turn(row, checked_integers(groups, "symmetry groups", GROUPS))
+
+
+def group_members(group: int, vocab_size: int) -> Integers:
+    """Return the ranks of one group below vocab_size, ascending; ValueError if the group is outside [0, 12)."""
+    ranks = symmetry_ranks(group, np.arange(-(-checked_count(vocab_size, "vocab_size") // GROUPS)))
+    return ranks[ranks < vocab_size]
+
+
+def group_sizes(vocab_size: int) -> Integers:
+    """Return how many of the ranks below vocab_size each group has, int64 (12,); no two differ by more than 1."""
+    return np.bincount(symmetry_groups(np.arange(checked_count(vocab_size, "vocab_size"))), minlength=GROUPS)
+
+
+def group_shares(counts: Integers) -> Floats:
+    """Return each group's share of a text, float64 (12,) with sum 1, from how often each rank occurs, int (V,).
+
+    ValueError if `counts` has another shape, a negative entry, or none that is positive.
+    """
+    checked = checked_integers(counts, "token counts", 1 << 53)
+    if checked.ndim != 1 or not checked.any():
+        raise ValueError(f"token counts must be one row with a positive entry, got shape {checked.shape}")
+    totals = np.bincount(symmetry_groups(np.arange(len(checked))), weights=checked, minlength=GROUPS)
+    shares: Floats = totals / totals.sum()
+    return shares
+
+
+def _turn(row: Integers, column: Integers) -> Integers:
+    return np.where(row % 2 == 0, column, GROUPS - 1 - column)

@@ -1,0 +1,94 @@
+import math
+
+import flint
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crystalline_ray.lattice.similarity import similar_ranks, similarity, similarity_matrix, similarity_row
+from crystalline_ray.lattice.ulam import ulam_coordinates
+
+RANKS = st.integers(0, 10**6)
+
+
+def largest(values: np.ndarray, k: int) -> np.ndarray:
+    """Indices of the k largest of each row, ties by index."""
+    return np.argsort(-values, axis=1, kind="stable")[:, :k]
+
+
+@settings(deadline=None, max_examples=100)
+@given(RANKS, RANKS)
+def test_one_pair_is_the_definition(a: int, b: int) -> None:
+    distance = math.dist(ulam_coordinates(a).tolist(), ulam_coordinates(b).tolist())
+    shared = int(flint.fmpz(a + 1).gcd(flint.fmpz(b + 1))) / max(a + 1, b + 1)
+    assert similarity(a, b) == pytest.approx(0.7 * shared + 0.3 / (1 + distance), rel=1e-14)
+    assert similarity(a, b) == similarity(b, a)
+    assert similarity(a, a) == pytest.approx(1.0)
+    assert similarity(a, b, 0.0, 2.0) == pytest.approx(2.0 / (1 + distance), rel=1e-14)
+
+
+def test_pair_row_and_matrix_agree_to_the_bit() -> None:
+    matrix = similarity_matrix(60)
+    assert (matrix == matrix.T).all()
+    for rank in range(60):
+        row = similarity_row(rank, 60)
+        assert (row == matrix[rank]).all()
+        assert [float(similarity(rank, other)) for other in range(60)] == row.tolist()
+
+
+@pytest.mark.parametrize(("gcd_weight", "ulam_weight"), [(0.7, 0.3), (1.0, 0.0), (0.0, 1.0)])
+def test_the_kernel_is_positive_definite(gcd_weight: float, ulam_weight: float) -> None:
+    assert np.linalg.eigvalsh(similarity_matrix(300, gcd_weight, ulam_weight))[0] > 0.01
+
+
+def test_the_smallest_eigenvalue_of_a_thousand_ranks() -> None:
+    assert np.linalg.eigvalsh(similarity_matrix(1000))[0] == pytest.approx(0.3329, abs=1e-4)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.integers(2, 300),
+    st.integers(1, 40),
+    st.sampled_from([(0.7, 0.3), (0.3, 0.7), (1.0, 0.0), (0.0, 1.0), (5.0, 0.01)]),
+)
+def test_the_sparse_rows_hold_the_largest_entries(vocab_size: int, k: int, weights: tuple[float, float]) -> None:
+    k = min(k, vocab_size - 1)
+    matrix = similarity_matrix(vocab_size, *weights)
+    np.fill_diagonal(matrix, -1.0)
+    expected = largest(matrix, k)
+    found = similar_ranks(vocab_size, k, *weights, dtype=np.float64)
+    assert (found.ranks == expected).all()
+    kept = np.take_along_axis(matrix, expected, axis=1)
+    np.testing.assert_allclose(found.weights, kept / kept.sum(axis=1, keepdims=True), rtol=1e-13)
+
+
+def test_pairs_left_out_are_not_missed() -> None:
+    # 3000 ranks and 12 neighbours: most rows are done without looking at all others.
+    found = similar_ranks(3000, 12)
+    assert found.ranks.dtype == np.int32
+    assert found.weights.dtype == np.float32
+    rows = np.concatenate((np.arange(0, 3000, 23), np.arange(2950, 3000)))
+    values = similarity(rows[:, None], np.arange(3000))
+    values[np.arange(len(rows)), rows] = -1.0
+    assert (found.ranks[rows] == largest(values, 12)).all()
+    np.testing.assert_allclose(found.weights.sum(axis=1), 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("vocab_size", "k"), [(1, 1), (10, 10), (10, 0), (2**31 + 1, 3)])
+def test_numbers_of_neighbours_that_cannot_be_are_refused(vocab_size: int, k: int) -> None:
+    with pytest.raises(ValueError, match=f"k = {k}, vocab_size = {vocab_size}"):
+        similar_ranks(vocab_size, k)
+
+
+@pytest.mark.parametrize("weights", [(-0.1, 0.5), (0.0, 0.0), (math.nan, 1.0), (math.inf, 1.0)])
+def test_weights_without_a_kernel_are_refused(weights: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="weights"):
+        similarity(0, 1, *weights)
+
+
+def test_ranks_without_a_place_are_refused() -> None:
+    with pytest.raises(ValueError, match="got -1"):
+        similarity(3, np.array([0, -1]))
+    with pytest.raises(ValueError, match="vocab_size must be at least 1"):
+        similarity_matrix(0)

@@ -9,25 +9,20 @@ import math
 
 import numpy as np
 
-from crystalline_ray.kernels.workspace import Array, fold, folding, row_blocks, rows_per_block
+from crystalline_ray.kernels.workspace import Array, row_blocks, rows_per_block
 
 _CUBIC = 0.044715
 _SLOPE = math.sqrt(2.0 / math.pi)
 
 
-def gelu_forward(x: Array, bias: Array, out: Array, scratch: Array, *, keep_derivative: bool) -> None:
-    """out = gelu(x + bias); x is destroyed, and holds gelu'(x + bias) afterwards if `keep_derivative`.
+def gelu_forward(x: Array, out: Array, scratch: Array, *, keep_derivative: bool) -> None:
+    """out = gelu(x); x holds gelu'(x) afterwards if `keep_derivative`.
 
-    x, out (N, F); bias (F,); scratch (2, R, F) with R at least N or `rows_per_block(F)`. Without the
-    derivative out may be x.
+    x, out (N, F); scratch (2, R, F) with R at least N or `rows_per_block(F)`. Without the derivative out may be x.
     """
-    block_rows = rows_per_block(x.shape[1], x.itemsize)
-    laid = folding(len(x), block_rows)
-    wide_bias = np.tile(bias, laid)
-    for rows in row_blocks(len(x), block_rows):
+    for rows in row_blocks(len(x), rows_per_block(x.shape[1], x.itemsize)):
         h, y = x[rows], out[rows]
         slope, s = scratch[:, : len(h)]
-        np.add(fold(h, laid), wide_bias, out=fold(h, laid))
         np.square(h, out=slope)
         np.multiply(slope, _SLOPE * _CUBIC, out=slope)
         np.add(slope, _SLOPE, out=slope)

@@ -9,6 +9,7 @@ NeurIPS 2022, section 3.1).
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from crystalline_ray.kernels.workspace import Array
 
 _QUERY_BLOCK = 64
 _TILE_BYTES = 512 * 1024
+_WIDEST_MASK = 4 * _QUERY_BLOCK
 
 
 class AttentionBuffers(NamedTuple):
@@ -38,7 +40,6 @@ class AttentionBuffers(NamedTuple):
     dkeys: Array
     dvalues: Array
     products: Array
-    diagonal: Array
 
 
 def attention_plan(
@@ -46,9 +47,8 @@ def attention_plan(
 ) -> dict[str, tuple[int, ...]]:
     """Return the shapes of AttentionBuffers for tiles of b sequences x h heads and blocks of Q queries, T keys.
 
-    scores, powers, masks (b * h * Q * T), masks empty without dropout; queries, keys, values, dkeys, dvalues, products
-    and outputs (b, h, T, D); key_columns, value_columns (b, h, D, T); totals (b, h, T, 1); diagonal (Q, Q), which has to
-    be filled with `np.tri(Q)`.
+    scores, powers, masks (b * h * Q * T), masks empty without dropout; key_columns, value_columns (b, h, D, T); totals
+    (b, h, T, 1); all others (b, h, T, D).
     """
     queries = min(length, _QUERY_BLOCK)
     limit = max(1, _TILE_BYTES // (queries * length * itemsize))
@@ -69,7 +69,6 @@ def attention_plan(
         "dkeys": rows,
         "dvalues": rows,
         "products": rows,
-        "diagonal": (queries, queries),
     }
 
 
@@ -93,7 +92,9 @@ def attention_forward(
             scores = _matrices(buffers.scores, buffers, start, stop)
             powers = _matrices(buffers.powers, buffers, start, stop)
             gemm.multiply(queries[block], key_columns[..., :stop], scores)
-            exponentials(scores, powers, buffers.totals[block], shift[tile][block], _diagonal(buffers, start, stop))
+            exponentials(
+                scores, powers, buffers.totals[block], shift[tile][block], _mask(stop - start, stop, scores.dtype.char)
+            )
             if masks is not None:
                 masks.fill(scores, number * len(blocks) + index)
                 np.multiply(powers, scores, out=powers)
@@ -136,7 +137,7 @@ def attention_backward(
             scores = _matrices(buffers.scores, buffers, start, stop)
             powers = _matrices(buffers.powers, buffers, start, stop)
             gemm.multiply(queries[block], buffers.key_columns[..., :stop], scores)
-            repeat_exponentials(scores, powers, shift[tile][block], _diagonal(buffers, start, stop))
+            repeat_exponentials(scores, powers, shift[tile][block], _mask(stop - start, stop, scores.dtype.char))
             gemm.multiply(g[block], buffers.value_columns[..., :stop], scores)
             if masks is not None:
                 kept = _matrices(buffers.masks, buffers, start, stop)
@@ -183,8 +184,8 @@ def _tiles(inverse_totals: Array, buffers: AttentionBuffers) -> Iterator[tuple[s
 
 
 def _query_blocks(buffers: AttentionBuffers) -> list[tuple[int, int]]:
-    length, queries = buffers.keys.shape[2], len(buffers.diagonal)
-    return [(start, min(start + queries, length)) for start in range(0, length, queries)]
+    length = buffers.keys.shape[2]
+    return [(start, min(start + _QUERY_BLOCK, length)) for start in range(0, length, _QUERY_BLOCK)]
 
 
 def _matrices(flat: Array, buffers: AttentionBuffers, start: int, stop: int) -> Array:
@@ -193,8 +194,16 @@ def _matrices(flat: Array, buffers: AttentionBuffers, start: int, stop: int) -> 
     return flat[: b * h * (stop - start) * stop].reshape(b, h, stop - start, stop)
 
 
-def _diagonal(buffers: AttentionBuffers, start: int, stop: int) -> Array:
-    return buffers.diagonal[: stop - start, : stop - start]
+@lru_cache(maxsize=256)
+def _mask(queries: int, stop: int, dtype: str) -> Array:
+    """Return ones and zeros for the last columns of a block of scores, the square on the diagonal among them.
+
+    NumPy is fastest where a mask is as wide as the scores, so that many rows are one loop; wider ones touch too much.
+    """
+    width = stop if stop <= _WIDEST_MASK else queries
+    mask = np.tri(queries, width, width - queries, dtype)
+    mask.flags.writeable = False
+    return mask
 
 
 def _largest_divisor(number: int, limit: int) -> int:

@@ -24,7 +24,7 @@ def multiply(a: Array, b: Array, out: Array) -> None:
 def add_product(a: Array, b: Array, out: Array) -> None:
     """out += a @ b for matrices (M, K), (K, N) and (M, N), which costs less than overwriting out.
 
-    Operands as in `multiply`. Without a BLAS that can add, or for operands it cannot address, the product is made first.
+    Operands as in `multiply`. Without a BLAS that adds, or for operands it cannot address, the product is made first.
     """
     products = blas.numpy_products()
     if products is None or not products.add(a, b, out):

@@ -1,17 +1,16 @@
-"""Linear layers, and the residual additions that follow two of them in every block."""
+"""Linear layers, and the residual additions that two of them end in in every block."""
 
 import numpy as np
 
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.dropout import Masks
-from crystalline_ray.kernels.workspace import Array, fold, folding, row_blocks, rows_per_block
+from crystalline_ray.kernels.workspace import Array, row_blocks, rows_per_block
 
 
 def linear_forward(x: Array, weight: Array, bias: Array, out: Array) -> None:
     """out (N, O) = x (N, I) @ weight (I, O) + bias (O,)."""
-    gemm.multiply(x, weight, out)
-    laid = folding(len(out), len(out))
-    np.add(fold(out, laid), np.tile(bias, laid), out=fold(out, laid))
+    np.copyto(out, bias)
+    gemm.add_product(x, weight, out)
 
 
 def linear_backward(dout: Array, x: Array, weight: Array, dx: Array, dweight: Array, dbias: Array) -> None:
@@ -21,22 +20,24 @@ def linear_backward(dout: Array, x: Array, weight: Array, dx: Array, dweight: Ar
     gemm.column_sums(dout, dbias)
 
 
-def residual_forward(x: Array, branch: Array, bias: Array, masks: Masks | None, scratch: Array) -> None:
-    """x += dropout(branch + bias); branch is destroyed.
+def residual_forward(
+    x: Array, y: Array, weight: Array, bias: Array, masks: Masks | None, branch: Array, scratch: Array
+) -> None:
+    """x += dropout(y @ weight + bias).
 
-    x, branch (N, C); bias (C,); scratch (R, C) with R at least N or `rows_per_block(C)`, used with masks only.
+    x (N, C); y (N, I); weight (I, C); bias (C,); branch (N, C) and scratch (R, C), R at least N or
+    `rows_per_block(C)`, are used with masks only.
     """
-    block_rows = rows_per_block(x.shape[1], x.itemsize)
-    laid = folding(len(x), block_rows)
-    wide_bias = np.tile(bias, laid)
-    for number, rows in enumerate(row_blocks(len(x), block_rows)):
-        block = branch[rows]
-        np.add(fold(block, laid), wide_bias, out=fold(block, laid))
-        if masks is not None:
-            mask = scratch[: len(block)]
+    if masks is not None:
+        linear_forward(y, weight, bias, branch)
+        for number, rows in enumerate(row_blocks(len(x), rows_per_block(x.shape[1], x.itemsize))):
+            mask = scratch[: rows.stop - rows.start]
             masks.fill(mask, number)
-            np.multiply(block, mask, out=block)
-        np.add(x[rows], block, out=x[rows])
+            np.multiply(branch[rows], mask, out=mask)
+            np.add(x[rows], mask, out=x[rows])
+        return
+    np.add(x, bias, out=x)
+    gemm.add_product(y, weight, x)
 
 
 def residual_backward(dx: Array, dbranch: Array, masks: Masks | None, scratch: Array) -> Array:

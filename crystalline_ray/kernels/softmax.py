@@ -40,7 +40,7 @@ def exponentials(scores: Array, out: Array, totals: Array, shift: Array, mask: A
 
 
 def repeat_exponentials(scores: Array, out: Array, shift: Array, mask: Array | None = None) -> None:
-    """Compute `out` of `exponentials` again, to the bit, from the same scores, which may be destroyed, and its shift."""
+    """Compute `out` of `exponentials` again, to the bit, from its shift and the same scores, which may be destroyed."""
     if shift.any():
         _exclude(scores, mask)
         np.subtract(scores, shift, out=scores)

@@ -1,7 +1,6 @@
 """Buffers planned before the first step and allocated once, and the row blocks in which element-wise work runs."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import gcd
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ CACHE_LINE = 64
 BLOCK_BYTES = 128 * 1024
 """Bytes of one operand of element-wise work: four of them stay in a level-2 cache of 1 MiB with room to spare."""
 
-_FOLD = 16
+_ROWS_TOGETHER = 16
 
 
 class Workspace:
@@ -53,21 +52,7 @@ def aligned_zeros(num_bytes: int) -> npt.NDArray[np.uint8]:
 def rows_per_block(width: int, itemsize: int) -> int:
     """Rows of `width` items that fill one operand of element-wise work: a multiple of 16, or fewer than 16."""
     rows = max(1, BLOCK_BYTES // (width * itemsize))
-    return rows - rows % _FOLD if rows > _FOLD else rows
-
-
-def folding(rows: int, block: int) -> int:
-    """Return how many rows, at most 16, can be laid end to end in every block of `row_blocks(rows, block)`.
-
-    NumPy broadcasts a vector over rows by one inner loop per row, whose start costs as much as 100 items. With the
-    vector repeated as often as rows are laid end to end (`fold`), the loops are as much longer.
-    """
-    return gcd(rows, min(rows, block), _FOLD)
-
-
-def fold(x: Array, count: int) -> Array:
-    """View contiguous x (R, C) as (R / count, count * C)."""
-    return x.reshape(-1, count * x.shape[1])
+    return rows - rows % _ROWS_TOGETHER if rows > _ROWS_TOGETHER else rows
 
 
 def row_blocks(rows: int, block: int) -> Iterator[slice]:

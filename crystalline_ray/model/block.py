@@ -2,15 +2,15 @@
 
 from typing import NamedTuple
 
-from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.activation import gelu_backward, gelu_forward
 from crystalline_ray.kernels.attention import attention_backward, attention_forward
 from crystalline_ray.kernels.dropout import Masks
+from crystalline_ray.kernels.folded import fold_norm, folded_backward
 from crystalline_ray.kernels.linear import linear_backward, linear_forward, residual_backward, residual_forward
-from crystalline_ray.kernels.norm import norm_backward, norm_forward
+from crystalline_ray.kernels.norm import normalise_backward, normalise_forward
 from crystalline_ray.kernels.workspace import Array
-from crystalline_ray.model.buffers import BlockActivations, Buffers, GradientBuffers
-from crystalline_ray.model.views import BlockViews
+from crystalline_ray.model.buffers import BlockActivations, Buffers, GradientBuffers, NormActivations
+from crystalline_ray.model.views import BlockViews, LinearViews, NormViews
 
 
 class BlockMasks(NamedTuple):
@@ -23,10 +23,11 @@ class BlockMasks(NamedTuple):
 
 def block_forward(weights: BlockViews, kept: BlockActivations, buffers: Buffers, masks: BlockMasks) -> None:
     """Update the residual stream buffers.x (N, C) in place and leave in `kept` what the backward pass needs."""
-    x, branch = buffers.x, buffers.branch
+    x, branch, rows = buffers.x, buffers.branch, buffers.rows
     batch, _, length, _ = kept.inverse_totals.shape
-    norm_forward(x, *weights.norm_1, *kept.norm_1)
-    linear_forward(kept.norm_1.out, *weights.qkv, kept.qkv)
+    normalise_forward(x, *kept.norm_1)
+    fold_norm(*weights.norm_1, *weights.qkv, *buffers.folded_qkv)
+    linear_forward(kept.norm_1.normalised, *buffers.folded_qkv, kept.qkv)
     attention_forward(
         _sequences(kept.qkv, batch, length),
         _sequences(kept.heads, batch, length),
@@ -35,14 +36,13 @@ def block_forward(weights: BlockViews, kept: BlockActivations, buffers: Buffers,
         buffers.attention,
         masks.attention,
     )
-    gemm.multiply(kept.heads, weights.attention_out.weight, branch)
-    residual_forward(x, branch, weights.attention_out.bias, masks.attention_out, buffers.rows)
-    norm_forward(x, *weights.norm_2, *kept.norm_2)
-    gemm.multiply(kept.norm_2.out, weights.expand.weight, kept.hidden)
+    residual_forward(x, kept.heads, *weights.attention_out, masks.attention_out, branch, rows)
+    normalise_forward(x, *kept.norm_2)
+    fold_norm(*weights.norm_2, *weights.expand, *buffers.folded_expand)
+    linear_forward(kept.norm_2.normalised, *buffers.folded_expand, kept.hidden)
     training = buffers.gradients is not None
-    gelu_forward(kept.hidden, weights.expand.bias, kept.activated, buffers.wide_rows, keep_derivative=training)
-    gemm.multiply(kept.activated, weights.contract.weight, branch)
-    residual_forward(x, branch, weights.contract.bias, masks.mlp_out, buffers.rows)
+    gelu_forward(kept.hidden, kept.activated, buffers.wide_rows, keep_derivative=training)
+    residual_forward(x, kept.activated, *weights.contract, masks.mlp_out, branch, rows)
 
 
 def block_backward(
@@ -59,8 +59,15 @@ def block_backward(
     dout = residual_backward(dx, dbranch, masks.mlp_out, buffers.rows)
     linear_backward(dout, kept.activated, weights.contract.weight, dhidden, *gradient.contract)
     gelu_backward(dhidden, kept.hidden, dhidden)
-    linear_backward(dhidden, kept.norm_2.out, weights.expand.weight, dbranch, *gradient.expand)
-    norm_backward(dbranch, *kept.norm_2[1:], weights.norm_2.gain, dx, *gradient.norm_2, buffers.rows)
+    fold_norm(*weights.norm_2, *weights.expand, *buffers.folded_expand)
+    _normed_linear_backward(
+        dhidden,
+        kept.norm_2,
+        (weights.norm_2, weights.expand, buffers.folded_expand),
+        (gradient.norm_2, gradient.expand),
+        buffers,
+        scratch,
+    )
     dout = residual_backward(dx, dbranch, masks.attention_out, buffers.rows)
     linear_backward(dout, kept.heads, weights.attention_out.weight, scratch.dheads, *gradient.attention_out)
     attention_backward(
@@ -73,8 +80,40 @@ def block_backward(
         buffers.attention,
         masks.attention,
     )
-    linear_backward(scratch.dqkv, kept.norm_1.out, weights.qkv.weight, dbranch, *gradient.qkv)
-    norm_backward(dbranch, *kept.norm_1[1:], weights.norm_1.gain, dx, *gradient.norm_1, buffers.rows)
+    fold_norm(*weights.norm_1, *weights.qkv, *buffers.folded_qkv)
+    _normed_linear_backward(
+        scratch.dqkv,
+        kept.norm_1,
+        (weights.norm_1, weights.qkv, buffers.folded_qkv),
+        (gradient.norm_1, gradient.qkv),
+        buffers,
+        scratch,
+    )
+
+
+def _normed_linear_backward(
+    dout: Array,
+    kept: NormActivations,
+    weights: tuple[NormViews, LinearViews, LinearViews],
+    gradients: tuple[NormViews, LinearViews],
+    buffers: Buffers,
+    scratch: GradientBuffers,
+) -> None:
+    """Add the gradient of a normalisation's input to scratch.dx, given that of the linear layer's output after it.
+
+    The weights are those of the two, and of the layer they are folded into.
+    """
+    norm, linear, folded = weights
+    folded_backward(
+        dout,
+        kept.normalised,
+        folded.weight,
+        linear.weight,
+        *norm,
+        scratch.dbranch,
+        (*gradients[0], *gradients[1]),
+    )
+    normalise_backward(scratch.dbranch, *kept, scratch.dx, buffers.rows, buffers.column)
 
 
 def _sequences(x: Array, batch: int, length: int) -> Array:

@@ -10,14 +10,14 @@ from crystalline_ray.kernels.attention import AttentionBuffers, attention_plan
 from crystalline_ray.kernels.head import HeadBuffers, head_plan
 from crystalline_ray.kernels.workspace import Array, Workspace, rows_per_block
 from crystalline_ray.model.layout import ModelShape
+from crystalline_ray.model.views import LinearViews
 
 Plan = dict[str, tuple[int, ...]]
 
 
 class NormActivations(NamedTuple):
-    """What a layer normalisation leaves: out (N, C), normalised (N, C), inverse_deviation (N, 1)."""
+    """What a layer normalisation leaves: normalised (N, C), inverse_deviation (N, 1)."""
 
-    out: Array
     normalised: Array
     inverse_deviation: Array
 
@@ -53,15 +53,21 @@ class GradientBuffers(NamedTuple):
 class Buffers:
     """All buffers of one model and batch shape, with N = B * T rows of width C.
 
-    x (N, C) is the residual stream, branch (N, C) what is added to it; rows (R, C) and wide_rows (2, R, 4C) hold one
-    block of rows. Without training all blocks share one set of activations, and there are no gradients.
+    x (N, C) is the residual stream, branch (N, C) what dropout takes from before it is added; rows (R, C), column
+    (R, 1) and wide_rows (2, R, 4C) hold one block of rows; out (N, C) is what the head reads. folded_qkv, folded_expand
+    share the memory of one layer's weights after they have taken in the normalisation before it. Without training all
+    blocks share one set of activations, and there are no gradients.
     """
 
     num_bytes: int
     x: Array
     branch: Array
     rows: Array
+    column: Array
     wide_rows: Array
+    folded_qkv: LinearViews
+    folded_expand: LinearViews
+    out: Array
     blocks: tuple[BlockActivations, ...]
     norm: NormActivations
     attention: AttentionBuffers
@@ -72,10 +78,15 @@ class Buffers:
 def plan_buffers(shape: ModelShape, batch_size: int, dtype: npt.DTypeLike, *, dropout: bool, training: bool) -> Plan:
     """Return the shapes of all buffers by name, for `Workspace` or, to know their size only, `workspace_bytes`."""
     rows, width, itemsize = batch_size * shape.seq_len, shape.embed_dim, np.dtype(dtype).itemsize
+    block_rows = min(rows, rows_per_block(width, itemsize))
     plan: Plan = {
         "x": (rows, width),
         "branch": (rows, width),
-        "rows": (min(rows, rows_per_block(width, itemsize)), width),
+        "rows": (block_rows, width),
+        "column": (block_rows, 1),
+        "out": (rows, width),
+        "folded": (4 * width * width,),
+        "folded_bias": (4 * width,),
         "wide_rows": (2, min(rows, rows_per_block(4 * width, itemsize)), 4 * width),
         **_norm_plan("norm", rows, width),
         **_prefixed("head", head_plan(rows, shape.vocab_size, width, itemsize)),
@@ -95,13 +106,16 @@ def allocate(shape: ModelShape, batch_size: int, dtype: npt.DTypeLike, *, dropou
     """Allocate all buffers at once."""
     space = Workspace(plan_buffers(shape, batch_size, dtype, dropout=dropout, training=training), dtype)
     attention = AttentionBuffers(**{name: space[f"attention.{name}"] for name in AttentionBuffers._fields})
-    attention.diagonal[:] = np.tri(len(attention.diagonal))
     blocks = tuple(_block(space, f"block.{index}") for index in range(shape.num_layers if training else 1))
     return Buffers(
         num_bytes=space.num_bytes,
         x=space["x"],
         branch=space["branch"],
         rows=space["rows"],
+        column=space["column"],
+        folded_qkv=_folded(space, 3 * shape.embed_dim),
+        folded_expand=_folded(space, 4 * shape.embed_dim),
+        out=space["out"],
         wide_rows=space["wide_rows"],
         blocks=blocks if training else blocks * shape.num_layers,
         norm=_norm(space, "norm"),
@@ -125,12 +139,18 @@ def _gradients(space: Workspace) -> GradientBuffers:
     )
 
 
+def _folded(space: Workspace, out: int) -> LinearViews:
+    """View the memory of folded weights, one layer's at a time, as those of a layer of width `out`."""
+    width = space["x"].shape[1]
+    return LinearViews(space["folded"][: width * out].reshape(width, out), space["folded_bias"][:out])
+
+
 def _prefixed(prefix: str, plan: Plan) -> Plan:
     return {f"{prefix}.{name}": shape for name, shape in plan.items()}
 
 
 def _norm_plan(prefix: str, rows: int, width: int) -> Plan:
-    return _prefixed(prefix, {"out": (rows, width), "normalised": (rows, width), "inverse_deviation": (rows, 1)})
+    return _prefixed(prefix, {"normalised": (rows, width), "inverse_deviation": (rows, 1)})
 
 
 def _block_plan(prefix: str, shape: ModelShape, batch_size: int) -> Plan:

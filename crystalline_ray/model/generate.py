@@ -176,7 +176,6 @@ def _linear(x: Array, linear: LinearViews) -> Array:
 
 
 def _mlp(x: Array, block: BlockViews) -> Array:
-    hidden = np.empty((len(x), len(block.expand.bias)), x.dtype)
-    gemm.multiply(x, block.expand.weight, hidden)
-    gelu_forward(hidden, block.expand.bias, hidden, np.empty((2, *hidden.shape), x.dtype), keep_derivative=False)
+    hidden = _linear(x, block.expand)
+    gelu_forward(hidden, hidden, np.empty((2, *hidden.shape), x.dtype), keep_derivative=False)
     return _linear(hidden, block.contract)

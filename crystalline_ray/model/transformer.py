@@ -99,10 +99,12 @@ class Transformer:
                 gradient[padding] = 0.0
             dnorm, table = scratch.dheads, views.token_table
             loss = head_forward_backward(
-                buffers.norm.out, table, flat_targets, scale, buffers.head, dnorm, dviews.token_table
+                buffers.out, table, flat_targets, scale, buffers.head, dnorm, dviews.token_table
             )
             scratch.dx.fill(0.0)
-            norm_backward(dnorm, *buffers.norm[1:], views.norm.gain, scratch.dx, *dviews.norm, buffers.rows)
+            norm_backward(
+                dnorm, *buffers.norm, views.norm.gain, scratch.dx, *dviews.norm, (buffers.rows, buffers.column)
+            )
             for block in reversed(range(self.shape.num_layers)):
                 block_backward(
                     views.blocks[block], dviews.blocks[block], buffers.blocks[block], buffers, scratch, masks[block]
@@ -120,7 +122,7 @@ class Transformer:
         views = self._bind(weights)
         with np.errstate(all="ignore"):
             self._forward(views, inputs, None, self._masks(None)[1])
-            return head_forward(self._buffers.norm.out, views.token_table, flat_targets, self._buffers.head)
+            return head_forward(self._buffers.out, views.token_table, flat_targets, self._buffers.head)
 
     def logits(self, weights: Array, inputs: Tokens) -> Array:
         """Return a new array (B, T, V) of logits, without dropout. Raises ValueError as `loss_and_gradient`."""
@@ -129,7 +131,7 @@ class Transformer:
         out = np.empty((*self._batch, self.shape.vocab_size), self.dtype)
         with np.errstate(all="ignore"):
             self._forward(views, inputs, None, self._masks(None)[1])
-            gemm.multiply(self._buffers.norm.out, views.token_table.T, out.reshape(-1, self.shape.vocab_size))
+            gemm.multiply(self._buffers.out, views.token_table.T, out.reshape(-1, self.shape.vocab_size))
         return out
 
     def release(self) -> None:
@@ -145,7 +147,7 @@ class Transformer:
             dropout_forward(buffers.x, embedding_masks, buffers.rows)
         for weights, kept, block_masks in zip(views.blocks, buffers.blocks, masks, strict=True):
             block_forward(weights, kept, buffers, block_masks)
-        norm_forward(buffers.x, *views.norm, *buffers.norm)
+        norm_forward(buffers.x, *views.norm, buffers.out, *buffers.norm)
 
     def _masks(self, dropout_seed: tuple[int, int] | None) -> tuple[Masks | None, tuple[BlockMasks, ...]]:
         if dropout_seed is None or self._dropout == 0.0:

@@ -16,7 +16,6 @@ class Attention:
     def __init__(self, batch: int, heads: int, length: int, head_dim: int, dtype: type, rate: float = 0.0) -> None:
         plan = attention_plan(batch, heads, length, head_dim, np.dtype(dtype).itemsize, dropout=rate > 0)
         self.buffers = AttentionBuffers(**{name: np.full(shape, np.nan, dtype) for name, shape in plan.items()})
-        self.buffers.diagonal[:] = np.tri(len(self.buffers.diagonal))
         self.masks = Masks(rate, seed=1, micro_batch=2, site=3) if rate else None
         rng = np.random.default_rng(length)
         self.heads = heads
@@ -61,7 +60,12 @@ def test_forward_equals_the_definition(batch: int, heads: int, length: int, head
     np.testing.assert_allclose(single.forward(), single.reference(), atol=3e-6)
 
 
-SHAPES = [(1, 1, 1, 1), (2, 2, 5, 3), (1, 2, 70, 2), (2, 3, 130, 1)]  # the last has two tiles of three blocks
+SHAPES = [
+    (1, 1, 1, 1),
+    (2, 2, 5, 3),
+    (1, 2, 70, 2),
+    (2, 3, 300, 1),
+]  # the last has five blocks, whose masks are of both kinds
 
 
 @pytest.mark.parametrize("shape", SHAPES)

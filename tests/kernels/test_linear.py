@@ -39,14 +39,14 @@ def test_backward_equals_finite_differences() -> None:
 @pytest.mark.parametrize("rate", [0.0, 0.4])
 def test_residual_adds_what_it_passes_back(rows: int, rate: float) -> None:
     rng = np.random.default_rng(2)
-    x, branch, dout = rng.standard_normal((3, rows, 128))
-    bias = rng.standard_normal(128)
+    x, dout = rng.standard_normal((2, rows, 128))
+    y, weight, bias = rng.standard_normal((rows, 3)), rng.standard_normal((3, 128)), rng.standard_normal(128)
     masks = Masks(rate, seed=1, micro_batch=2, site=3) if rate else None
     out, scratch = x.copy(), np.empty((rows, 128))
-    residual_forward(out, branch.copy(), bias, masks, scratch)
+    residual_forward(out, y, weight, bias, masks, np.empty_like(x), scratch)
     dbranch = residual_backward(dout, np.empty_like(dout), masks, scratch)
     # linear in the branch: what is added is the mask's multiple, and the gradient is multiplied by the same
     mask = dbranch / dout
-    np.testing.assert_allclose(out - x, mask * (branch + bias), atol=1e-12)
+    np.testing.assert_allclose(out - x, mask * (y @ weight + bias), atol=1e-12)
     assert set(np.round(mask, 3).ravel()) <= ({1.0} if masks is None else {0.0, 1.667})
     assert abs((mask > 0).mean() - (1.0 - rate)) < 4 * np.sqrt(0.25 / mask.size) + 1e-12

@@ -1,9 +1,8 @@
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crystalline_ray.kernels.workspace import Workspace, fold, folding, row_blocks, rows_per_block, workspace_bytes
+from crystalline_ray.kernels.workspace import Workspace, row_blocks, rows_per_block, workspace_bytes
 
 SHAPES = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=4), min_size=1, max_size=8)
 
@@ -31,8 +30,6 @@ def test_row_blocks_cover_every_row_once(rows: int, block: int) -> None:
     blocks = list(row_blocks(rows, block))
     assert [row for piece in blocks for row in range(piece.start, piece.stop)] == list(range(rows))
     assert max(piece.stop - piece.start for piece in blocks) <= block
-    laid = folding(rows, block)
-    assert all((piece.stop - piece.start) % laid == 0 for piece in blocks)
 
 
 @settings(deadline=None, max_examples=30)
@@ -41,11 +38,3 @@ def test_a_block_has_a_row_and_fits_the_cache(width: int) -> None:
     rows = rows_per_block(width, 4)
     assert rows == 1 or rows * width * 4 <= 128 * 1024
     assert rows <= 16 or rows % 16 == 0
-
-
-def test_folded_rows_lie_end_to_end() -> None:
-    x = np.arange(24.0).reshape(6, 4)
-    assert fold(x, 3).shape == (2, 12)
-    assert np.shares_memory(fold(x, 3), x)
-    with pytest.raises(ValueError, match="reshape"):
-        fold(x, 5)

@@ -1,0 +1,50 @@
+"""A linear layer that has taken gain and bias of the layer normalisation before it into its own weights.
+
+With n the normalised rows, (n * gain + shift) @ W + b = n @ (gain[:, None] * W) + (shift @ W + b): work on the weights
+instead of on the activations, of which there are more. The rows of n sum to 0, so the column means of the folded
+weights do not count either; without them the gradient that comes back to n sums to 0 as well, which saves the
+normalisation the subtraction of its mean.
+"""
+
+import numpy as np
+
+from crystalline_ray.kernels import gemm
+from crystalline_ray.kernels.workspace import Array
+
+
+def fold_norm(gain: Array, shift: Array, weight: Array, bias: Array, folded: Array, folded_bias: Array) -> None:
+    """folded = gain * weight less its column means, folded_bias = shift @ weight + bias.
+
+    gain, shift (I,); weight, folded (I, O); bias, folded_bias (O,).
+    """
+    np.multiply(weight, gain[:, None], out=folded)
+    gemm.column_sums(folded, folded_bias)
+    np.divide(folded_bias, len(gain), out=folded_bias)
+    np.subtract(folded, folded_bias, out=folded)
+    np.copyto(folded_bias, bias)
+    gemm.add_product(shift[None], weight, folded_bias[None])
+
+
+def folded_backward(
+    dout: Array,
+    normalised: Array,
+    folded: Array,
+    weight: Array,
+    gain: Array,
+    shift: Array,
+    dnormalised: Array,
+    gradients: tuple[Array, Array, Array, Array],
+) -> None:
+    """Overwrite dnormalised (N, I), whose rows sum to 0, and the gradients.
+
+    Those are of gain, shift (I,), weight (I, O) and bias (O,). dout (N, O); normalised (N, I); the others as
+    `fold_norm` took and left them.
+    """
+    dgain, dshift, dweight, dbias = gradients
+    gemm.multiply(dout, folded.T, dnormalised)
+    gemm.multiply(normalised.T, dout, dweight)
+    gemm.column_sums(dout, dbias)
+    np.vecdot(weight, dweight, out=dgain)
+    gemm.multiply(weight, dbias[:, None], dshift[:, None])
+    np.multiply(dweight, gain[:, None], out=dweight)
+    gemm.add_product(shift[:, None], dbias[None], dweight)

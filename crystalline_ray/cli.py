@@ -15,6 +15,8 @@ from crystalline_ray.config import Config, load_config, resume_config
 from crystalline_ray.errors import ConfigError, CrystallineError
 
 if TYPE_CHECKING:
+    from crystalline_ray.data.progress import Progress
+    from crystalline_ray.training.console import Console
     from crystalline_ray.training.use import TrainedModel
     from crystalline_ray.training.writer import Writer
 
@@ -202,16 +204,49 @@ def plan_command(cpus: int | None, config_file: Path | None, as_json: bool, **op
 @cli.command("doctor")
 @_json_option
 def doctor_command(as_json: bool) -> None:
-    """Show what this machine offers to a run."""
+    """Show what this machine offers to a run.
+
+    One core multiplies matrices for two seconds meanwhile, to find out how fast it is at best.
+    """
     config = load_config(None, os.environ, {})
     from crystalline_ray.training.console import Console
     from crystalline_ray.training.doctor import diagnose
 
-    diagnosis = diagnose(config)
+    with Console(json_output=True) as console:
+        diagnosis = diagnose(config, _terminal_progress(console))
     if as_json:
         _print_json(diagnosis.to_dict())
     else:
         Console().show(diagnosis.render())
+
+
+@cli.group("bench")
+def bench_group() -> None:
+    """Measure how fast this machine computes."""
+
+
+@bench_group.command("leaf")
+@click.option("--model", default="B", show_default=True, help="A, B, or a YAML configuration: the model and its batch")
+@click.option("--seconds", type=float, default=10.0, show_default=True, help="Time for the steps that are measured")
+@click.option("--core", type=int, help="Core to run on; none: the last that may be used")
+@_json_option
+def bench_leaf_command(model: str, seconds: float, core: int | None, as_json: bool) -> None:
+    """Measure one leaf on one core, without Ray.
+
+    A step is one micro-batch forward and backward, clipping and AdamW. A is a small model (vocabulary 1000, width 128,
+    2 layers, 4 heads, 16 sequences of 64), B a larger one (8192, 384, 6, 6, 8 sequences of 256).
+    """
+    from crystalline_ray.training.console import Console
+    from crystalline_ray.training.leaf_bench import bench_leaf
+    from crystalline_ray.training.leaf_work import find_work
+
+    work = find_work(model, os.environ)
+    with Console(json_output=True) as console:
+        figures = bench_leaf(work, seconds=seconds, core=core, progress=_terminal_progress(console))
+    if as_json:
+        _print_json(figures.to_dict())
+    else:
+        Console().show(figures.render())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -292,6 +327,13 @@ def _open_writers(run: str, runs_dir: str | None, seed: int, sampling: dict[str,
     chosen = Sampling(**sampling)
     model = _load(run, runs_dir)
     return lambda: Writer(model.shape, model.weights, model.tokenizer, chosen, seed)
+
+
+def _terminal_progress(console: "Console") -> "Progress":
+    """Return the console's progress on a terminal, and none elsewhere: what takes seconds needs no lines in a log."""
+    from crystalline_ray.data.progress import silent
+
+    return console.progress if console.is_terminal else silent
 
 
 def _show(text: str) -> None:

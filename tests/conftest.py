@@ -26,6 +26,12 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture
+def short_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure the best rate of matrix products for as short as possible."""
+    monkeypatch.setattr("crystalline_ray.training.peak_gemm.PEAK_SECONDS", 0.001)
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[object]:
     """One private Ray instance; its stop fails the session if anything stays behind."""

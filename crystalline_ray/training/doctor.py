@@ -14,16 +14,21 @@ import psutil
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
-from threadpoolctl import ThreadpoolController
 
 from crystalline_ray.config import Config
+from crystalline_ray.data.progress import Progress
 from crystalline_ray.engine.topology import allowed_cores, detect_topology
+from crystalline_ray.training.blas import Blas, loaded_blas
 from crystalline_ray.training.durable import readable_bytes
+from crystalline_ray.training.leaf_work import Precision
+from crystalline_ray.training.measuring import as_worker, measuring_core
+from crystalline_ray.training.peak_gemm import measure_peak
 from crystalline_ray.training.plan_view import PlanView, ranges
 from crystalline_ray.training.run import plan_for
 
 _SHARED_MEMORY = Path("/dev/shm")
 _CPU_INFO = Path("/proc/cpuinfo")
+_PRECISION: Precision = "float32"
 # What decides how fast matrix products are, by the kernel's names, x86 before Arm.
 _SIMD = (
     "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16",
@@ -33,13 +38,17 @@ _SIMD = (
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found; sizes in bytes. `train` says what a run would use, None is what the system does not tell."""
+    """What was found; sizes in bytes. `train` says what a run would use, None is what the system does not tell.
+
+    `gemm` is the best matrix product of one core: precision, gflops, shape (M, K, N) and the core.
+    """
 
     versions: dict[str, str]
     processor: str
     simd: list[str]
     numpy_simd: list[str]
-    blas: list[dict[str, Any]]
+    blas: list[Blas]
+    gemm: dict[str, Any]
     machine_cores: int
     allowed_cores: list[int]
     physical_cores: int
@@ -66,8 +75,13 @@ class Diagnosis:
         yield "processor", self.processor
         yield "SIMD", f"{' '.join(self.simd) or 'unknown'}; NumPy uses {' '.join(self.numpy_simd)}"
         for blas in self.blas:
-            threads = f"{blas['threads']} threads here, 1 in each leaf"
-            yield "BLAS", f"{blas['library']} {blas['version']} for {blas['architecture']}, {threads}"
+            use = f"in use, threads: {blas.threads} here, 1 in each leaf" if blas.in_use else "found, not in use"
+            yield "BLAS", f"{blas.library} {blas.version} for {blas.architecture}, {use}"
+        yield (
+            "products",
+            f"{self.gemm['gflops']:,.1f} GFLOP/s at best in {self.gemm['precision']}, the precision chosen "
+            f"({' x '.join(map(str, self.gemm['shape']))}, core {self.gemm['core']}, 1 thread)",
+        )
         cores = (
             f"{len(self.allowed_cores)} of {self.machine_cores} may be used, in the order {ranges(self.allowed_cores)}"
         )
@@ -81,18 +95,19 @@ class Diagnosis:
             f"engine {self.train['engine']} on {self.train['cores']} cores, "
             f"{'pinned' if self.train['pinned'] else 'not pinned'}: 1 root + {self.train['controls']} controls + "
             f"{self.train['leaves']} leaves, coordinators {self.train['coordinators']}, "
-            f"{readable_bytes(self.train['shared_memory'])} of shared memory",
+            f"{readable_bytes(self.train['shared_memory'])} of shared memory, "
+            f"{readable_bytes(self.train['leaf_workspace'])} of workspace in each leaf",
         )
         for note in self.notes:
             yield "note", note
 
 
-def diagnose(config: Config) -> Diagnosis:
-    """Look at this machine, and at what a run with `config` would use of it."""
+def diagnose(config: Config, progress: Progress) -> Diagnosis:
+    """Look at this machine, and at what a run with `config` would use of it; takes about two seconds of one core."""
     topology = detect_topology()
     memory = psutil.virtual_memory()
     shared = shutil.disk_usage(_SHARED_MEMORY) if _SHARED_MEMORY.is_dir() else None
-    blas = _blas()
+    blas = loaded_blas()
     train = _train(config)
     notes = []
     if not blas:
@@ -106,6 +121,7 @@ def diagnose(config: Config) -> Diagnosis:
         simd=[flag for flag in _SIMD if flag in (_cpu_info("flags") or _cpu_info("Features")).split()],
         numpy_simd=_numpy_simd(),
         blas=blas,
+        gemm=_gemm(progress),
         machine_cores=os.cpu_count() or 1,
         allowed_cores=allowed_cores(),
         physical_cores=topology.physical_cores,
@@ -121,6 +137,7 @@ def diagnose(config: Config) -> Diagnosis:
 def _train(config: Config) -> dict[str, Any]:
     plan = plan_for(config)
     counts = plan.counts()
+    memory = PlanView(plan, config).memory()
     return {
         "engine": config.engine,
         "cores": config.threads or len(allowed_cores()),
@@ -128,21 +145,21 @@ def _train(config: Config) -> dict[str, Any]:
         "controls": counts["controls"],
         "leaves": counts["leaves"],
         "coordinators": plan.coordinators,
-        "shared_memory": PlanView(plan, config).memory()["shared"],
+        "shared_memory": memory["shared"],
+        "leaf_workspace": memory["per_leaf"],
     }
 
 
-def _blas() -> list[dict[str, Any]]:
-    return [
-        {
-            "library": library["internal_api"],
-            "version": library["version"],
-            "architecture": library.get("architecture", "an unknown processor"),
-            "threads": library["num_threads"],
-            "file": library["filepath"],
-        }
-        for library in ThreadpoolController().select(user_api="blas").info()
-    ]
+def _gemm(progress: Progress) -> dict[str, Any]:
+    core = measuring_core()
+    with as_worker(core):
+        peak = measure_peak(_PRECISION, progress)
+    return {
+        "precision": _PRECISION,
+        "gflops": peak.flops_per_second / 1e9,
+        "shape": list(peak.shape),
+        "core": core,
+    }
 
 
 def _numpy_simd() -> list[str]:

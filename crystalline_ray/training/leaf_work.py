@@ -1,34 +1,51 @@
 """The work of one leaf, for measuring: a micro-batch's gradient, clipping and AdamW in one process without Ray."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from crystalline_ray.config import Config
+from crystalline_ray.config import Config, load_config
+from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels.random import Purpose, generator
+from crystalline_ray.kernels.workspace import aligned_zeros
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
+from crystalline_ray.model.transformer import workspace_size
 from crystalline_ray.spheres.leaf import LeafSphere
 from crystalline_ray.spheres.memory import BufferMemory, MemoryLayout
 from crystalline_ray.spheres.messages import BatchMessage, Commit, UnitMessage
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 from crystalline_ray.spheres.segment import SegmentSphere
 
+Precision = Literal["float32"]
+"""Of the operands of matrix products."""
+
+Batch = npt.NDArray[np.int32]
+
 _LEARNING_RATE = 1e-4
 _ZIPF_EXPONENT = 1.3
 
 
 class Work(NamedTuple):
-    """A model and the shape of its micro-batch."""
+    """A model, the shape of its micro-batch and how it is computed."""
 
     name: str
     shape: ModelShape
     batch_size: int
+    dropout: float = 0.0
+    precision: Precision = "float32"
 
     @property
     def tokens(self) -> int:
         """Tokens of a step."""
         return self.batch_size * self.shape.seq_len
+
+    @property
+    def workspace_bytes(self) -> int:
+        """What the leaf allocates for its own work, weights and gradient apart."""
+        return workspace_size(self.shape, self.batch_size, dropout=self.dropout)
 
 
 STANDARD = {
@@ -38,21 +55,40 @@ STANDARD = {
 """The two models by which kernels are judged: A is bound by calls, B by matrix products."""
 
 
-def zipf_batch(work: Work, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Return inputs and targets (B, T), int32: few tokens are frequent and many rare, as in text."""
+def find_work(model: str, environ: Mapping[str, str]) -> Work:
+    """Return the standard work of that name, or that of a YAML configuration, under `environ` as in every command.
+
+    Raises ConfigError if it is neither, or if the configuration is refused.
+    """
+    if model in STANDARD:
+        return STANDARD[model]
+    path = Path(model)
+    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+        raise ConfigError(f"--model {model}: must be {', '.join(STANDARD)} or a YAML configuration file")
+    config = load_config(path, environ, {})
+    shape = ModelShape(config.vocab_size, config.seq_len, config.embed_dim, config.num_layers, config.num_heads)
+    return Work(model, shape, config.batch_size, config.dropout)
+
+
+def zipf_batch(work: Work, seed: int = 1) -> tuple[Batch, Batch]:
+    """Return inputs and targets (B, T): few tokens are frequent and many rare, as in text."""
     ranks = generator(seed, Purpose.SAMPLE, 0).zipf(_ZIPF_EXPONENT, (work.batch_size, work.shape.seq_len + 1)) - 1
     tokens = np.minimum(ranks, work.shape.vocab_size - 1).astype(np.int32)
     return np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
 
 
 def leaf_work(work: Work) -> Callable[[], float]:
-    """Return a function that runs the next optimizer step and gives its loss in nats per token."""
+    """Return a function that runs the next optimizer step and gives its loss in nats per token.
+
+    It is what the only leaf of a tree does, as its spheres do it: one micro-batch forward and backward, then as the
+    owner of all segments the norm, clipping and AdamW.
+    """
     shape, config = work.shape, Config(batch_size=work.batch_size)
     layout = ParameterLayout(shape)
     sizes = MemoryLayout(layout.size, moments=2, regions=1)
-    memory = BufferMemory(sizes, {part: memoryview(np.zeros(sizes.bytes_of(part), np.uint8)) for part in sizes.rows()})
+    memory = BufferMemory(sizes, {part: aligned_zeros(sizes.bytes_of(part)).data for part in sizes.rows()})
     memory.weights(0)[:] = initialise(layout, seed=1)
-    leaf = LeafSphere(memory, shape, batch_size=work.batch_size, dropout=0.0, seed=1, sum_unit=1)
+    leaf = LeafSphere(memory, shape, batch_size=work.batch_size, dropout=work.dropout, seed=1, sum_unit=1)
     segments = SegmentSphere(tuple(range(SYMMETRY_GROUPS)), layout, config, memory)
     batch = BatchMessage(0, *zipf_batch(work), work.tokens)
     version = 0

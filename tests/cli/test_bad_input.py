@@ -112,6 +112,14 @@ TABLE = [
     Bad("nothing to write", "generate saved/good --max-tokens 0", r"'--max-tokens': 0 is not in the range"),
     Bad("report of an unfinished run", "report saved/good", r"cannot read the report saved/good/report\.json"),
     Bad("evaluate a missing text", "evaluate saved/good none.txt", r"none\.txt"),
+    # Measurements
+    Bad("unknown model", "bench leaf --model C", r"--model C: must be A, B or a YAML configuration file"),
+    Bad("model from nowhere", "bench leaf --model none.yaml", r"none\.yaml: there is no such configuration file"),
+    Bad("model in broken YAML", "bench leaf --model broken.yaml", r"broken\.yaml: not valid YAML"),
+    Bad("model with an unknown key", "bench leaf --model unknown_key.yaml", r"batchsize .*did you mean batch_size"),
+    Bad("no time to measure", "bench leaf --seconds 0", r"--seconds 0: must be a number of seconds above 0"),
+    Bad("time that is no number", "bench leaf --seconds nan", r"--seconds nan: must be a number of seconds above 0"),
+    Bad("core that is not there", "bench leaf --core 9999", r"--core 9999: must be one of the cores allowed .*: \d"),
     Bad("plan without cores", "plan --cpus 0", r"0 cores: .* 1 to 1885"),
     Bad("plan beyond the tree", "plan --cpus 1886", r"1886 cores: .* 1 to 1885"),
 ]

@@ -16,6 +16,7 @@ import pytest
 from crystalline_ray.cli import main
 from crystalline_ray.config import SECTIONS, Config, load_config
 from crystalline_ray.spheres.plan import plan_spheres
+from crystalline_ray.training.durable import readable_bytes
 
 TINY = [
     "--engine", "local", "--tokenizer", "char", "--seq-len", "16", "--embed-dim", "16", "--num-layers", "1",
@@ -193,12 +194,23 @@ def test_plan_says_which_leaves_idle_and_what_memory_it_takes(capsys: pytest.Cap
     assert found["memory"]["shared"] == sum(parts)
 
 
+@pytest.mark.usefixtures("short_peak")
 def test_plan_without_cores_is_the_plan_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     planned = run_json(capsys, "plan")["counts"]
     diagnosed = run_json(capsys, "doctor")["train"]
     assert (planned["controls"], planned["leaves"]) == (diagnosed["controls"], diagnosed["leaves"])
 
 
+@pytest.mark.usefixtures("short_peak")
+def test_plan_and_doctor_show_the_same_workspace(capsys: pytest.CaptureFixture[str]) -> None:
+    planned = run_json(capsys, "plan")["memory"]["per_leaf"]
+    assert run_json(capsys, "doctor")["train"]["leaf_workspace"] == planned > 0
+    for command in ("plan", "doctor"):
+        assert main([command]) == 0
+        assert readable_bytes(planned) in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.usefixtures("short_peak")
 def test_doctor_finds_what_the_machine_has(capsys: pytest.CaptureFixture[str]) -> None:
     found = run_json(capsys, "doctor")
     assert found["versions"]["Python"] == sys.version.split()[0]
@@ -207,6 +219,27 @@ def test_doctor_finds_what_the_machine_has(capsys: pytest.CaptureFixture[str]) -
     assert found["memory"]["total"] > found["memory"]["free"] > 0
     assert main(["doctor"]) == 0
     assert found["blas"][0]["library"] in capsys.readouterr().out
+
+
+BENCH_FIELDS = {
+    "model", "precision", "blas", "tokens_per_second", "step_seconds", "gemm_share", "peak_share", "peak_memory_mb",
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("short_peak")
+def test_bench_leaf_measures_a_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.yaml").write_text("vocab_size: 300\nseq_len: 8\nembed_dim: 16\nnum_layers: 1\nbatch_size: 2\n")
+    monkeypatch.setenv("CRYSTALLINE_RAY_NUM_HEADS", "2")
+    found = run_json(capsys, "bench", "leaf", "--model", "tiny.yaml", "--seconds", "0.01")
+    assert found.keys() >= BENCH_FIELDS
+    assert (found["model"], found["precision"], found["step_tokens"]) == ("tiny.yaml", "float32", 16)
+    assert main(["bench", "leaf", "--model", "tiny.yaml", "--seconds", "0.01"]) == 0
+    shown = capsys.readouterr()
+    assert "adamw_update" in shown.out
+    assert shown.err == ""
 
 
 def test_help_has_every_field_in_its_section_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:

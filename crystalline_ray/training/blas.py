@@ -1,0 +1,48 @@
+"""Which BLAS libraries this process has loaded, and which of them computes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+
+@dataclass(frozen=True)
+class Blas:
+    """One loaded library; `architecture` is the processor its kernels were written for."""
+
+    library: str
+    version: str
+    architecture: str
+    threads: int
+    file: str
+    in_use: bool
+
+
+def loaded_blas() -> list[Blas]:
+    """Return the BLAS libraries that threadpoolctl knows, the one behind NumPy's products marked as in use."""
+    found = ThreadpoolController().select(user_api="blas").info()
+    own = [library["filepath"] for library in found if _ships_with_numpy(Path(library["filepath"]))]
+    in_use = own[0] if own else found[0]["filepath"] if len(found) == 1 else None
+    return [
+        Blas(
+            library=library["internal_api"],
+            version=library["version"] or "of unknown version",
+            architecture=library.get("architecture", "an unknown processor"),
+            threads=library["num_threads"],
+            file=library["filepath"],
+            in_use=library["filepath"] == in_use,
+        )
+        for library in found
+    ]
+
+
+def blas_in_use() -> Blas | None:
+    """Return the library behind the matrix products; None if threadpoolctl does not know it."""
+    return next((library for library in loaded_blas() if library.in_use), None)
+
+
+def _ships_with_numpy(file: Path) -> bool:
+    """Whether a wheel of NumPy brought the file: to `numpy.libs` beside the package, or on macOS into it."""
+    package = Path(np.__file__).parent
+    return file.is_relative_to(package) or file.is_relative_to(package.with_name("numpy.libs"))

@@ -1,0 +1,55 @@
+"""What every measurement on one core needs: the thread set up as a leaf's is, and the process's peak memory."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from threadpoolctl import threadpool_limits
+
+from crystalline_ray.engine.process import prepare_worker
+from crystalline_ray.errors import ConfigError, ResourceError
+from crystalline_ray.kernels.denormals import flush_to_zero
+
+_STATUS = Path("/proc/self/status")
+
+
+def measuring_core(core: int | None = None) -> int:
+    """Return the core to measure on: the one given, or the last that this process may use.
+
+    Raises ConfigError for a core that it may not use.
+    """
+    allowed = sorted(os.sched_getaffinity(0))
+    if core is None:
+        return allowed[-1]
+    if core not in allowed:
+        raise ConfigError(
+            f"--core {core}: must be one of the cores allowed to this process: {', '.join(map(str, allowed))}"
+        )
+    return core
+
+
+@contextmanager
+def as_worker(core: int) -> Iterator[None]:
+    """Set up the calling thread as a leaf's (`prepare_worker`) for the duration; then it gets its cores back."""
+    cores = os.sched_getaffinity(0)
+    with threadpool_limits(limits=1, user_api="blas"), flush_to_zero():
+        try:
+            prepare_worker(core)
+            yield
+        finally:
+            os.sched_setaffinity(0, cores)
+
+
+def peak_memory() -> int:
+    """Return the most bytes that this process has had in memory at once, its interpreter included.
+
+    Read as VmHWM of proc(5): unlike `getrusage`'s figure it does not begin with that of the parent process. Raises
+    ResourceError on a system that does not tell.
+    """
+    if _STATUS.exists():
+        for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name == "VmHWM":
+                return int(value.split()[0]) * 1024
+    raise ResourceError(f"this system does not tell the peak memory of a process: no VmHWM in {_STATUS}")

@@ -6,9 +6,11 @@ the loss and both gradients are done with it before the next block. So the pair 
 """
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.softmax import exponentials
@@ -28,10 +30,14 @@ class HeadBuffers(NamedTuple):
     powers: Array
     totals: Array
     shift: Array
+    picked: Array
+    places: npt.NDArray[np.int64]
+    wide: npt.NDArray[np.float64]
 
 
 def head_plan(rows: int, vocab_size: int, width: int, itemsize: int) -> dict[str, tuple[int, ...]]:
-    """Return shapes of HeadBuffers: inputs (R, C); logits (R, V); powers (r, V); totals, shift (R, 1).
+    """Return shapes of HeadBuffers: inputs (R, C); logits (R, V); powers (r, V); totals, shift (R, 1);
+    picked (2, R). places (R,), int64, and wide (2, R), float64, are further ones, of `head_index_plan`.
 
     A block of R rows is large enough for efficient products, which sum the table's gradient over the blocks; its
     softmax is worked on r rows at a time, which stay in the level-2 cache.
@@ -44,7 +50,14 @@ def head_plan(rows: int, vocab_size: int, width: int, itemsize: int) -> dict[str
         "powers": (inner, vocab_size),
         "totals": (block, 1),
         "shift": (block, 1),
+        "picked": (2, block),
     }
+
+
+def head_index_plan(rows: int, vocab_size: int, width: int, itemsize: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of those HeadBuffers that have 64-bit items of their own, whatever the model's dtype."""
+    (_, block) = head_plan(rows, vocab_size, width, itemsize)["picked"]
+    return {"places": (block,), "wide": (2, block)}
 
 
 def head_forward(x: Array, table: Array, targets: Tokens, buffers: HeadBuffers) -> float:
@@ -75,20 +88,51 @@ def head_forward_backward(
 
 def _losses(x: Array, table: Array, targets: Tokens, buffers: HeadBuffers, scale: float | None) -> float:
     """Return the loss of one block; with a scale, leave scale * its gradient in the first rows of buffers.logits."""
-    inputs, logits = buffers.inputs[: len(x)], buffers.logits[: len(x)]
-    totals, shift = buffers.totals[: len(x)], buffers.shift[: len(x)]
-    counted = targets >= 0
-    own = np.arange(len(x)), np.maximum(targets, 0)
-    scales = None if scale is None else counted * x.dtype.type(scale)
+    count = len(x)
+    inputs, logits = buffers.inputs[:count], buffers.logits[:count]
+    totals, shift, (picked, scales) = buffers.totals[:count], buffers.shift[:count], buffers.picked[:, :count]
+    flat, own = logits.reshape(-1), _own_logits(targets, logits.shape[1], buffers.places[:count])
     np.multiply(x, _LOG2_E, out=inputs)
     gemm.multiply(inputs, table.T, logits)
-    picked = logits[own].astype(np.float64)
-    for rows in row_blocks(len(x), len(buffers.powers)):
+    np.take(flat, own, out=picked, mode="clip")
+    if scale is not None:
+        np.copyto(scales, targets >= 0)
+        np.multiply(scales, scale, out=scales)
+    for rows in row_blocks(count, len(buffers.powers)):
         block, powers = logits[rows], buffers.powers[: rows.stop - rows.start]
         exponentials(block, powers, totals[rows], shift[rows])
-        if scales is not None:
+        if scale is not None:
             np.multiply(powers, scales[rows, None] / totals[rows], out=block)
-    if scales is not None:
-        logits[own] -= scales
-    nats = _LN_2 * (np.log2(totals[:, 0].astype(np.float64)) + shift[:, 0] - picked)
-    return float(nats[counted].sum())
+    loss = _sum_of_nats(totals[:, 0], shift[:, 0], picked, targets, buffers.wide[:, :count])
+    if scale is not None:
+        np.take(flat, own, out=picked, mode="clip")
+        np.subtract(picked, scales, out=picked)
+        flat[own] = picked
+    return loss
+
+
+def _own_logits(targets: Tokens, vocab_size: int, index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Fill index with the places of the targets' logits among all of the block; without a target, of token 0's."""
+    np.copyto(index, targets)
+    np.maximum(index, 0, out=index)
+    np.add(index, _row_starts(len(index), vocab_size), out=index)
+    return index
+
+
+@lru_cache(maxsize=16)
+def _row_starts(rows: int, vocab_size: int) -> npt.NDArray[np.int64]:
+    return np.arange(0, rows * vocab_size, vocab_size)
+
+
+def _sum_of_nats(totals: Array, shift: Array, picked: Array, targets: Tokens, wide: npt.NDArray[np.float64]) -> float:
+    """Sum ln 2 * (log2(totals) + shift - picked) over the rows with a target, in float64."""
+    nats, term = wide
+    np.copyto(nats, totals)
+    np.log2(nats, out=nats)
+    for sign, part in ((1.0, shift), (-1.0, picked)):
+        np.copyto(term, part)
+        np.multiply(term, sign, out=term)
+        np.add(nats, term, out=nats)
+    # a row without a target may hold anything, not only numbers
+    np.copyto(nats, 0.0, where=targets < 0)
+    return _LN_2 * float(nats.sum())

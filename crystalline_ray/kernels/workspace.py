@@ -1,6 +1,7 @@
 """Buffers planned before the first step and allocated once, and the row blocks in which element-wise work runs."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ BLOCK_BYTES = 128 * 1024
 """Bytes of one operand of element-wise work: four of them stay in a level-2 cache of 1 MiB with room to spare."""
 
 _ROWS_TOGETHER = 16
+_ITERATOR_ITEMS = 1024
 
 
 class Workspace:
@@ -25,14 +27,26 @@ class Workspace:
         """Allocate one buffer of `dtype` per entry of the plan, which maps names to shapes."""
         self.num_bytes = workspace_bytes(plan, dtype)
         space, end = aligned_zeros(self.num_bytes), 0
-        self._buffers: dict[str, Array] = {}
+        self._buffers: dict[str, npt.NDArray[Any]] = {}
         for name, shape in plan.items():
             start, end = end, end + workspace_bytes({name: shape}, dtype)
             count = int(np.prod(shape))
             self._buffers[name] = space[start:end].view(dtype)[:count].reshape(shape)
 
-    def __getitem__(self, name: str) -> Array:
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
         return self._buffers[name]
+
+
+@contextmanager
+def steady_state() -> Iterator[None]:
+    """Within it NumPy does not warn of overflow or the like, and allocates no more than 4 KiB at once to broadcast.
+
+    NumPy's iterators hold a buffer for each operand that is broadcast, whether it is used or not. It can be this small
+    without costing time because the loops over rows seldom are longer.
+    """
+    with np.errstate(all="ignore"):  # on leaving, it restores the size too
+        np.setbufsize(_ITERATOR_ITEMS)
+        yield
 
 
 def workspace_bytes(plan: Mapping[str, Sequence[int]], dtype: npt.DTypeLike) -> int:

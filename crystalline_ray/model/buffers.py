@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from crystalline_ray.kernels.attention import AttentionBuffers, attention_plan
-from crystalline_ray.kernels.head import HeadBuffers, head_plan
-from crystalline_ray.kernels.workspace import Array, Workspace, rows_per_block
+from crystalline_ray.kernels.embedding import EmbeddingIndices, embedding_index_plan
+from crystalline_ray.kernels.head import HeadBuffers, head_index_plan, head_plan
+from crystalline_ray.kernels.workspace import Array, Workspace, rows_per_block, workspace_bytes
 from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.model.views import LinearViews
 
@@ -47,6 +48,7 @@ class GradientBuffers(NamedTuple):
     dhidden: Array
     dqkv: Array
     gathered: Array
+    indices: EmbeddingIndices
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Buffers:
     """All buffers of one model and batch shape, with N = B * T rows of width C.
 
     x (N, C) is the residual stream, branch (N, C) what dropout takes from before it is added; rows (R, C), column
-    (R, 1) and wide_rows (2, R, 4C) hold one block of rows; out (N, C) is what the head reads. folded_qkv, folded_expand
+    (R, 1) and wide_rows (2, R, 4C) hold one block of rows; out (N, C) is what the head reads; tokens (B, T) are the
+    inputs. folded_qkv, folded_expand
     share the memory of one layer's weights after they have taken in the normalisation before it. Without training all
     blocks share one set of activations, and there are no gradients.
     """
@@ -68,6 +71,7 @@ class Buffers:
     folded_qkv: LinearViews
     folded_expand: LinearViews
     out: Array
+    tokens: npt.NDArray[np.int64]
     blocks: tuple[BlockActivations, ...]
     norm: NormActivations
     attention: AttentionBuffers
@@ -76,7 +80,7 @@ class Buffers:
 
 
 def plan_buffers(shape: ModelShape, batch_size: int, dtype: npt.DTypeLike, *, dropout: bool, training: bool) -> Plan:
-    """Return the shapes of all buffers by name, for `Workspace` or, to know their size only, `workspace_bytes`."""
+    """Return the shapes of all buffers of the model's dtype by name."""
     rows, width, itemsize = batch_size * shape.seq_len, shape.embed_dim, np.dtype(dtype).itemsize
     block_rows = min(rows, rows_per_block(width, itemsize))
     plan: Plan = {
@@ -102,13 +106,30 @@ def plan_buffers(shape: ModelShape, batch_size: int, dtype: npt.DTypeLike, *, dr
     return plan
 
 
+def plan_indices(shape: ModelShape, batch_size: int, dtype: npt.DTypeLike, *, training: bool) -> Plan:
+    """Return the shapes of all buffers with 64-bit items by name."""
+    rows, itemsize = batch_size * shape.seq_len, np.dtype(dtype).itemsize
+    plan = {"tokens": (batch_size, shape.seq_len)} | _prefixed(
+        "head", head_index_plan(rows, shape.vocab_size, shape.embed_dim, itemsize)
+    )
+    return plan | (_prefixed("embedding", embedding_index_plan(rows)) if training else {})
+
+
+def buffer_bytes(shape: ModelShape, batch_size: int, dtype: npt.DTypeLike, *, dropout: bool, training: bool) -> int:
+    """Return the bytes of all buffers without allocating any."""
+    return workspace_bytes(
+        plan_buffers(shape, batch_size, dtype, dropout=dropout, training=training), dtype
+    ) + workspace_bytes(plan_indices(shape, batch_size, dtype, training=training), np.int64)
+
+
 def allocate(shape: ModelShape, batch_size: int, dtype: npt.DTypeLike, *, dropout: bool, training: bool) -> Buffers:
     """Allocate all buffers at once."""
     space = Workspace(plan_buffers(shape, batch_size, dtype, dropout=dropout, training=training), dtype)
+    indices = Workspace(plan_indices(shape, batch_size, dtype, training=training), np.int64)
     attention = AttentionBuffers(**{name: space[f"attention.{name}"] for name in AttentionBuffers._fields})
     blocks = tuple(_block(space, f"block.{index}") for index in range(shape.num_layers if training else 1))
     return Buffers(
-        num_bytes=space.num_bytes,
+        num_bytes=space.num_bytes + indices.num_bytes,
         x=space["x"],
         branch=space["branch"],
         rows=space["rows"],
@@ -116,19 +137,26 @@ def allocate(shape: ModelShape, batch_size: int, dtype: npt.DTypeLike, *, dropou
         folded_qkv=_folded(space, 3 * shape.embed_dim),
         folded_expand=_folded(space, 4 * shape.embed_dim),
         out=space["out"],
+        tokens=indices["tokens"],
         wide_rows=space["wide_rows"],
         blocks=blocks if training else blocks * shape.num_layers,
         norm=_norm(space, "norm"),
         attention=attention,
-        head=HeadBuffers(**{name: space[f"head.{name}"] for name in HeadBuffers._fields}),
-        gradients=_gradients(space) if training else None,
+        head=HeadBuffers(
+            **{name: space[f"head.{name}"] for name in HeadBuffers._fields[:-2]},
+            places=indices["head.places"],
+            wide=indices["head.wide"].view(np.float64),
+        ),
+        gradients=_gradients(space, indices) if training else None,
     )
 
 
-def _gradients(space: Workspace) -> GradientBuffers:
+def _gradients(space: Workspace, indices: Workspace) -> GradientBuffers:
     dhidden = space["dhidden"]
     rows, width = space["dx"].shape
     flat = dhidden.reshape(-1)
+    embedding = EmbeddingIndices(**{name: indices[f"embedding.{name}"] for name in EmbeddingIndices._fields})
+    embedding.positions[:] = np.arange(rows)
     return GradientBuffers(
         dx=space["dx"],
         dbranch=space["branch"],
@@ -136,6 +164,7 @@ def _gradients(space: Workspace) -> GradientBuffers:
         dhidden=dhidden,
         dqkv=flat[: 3 * rows * width].reshape(rows, 3 * width),
         gathered=flat[: 2 * rows * width].reshape(2, rows, width),
+        indices=embedding,
     )
 
 

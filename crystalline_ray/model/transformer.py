@@ -11,9 +11,9 @@ from crystalline_ray.kernels.dropout import Masks, dropout_backward, dropout_for
 from crystalline_ray.kernels.embedding import embedding_backward, embedding_forward
 from crystalline_ray.kernels.head import head_forward, head_forward_backward
 from crystalline_ray.kernels.norm import norm_backward, norm_forward
-from crystalline_ray.kernels.workspace import Array, Tokens, workspace_bytes
+from crystalline_ray.kernels.workspace import Array, Tokens, steady_state
 from crystalline_ray.model.block import BlockMasks, block_backward, block_forward
-from crystalline_ray.model.buffers import allocate, plan_buffers
+from crystalline_ray.model.buffers import allocate, buffer_bytes
 from crystalline_ray.model.layout import ModelShape, ParameterLayout
 from crystalline_ray.model.views import ModelViews, bind
 
@@ -29,8 +29,8 @@ def workspace_size(
     dtype: npt.DTypeLike = np.float32,
     training: bool = True,
 ) -> int:
-    """Return `workspace_bytes` of the Transformer these arguments construct, without allocating anything."""
-    return workspace_bytes(plan_buffers(shape, batch_size, dtype, dropout=dropout > 0, training=training), dtype)
+    """Return `Transformer.workspace_bytes` for these arguments, without allocating anything."""
+    return buffer_bytes(shape, batch_size, dtype, dropout=dropout > 0, training=training)
 
 
 class Transformer:
@@ -93,7 +93,7 @@ class Transformer:
         views, dviews = self._bind(weights), self._bind(gradient)
         embedding_masks, masks = self._masks(dropout_seed)
         buffers = self._buffers
-        with np.errstate(all="ignore"):
+        with steady_state():
             self._forward(views, inputs, embedding_masks, masks)
             for padding in self.layout.padding:
                 gradient[padding] = 0.0
@@ -112,7 +112,12 @@ class Transformer:
             if embedding_masks is not None:
                 dropout_backward(scratch.dx, embedding_masks, buffers.rows)
             embedding_backward(
-                self._sequences(scratch.dx), inputs, dviews.token_table, dviews.position_table, scratch.gathered
+                self._sequences(scratch.dx),
+                inputs,
+                dviews.token_table,
+                dviews.position_table,
+                scratch.gathered,
+                scratch.indices,
             )
         return loss
 
@@ -120,7 +125,7 @@ class Transformer:
         """Return the loss of `loss_and_gradient` without dropout, to the bit. Raises ValueError as it does."""
         flat_targets = self._check(inputs, targets)
         views = self._bind(weights)
-        with np.errstate(all="ignore"):
+        with steady_state():
             self._forward(views, inputs, None, self._masks(None)[1])
             return head_forward(self._buffers.out, views.token_table, flat_targets, self._buffers.head)
 
@@ -129,7 +134,7 @@ class Transformer:
         self._check(inputs, inputs)
         views = self._bind(weights)
         out = np.empty((*self._batch, self.shape.vocab_size), self.dtype)
-        with np.errstate(all="ignore"):
+        with steady_state():
             self._forward(views, inputs, None, self._masks(None)[1])
             gemm.multiply(self._buffers.out, views.token_table.T, out.reshape(-1, self.shape.vocab_size))
         return out
@@ -142,7 +147,7 @@ class Transformer:
         self, views: ModelViews, inputs: Tokens, embedding_masks: Masks | None, masks: tuple[BlockMasks, ...]
     ) -> None:
         buffers = self._buffers
-        embedding_forward(inputs, views.token_table, views.position_table, self._sequences(buffers.x))
+        embedding_forward(inputs, views.token_table, views.position_table, self._sequences(buffers.x), buffers.tokens)
         if embedding_masks is not None:
             dropout_forward(buffers.x, embedding_masks, buffers.rows)
         for weights, kept, block_masks in zip(views.blocks, buffers.blocks, masks, strict=True):

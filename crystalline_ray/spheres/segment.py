@@ -39,11 +39,15 @@ class SegmentSphere:
         bounds = layout.segments(SYMMETRY_GROUPS)
         self._segments = {number: bounds[number] for number in segments}
         self._pieces = {number: layout.pieces(bounds[number]) for number in segments}
-        self._sums = {number: np.empty(part.stop - part.start, np.float32) for number, part in self._segments.items()}
+        # The gradient of a single group is read where it lies.
+        self._gradients = (
+            {number: np.empty(part.stop - part.start, np.float32) for number, part in self._segments.items()}
+            if memory.layout.regions > 1
+            else {number: memory.region(0)[part] for number, part in self._segments.items()}
+        )
         self._optimizer = optimizer
         self._memory = memory
         self._workspace = UpdateWorkspace()
-        self._wide = np.empty(_BLOCK, np.float64)
 
     def commit(self, order: Commit) -> CommitProtocol:
         """Reduce the segments, agree with the other owners on the norm, update; repeatable, as it reads one version.
@@ -65,7 +69,7 @@ class SegmentSphere:
     def apply(self, version: int, learning_rate: float, clip_coefficient: float) -> None:
         """Update the segments from `version` to `version + 1` with the gradient last reduced."""
         for number, part in self._segments.items():
-            gradient = self._sums[number]
+            gradient = self._gradients[number]
             for piece, decay in self._pieces[number]:
                 own = gradient[piece.start - part.start : piece.stop - part.start]
                 weight_decay = self._optimizer.weight_decay if decay else 0.0
@@ -76,17 +80,19 @@ class SegmentSphere:
         return min(1.0, limit / (norm + _CLIP_EPSILON)) if limit else 1.0
 
     def _reduce_segment(self, number: int, groups: Sequence[int]) -> float:
-        part, total = self._segments[number], self._sums[number]
+        part, total = self._segments[number], self._gradients[number]
         square = 0.0
         for start in range(0, total.size, _BLOCK):
             stop = min(start + _BLOCK, total.size)
             block, source = total[start:stop], slice(part.start + start, part.start + stop)
-            np.copyto(block, self._memory.region(groups[0])[source])
-            for group in groups[1:]:
+            first = self._memory.region(groups[0])[source]
+            if len(groups) > 1:
+                np.add(first, self._memory.region(groups[1])[source], out=block)
+            elif self._memory.layout.regions > 1:
+                np.copyto(block, first)
+            for group in groups[2:]:
                 np.add(block, self._memory.region(group)[source], out=block)
-            wide = self._wide[: stop - start]
-            np.copyto(wide, block)
-            square += float(np.dot(wide, wide))
+            square += float(np.dot(block, block))
         return square
 
     def _update(

@@ -4,7 +4,18 @@ from differences import numeric_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crystalline_ray.kernels.embedding import embedding_backward, embedding_forward
+from crystalline_ray.kernels.embedding import (
+    EmbeddingIndices,
+    embedding_backward,
+    embedding_forward,
+    embedding_index_plan,
+)
+
+
+def indices(rows: int) -> EmbeddingIndices:
+    space = EmbeddingIndices(**{name: np.full(shape, -1) for name, shape in embedding_index_plan(rows).items()})
+    space.positions[:] = np.arange(rows)
+    return space
 
 
 def reference(tokens: np.ndarray, table: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -20,12 +31,12 @@ def test_forward_and_backward_equal_loops(batch: int, length: int, width: int, v
     tokens = rng.integers(0, vocab, (batch, length)).astype(kind)
     table, positions = rng.standard_normal((vocab, width)), rng.standard_normal((length + 2, width))
     out = np.empty((batch, length, width))
-    embedding_forward(tokens, table, positions, out)
+    embedding_forward(tokens, table, positions, out, np.empty(tokens.shape, np.int64))
     np.testing.assert_array_equal(out, reference(tokens, table, positions))
 
     before = rng.standard_normal(table.shape)
     dtable, dpositions = before.copy(), np.full(positions.shape, np.nan)
-    embedding_backward(out, tokens, dtable, dpositions, np.empty((2, batch * length, width)))
+    embedding_backward(out, tokens, dtable, dpositions, np.empty((2, batch * length, width)), indices(batch * length))
     expected, expected_positions = before.copy(), np.zeros_like(positions)
     for row in range(batch):
         for place in range(length):
@@ -40,7 +51,7 @@ def test_backward_equals_finite_differences() -> None:
     tokens = np.array([[1, 4, 1], [1, 0, 4]])
     table, positions, dout = rng.standard_normal((5, 2)), rng.standard_normal((3, 2)), rng.standard_normal((2, 3, 2))
     dtable, dpositions = np.zeros_like(table), np.empty_like(positions)
-    embedding_backward(dout, tokens, dtable, dpositions, np.empty((2, 6, 2)))
+    embedding_backward(dout, tokens, dtable, dpositions, np.empty((2, 6, 2)), indices(6))
 
     def loss() -> float:
         return float((reference(tokens, table, positions) * dout).sum())
@@ -62,7 +73,9 @@ def test_the_bits_of_a_sum_depend_on_its_rows_only(count: int) -> None:
         dout[tokens == 0] = rows
         dtable = np.zeros((50, 16), np.float32)
         scratch = np.empty((2, count + others, 16), np.float32)
-        embedding_backward(dout, tokens, dtable, np.empty((count + others, 16), np.float32), scratch)
+        embedding_backward(
+            dout, tokens, dtable, np.empty((count + others, 16), np.float32), scratch, indices(count + others)
+        )
         sums.append(dtable[0])
     assert (sums[0] == sums[1]).all()
     assert (sums[0] == sums[2]).all()

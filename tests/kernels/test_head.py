@@ -4,7 +4,7 @@ from differences import numeric_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crystalline_ray.kernels.head import HeadBuffers, head_forward, head_forward_backward, head_plan
+from crystalline_ray.kernels.head import HeadBuffers, head_forward, head_forward_backward, head_index_plan, head_plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid:RuntimeWarning")
 
@@ -17,8 +17,10 @@ def reference(x: np.ndarray, table: np.ndarray, targets: np.ndarray) -> float:
 
 
 def buffers(rows: int, vocab: int, width: int, dtype: type) -> HeadBuffers:
-    plan = head_plan(rows, vocab, width, np.dtype(dtype).itemsize)
-    return HeadBuffers(**{name: np.full(shape, np.nan, dtype) for name, shape in plan.items()})
+    sizes = rows, vocab, width, np.dtype(dtype).itemsize
+    buffers = {name: np.full(shape, np.nan, dtype) for name, shape in head_plan(*sizes).items()}
+    shapes = head_index_plan(*sizes)
+    return HeadBuffers(**buffers, places=np.full(shapes["places"], -1), wide=np.full(shapes["wide"], np.nan))
 
 
 def problem(rows: int, vocab: int, width: int, size: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

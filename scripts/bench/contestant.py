@@ -1,0 +1,56 @@
+"""One contestant of against_torch.py: a process that runs one step for every line on its standard input.
+
+Answers are JSON, one object a line: first the versions it computes with, then the figures of each step.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import cast
+
+from crystalline_ray.engine.process import prepare_worker
+from crystalline_ray.training.blas import blas_in_use
+from crystalline_ray.training.leaf_work import STANDARD, Precision, Work, leaf_work
+from crystalline_ray.training.measuring import peak_memory
+
+
+def make_step(framework: str, work: Work, precision: str) -> Callable[[], float]:
+    """Return the step of a framework; PyTorch is imported only by the process that runs it."""
+    if framework == "leaf":
+        return leaf_work(work._replace(precision=cast(Precision, precision)))
+    from torch_step import torch_step
+
+    return torch_step(work, autocast=precision == "bfloat16")
+
+
+def versions(framework: str) -> str:
+    """Say what computes."""
+    if framework == "torch":
+        return f"torch {version('torch')}"
+    blas = blas_in_use()
+    return f"numpy {version('numpy')}, " + (f"{blas.library} {blas.version} for {blas.architecture}" if blas else "")
+
+
+def main() -> None:
+    """Build, say so, and step until the input ends."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("framework", choices=("leaf", "torch"))
+    parser.add_argument("precision")
+    parser.add_argument("model", choices=STANDARD)
+    parser.add_argument("core", type=int)
+    options = parser.parse_args()
+    prepare_worker(options.core)
+    step = make_step(options.framework, STANDARD[options.model], options.precision)
+    print(json.dumps({"versions": versions(options.framework)}), flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        loss = step()
+        seconds = time.perf_counter() - start
+        print(json.dumps({"seconds": seconds, "loss": loss, "peak_memory_mb": peak_memory() / 2**20}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

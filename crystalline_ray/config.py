@@ -179,6 +179,18 @@ class OptimizerConfig(_Section):
         return self
 
 
+class ArithmeticConfig(_Section):
+    """With which numbers matrix products are computed, and by which library. Both decide the bits of the result."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="float32",
+        description="Numbers that matrix products read; auto: bfloat16 where the processor has it and MKL is installed",
+    )
+    blas: Literal["auto", "numpy", "mkl"] = Field(
+        default="auto", description="Library that computes them; auto: MKL if it is installed, else the one in NumPy"
+    )
+
+
 class TreeConfig(_Section):
     """Who computes. Nothing in here changes a bit of the result."""
 
@@ -222,7 +234,7 @@ class RunConfig(_Section):
     sample_prompt: str | None = Field(default=None, description="Text that the sample continues; none: an empty one")
 
 
-class Config(DataConfig, ModelConfig, BatchConfig, OptimizerConfig, TreeConfig, RunConfig):
+class Config(DataConfig, ModelConfig, BatchConfig, OptimizerConfig, ArithmeticConfig, TreeConfig, RunConfig):
     """Everything that a training run can be told."""
 
     OPERATIONAL: ClassVar[frozenset[str]] = (
@@ -241,6 +253,7 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "Model": ModelConfig,
     "Batch": BatchConfig,
     "Optimizer": OptimizerConfig,
+    "Arithmetic": ArithmeticConfig,
     "Tree": TreeConfig,
     "Run": RunConfig,
 }

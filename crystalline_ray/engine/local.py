@@ -12,6 +12,7 @@ from crystalline_ray.data.progress import Progress
 from crystalline_ray.engine.base import Engine, SphereStats
 from crystalline_ray.engine.process import check_single_thread
 from crystalline_ray.errors import SphereError
+from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.denormals import flush_to_zero
 from crystalline_ray.spheres.build import Sphere
 from crystalline_ray.spheres.memory import BufferMemory, Memory, MemoryLayout
@@ -41,6 +42,7 @@ class LocalEngine(Engine):
         """Make all spheres."""
         self._settings.enter_context(threadpool_limits(limits=1, user_api="blas"))
         self._settings.enter_context(flush_to_zero())
+        self._settings.enter_context(gemm.using(self._run.blas))
         check_single_thread()
         total = len(self._run.plan.spheres)
         for number in range(total):

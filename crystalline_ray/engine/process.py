@@ -5,20 +5,25 @@ import os
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from crystalline_ray.errors import ResourceError
+from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.denormals import set_flush_to_zero
 
 # Read by the BLAS libraries when NumPy is first imported.
 SINGLE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
-def prepare_worker(core: int | None) -> None:
-    """Pin the calling thread to a core, allow BLAS one thread and flush denormals.
+def prepare_worker(core: int | None, blas: gemm.Library) -> None:
+    """Pin the calling thread to a core, choose BLAS and allow it one thread, flush denormals.
 
     Raises:
-        ResourceError: the core is not available, or BLAS keeps more than one thread.
+        ResourceError: the core or the library is not available, or BLAS keeps more than one thread.
     """
     if core is not None:
         pin_to(core)
+    try:
+        gemm.use(blas)
+    except OSError as error:
+        raise ResourceError(f"cannot compute with {blas}: {error}") from error
     limit_blas()
     set_flush_to_zero(True)
 

@@ -9,10 +9,12 @@ normalisation the subtraction of its mean.
 import numpy as np
 
 from crystalline_ray.kernels import gemm
+from crystalline_ray.kernels.linear import linear_backward
+from crystalline_ray.kernels.operands import Operands, unrounded
 from crystalline_ray.kernels.workspace import Array
 
 
-def fold_norm(gain: Array, shift: Array, weight: Array, bias: Array, folded: Array, folded_bias: Array) -> None:
+def fold_norm_forward(gain: Array, shift: Array, weight: Array, bias: Array, folded: Array, folded_bias: Array) -> None:
     """folded = gain * weight less its column means, folded_bias = shift @ weight + bias.
 
     gain, shift (I,); weight, folded (I, O); bias, folded_bias (O,).
@@ -34,16 +36,15 @@ def folded_backward(
     shift: Array,
     dnormalised: Array,
     gradients: tuple[Array, Array, Array, Array],
+    operands: Operands = unrounded,
 ) -> None:
     """Overwrite dnormalised (N, I), whose rows sum to 0, and the gradients.
 
     Those are of gain, shift (I,), weight (I, O) and bias (O,). dout (N, O); normalised (N, I); the others as
-    `fold_norm` took and left them.
+    `fold_norm_forward` took and left them.
     """
     dgain, dshift, dweight, dbias = gradients
-    gemm.multiply(dout, folded.T, dnormalised)
-    gemm.multiply(normalised.T, dout, dweight)
-    gemm.column_sums(dout, dbias)
+    linear_backward(dout, normalised, folded, dnormalised, dweight, dbias, operands)
     np.vecdot(weight, dweight, out=dgain)
     gemm.multiply(weight, dbias[:, None], dshift[:, None])
     np.multiply(dweight, gain[:, None], out=dweight)

@@ -1,24 +1,53 @@
 """The one seam to BLAS: every matrix product and every sum along an axis that BLAS does faster goes through here.
 
-Callers write `gemm.multiply(...)`, so a backend can be exchanged, or timed, by rebinding a name of this module.
+Callers write `gemm.multiply(...)`, so products can be timed by rebinding a name of this module. Which library computes
+is a setting of the process: NumPy's, or within `using("mkl")` MKL. Operands of bfloat16 are always MKL's.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 
 from crystalline_ray.kernels import blas
 from crystalline_ray.kernels.workspace import Array
 
+Library = Literal["numpy", "mkl"]
+
+_mkl: blas.Products | None = None
+
+
+@contextmanager
+def using(library: Library) -> Iterator[None]:
+    """Compute products of matrices with this library for the duration. Raises as `blas.mkl_products`."""
+    global _mkl
+    before = _mkl
+    use(library)
+    try:
+        yield
+    finally:
+        _mkl = before
+
+
+def use(library: Library) -> None:
+    """Compute products of matrices with this library from now on. Raises as `blas.mkl_products`."""
+    global _mkl
+    _mkl = blas.mkl_products() if library == "mkl" else None
+
 
 def multiply(a: Array, b: Array, out: Array) -> None:
-    """out = a @ b for (..., M, K) and (..., K, N), as `numpy.matmul` defines it.
+    """out = a @ b for (..., M, K) and (..., K, N), as `numpy.matmul` defines it; of bfloat16 for matrices only.
 
     The last two axes of every operand must be a matrix BLAS can address (one of the two strides is one item; for `out`
     the last one); anything else falls back to a slow loop. Transposed views are free, and so are views of one head or
     one block of rows. Products of many small matrices run twice as fast without a transposed view as second operand.
     """
-    np.matmul(a, b, out=out)
+    if a.dtype == blas.BFLOAT16:
+        _bfloat16(a, b, out, 0.0)
+    elif _mkl is None or out.ndim != 2 or not _mkl.gemm(a, b, out, 0.0):
+        np.matmul(a, b, out=out)
 
 
 def add_product(a: Array, b: Array, out: Array) -> None:
@@ -26,8 +55,11 @@ def add_product(a: Array, b: Array, out: Array) -> None:
 
     Operands as in `multiply`. Without a BLAS that adds, or for operands it cannot address, the product is made first.
     """
-    products = blas.numpy_products()
-    if products is None or not products.add(a, b, out):
+    if a.dtype == blas.BFLOAT16:
+        _bfloat16(a, b, out, 1.0)
+        return
+    products = _mkl or blas.numpy_products()
+    if products is None or not products.gemm(a, b, out, 1.0):
         np.add(out, a @ b, out=out)
 
 
@@ -39,6 +71,11 @@ def row_sums(x: Array, out: Array) -> None:
 def column_sums(x: Array, out: Array) -> None:
     """Sum x (R, C) over its rows into out (C,)."""
     np.matmul(_ones(x.shape[0], x.dtype.char), x, out=out)
+
+
+def _bfloat16(a: Array, b: Array, out: Array, keep: float) -> None:
+    if not blas.mkl_products().gemm(a, b, out, keep):
+        raise ValueError(f"BLAS cannot address operands with strides {a.strides}, {b.strides} and {out.strides}")
 
 
 @lru_cache(maxsize=64)

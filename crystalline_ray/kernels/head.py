@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crystalline_ray.kernels import gemm
+from crystalline_ray.kernels.operands import Operands, unrounded
 from crystalline_ray.kernels.softmax import exponentials
 from crystalline_ray.kernels.workspace import Array, Tokens, row_blocks, rows_per_block
 
@@ -60,40 +61,50 @@ def head_index_plan(rows: int, vocab_size: int, width: int, itemsize: int) -> di
     return {"places": (block,), "wide": (2, block)}
 
 
-def head_forward(x: Array, table: Array, targets: Tokens, buffers: HeadBuffers) -> float:
+def head_forward(
+    x: Array, table: Array, targets: Tokens, buffers: HeadBuffers, operands: Operands = unrounded
+) -> float:
     """Return the sum of -log softmax(x @ table.T)[target] in nats over the rows with a target >= 0.
 
     x (N, C); table (V, C); targets (N,) below V, which is the caller's to check.
     """
-    return sum(
-        _losses(x[rows], table, targets[rows], buffers, None) for rows in row_blocks(len(x), len(buffers.logits))
-    )
+    factor = operands(table, 1)
+    blocks = row_blocks(len(x), len(buffers.logits))
+    return sum(_losses(x[rows], factor, targets[rows], buffers, None, operands) for rows in blocks)
 
 
 def head_forward_backward(
-    x: Array, table: Array, targets: Tokens, scale: float, buffers: HeadBuffers, dx: Array, dtable: Array
+    x: Array,
+    table: Array,
+    targets: Tokens,
+    scale: float,
+    buffers: HeadBuffers,
+    gradients: tuple[Array, Array],
+    operands: Operands = unrounded,
 ) -> float:
-    """Return what `head_forward` does, and overwrite dx (N, C) and dtable (V, C) with scale * its gradient."""
-    loss = 0.0
+    """Return what `head_forward` does, and overwrite gradients, dx (N, C) and dtable (V, C), with scale * its own."""
+    loss, (dx, dtable), factor = 0.0, gradients, operands(table, 1)
     for rows in row_blocks(len(x), len(buffers.logits)):
-        loss += _losses(x[rows], table, targets[rows], buffers, scale)
-        dlogits = buffers.logits[: rows.stop - rows.start]
-        gemm.multiply(dlogits, table, dx[rows])
+        loss += _losses(x[rows], factor, targets[rows], buffers, scale, operands)
+        dlogits, inputs = operands(buffers.logits[: rows.stop - rows.start], 0), operands(x[rows], 2)
+        gemm.multiply(dlogits, factor, dx[rows])
         if rows.start == 0:
-            gemm.multiply(dlogits.T, x[rows], dtable)
+            gemm.multiply(dlogits.T, inputs, dtable)
         else:
-            gemm.add_product(dlogits.T, x[rows], dtable)
+            gemm.add_product(dlogits.T, inputs, dtable)
     return loss
 
 
-def _losses(x: Array, table: Array, targets: Tokens, buffers: HeadBuffers, scale: float | None) -> float:
+def _losses(
+    x: Array, table: Array, targets: Tokens, buffers: HeadBuffers, scale: float | None, operands: Operands
+) -> float:
     """Return the loss of one block; with a scale, leave scale * its gradient in the first rows of buffers.logits."""
     count = len(x)
     inputs, logits = buffers.inputs[:count], buffers.logits[:count]
     totals, shift, (picked, scales) = buffers.totals[:count], buffers.shift[:count], buffers.picked[:, :count]
     flat, own = logits.reshape(-1), _own_logits(targets, logits.shape[1], buffers.places[:count])
     np.multiply(x, _LOG2_E, out=inputs)
-    gemm.multiply(inputs, table.T, logits)
+    gemm.multiply(operands(inputs, 0), table.T, logits)
     np.take(flat, own, out=picked, mode="clip")
     if scale is not None:
         np.copyto(scales, targets >= 0)
@@ -109,6 +120,12 @@ def _losses(x: Array, table: Array, targets: Tokens, buffers: HeadBuffers, scale
         np.subtract(picked, scales, out=picked)
         flat[own] = picked
     return loss
+
+
+def head_operand_sizes(rows: int, vocab_size: int, width: int, itemsize: int) -> tuple[int, int, int]:
+    """Return how many items of each slot of the operands the head uses."""
+    block, _ = head_plan(rows, vocab_size, width, itemsize)["inputs"]
+    return block * max(vocab_size, width), vocab_size * width, block * width
 
 
 def _own_logits(targets: Tokens, vocab_size: int, index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -4,40 +4,51 @@ import numpy as np
 
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.dropout import Masks
+from crystalline_ray.kernels.operands import Operands, unrounded
 from crystalline_ray.kernels.workspace import Array, row_blocks, rows_per_block
 
 
-def linear_forward(x: Array, weight: Array, bias: Array, out: Array) -> None:
+def linear_forward(x: Array, weight: Array, bias: Array, out: Array, operands: Operands = unrounded) -> None:
     """out (N, O) = x (N, I) @ weight (I, O) + bias (O,)."""
     np.copyto(out, bias)
-    gemm.add_product(x, weight, out)
+    gemm.add_product(operands(x, 0), operands(weight, 1), out)
 
 
-def linear_backward(dout: Array, x: Array, weight: Array, dx: Array, dweight: Array, dbias: Array) -> None:
+def linear_backward(
+    dout: Array, x: Array, weight: Array, dx: Array, dweight: Array, dbias: Array, operands: Operands = unrounded
+) -> None:
     """Overwrite dx (N, I), dweight (I, O) and dbias (O,), given dout (N, O)."""
-    gemm.multiply(dout, weight.T, dx)
-    gemm.multiply(x.T, dout, dweight)
+    factor = operands(dout, 0)
+    gemm.multiply(factor, operands(weight, 1).T, dx)
+    gemm.multiply(operands(x, 1).T, factor, dweight)
     gemm.column_sums(dout, dbias)
 
 
 def residual_forward(
-    x: Array, y: Array, weight: Array, bias: Array, masks: Masks | None, branch: Array, scratch: Array
+    x: Array,
+    y: Array,
+    linear: tuple[Array, Array],
+    masks: Masks | None,
+    scratch: tuple[Array, Array],
+    operands: Operands = unrounded,
 ) -> None:
     """x += dropout(y @ weight + bias).
 
-    x (N, C); y (N, I); weight (I, C); bias (C,); branch (N, C) and scratch (R, C), R at least N or
-    `rows_per_block(C)`, are used with masks only.
+    x (N, C); y (N, I); linear is weight (I, C) and bias (C,). The scratch, (N, C) and (R, C) with R at least N or
+    `rows_per_block(C)`, is used with masks only.
     """
+    weight, bias = linear
     if masks is not None:
-        linear_forward(y, weight, bias, branch)
+        branch, block = scratch
+        linear_forward(y, weight, bias, branch, operands)
         for number, rows in enumerate(row_blocks(len(x), rows_per_block(x.shape[1], x.itemsize))):
-            mask = scratch[: rows.stop - rows.start]
+            mask = block[: rows.stop - rows.start]
             masks.fill(mask, number)
             np.multiply(branch[rows], mask, out=mask)
             np.add(x[rows], mask, out=x[rows])
         return
     np.add(x, bias, out=x)
-    gemm.add_product(y, weight, x)
+    gemm.add_product(operands(y, 0), operands(weight, 1), x)
 
 
 def residual_backward(dx: Array, dbranch: Array, masks: Masks | None, scratch: Array) -> Array:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from crystalline_ray.kernels.activation import gelu_backward, gelu_forward
 from crystalline_ray.kernels.attention import attention_backward, attention_forward
 from crystalline_ray.kernels.dropout import Masks
-from crystalline_ray.kernels.folded import fold_norm, folded_backward
+from crystalline_ray.kernels.folded import fold_norm_forward, folded_backward
 from crystalline_ray.kernels.linear import linear_backward, linear_forward, residual_backward, residual_forward
 from crystalline_ray.kernels.norm import normalise_backward, normalise_forward
 from crystalline_ray.kernels.workspace import Array
@@ -23,11 +23,11 @@ class BlockMasks(NamedTuple):
 
 def block_forward(weights: BlockViews, kept: BlockActivations, buffers: Buffers, masks: BlockMasks) -> None:
     """Update the residual stream buffers.x (N, C) in place and leave in `kept` what the backward pass needs."""
-    x, branch, rows = buffers.x, buffers.branch, buffers.rows
+    x, scratch = buffers.x, (buffers.branch, buffers.rows)
     batch, _, length, _ = kept.inverse_totals.shape
     normalise_forward(x, *kept.norm_1)
-    fold_norm(*weights.norm_1, *weights.qkv, *buffers.folded_qkv)
-    linear_forward(kept.norm_1.normalised, *buffers.folded_qkv, kept.qkv)
+    fold_norm_forward(*weights.norm_1, *weights.qkv, *buffers.folded_qkv)
+    linear_forward(kept.norm_1.normalised, *buffers.folded_qkv, kept.qkv, buffers.operands)
     attention_forward(
         _sequences(kept.qkv, batch, length),
         _sequences(kept.heads, batch, length),
@@ -36,13 +36,13 @@ def block_forward(weights: BlockViews, kept: BlockActivations, buffers: Buffers,
         buffers.attention,
         masks.attention,
     )
-    residual_forward(x, kept.heads, *weights.attention_out, masks.attention_out, branch, rows)
+    residual_forward(x, kept.heads, weights.attention_out, masks.attention_out, scratch, buffers.operands)
     normalise_forward(x, *kept.norm_2)
-    fold_norm(*weights.norm_2, *weights.expand, *buffers.folded_expand)
-    linear_forward(kept.norm_2.normalised, *buffers.folded_expand, kept.hidden)
+    fold_norm_forward(*weights.norm_2, *weights.expand, *buffers.folded_expand)
+    linear_forward(kept.norm_2.normalised, *buffers.folded_expand, kept.hidden, buffers.operands)
     training = buffers.gradients is not None
     gelu_forward(kept.hidden, kept.activated, buffers.wide_rows, keep_derivative=training)
-    residual_forward(x, kept.activated, *weights.contract, masks.mlp_out, branch, rows)
+    residual_forward(x, kept.activated, weights.contract, masks.mlp_out, scratch, buffers.operands)
 
 
 def block_backward(
@@ -57,9 +57,9 @@ def block_backward(
     dx, dbranch, dhidden = scratch.dx, scratch.dbranch, scratch.dhidden
     batch, _, length, _ = kept.inverse_totals.shape
     dout = residual_backward(dx, dbranch, masks.mlp_out, buffers.rows)
-    linear_backward(dout, kept.activated, weights.contract.weight, dhidden, *gradient.contract)
+    linear_backward(dout, kept.activated, weights.contract.weight, dhidden, *gradient.contract, buffers.operands)
     gelu_backward(dhidden, kept.hidden, dhidden)
-    fold_norm(*weights.norm_2, *weights.expand, *buffers.folded_expand)
+    fold_norm_forward(*weights.norm_2, *weights.expand, *buffers.folded_expand)
     _normed_linear_backward(
         dhidden,
         kept.norm_2,
@@ -69,7 +69,9 @@ def block_backward(
         scratch,
     )
     dout = residual_backward(dx, dbranch, masks.attention_out, buffers.rows)
-    linear_backward(dout, kept.heads, weights.attention_out.weight, scratch.dheads, *gradient.attention_out)
+    linear_backward(
+        dout, kept.heads, weights.attention_out.weight, scratch.dheads, *gradient.attention_out, buffers.operands
+    )
     attention_backward(
         _sequences(scratch.dheads, batch, length),
         _sequences(kept.qkv, batch, length),
@@ -80,7 +82,7 @@ def block_backward(
         buffers.attention,
         masks.attention,
     )
-    fold_norm(*weights.norm_1, *weights.qkv, *buffers.folded_qkv)
+    fold_norm_forward(*weights.norm_1, *weights.qkv, *buffers.folded_qkv)
     _normed_linear_backward(
         scratch.dqkv,
         kept.norm_1,
@@ -112,6 +114,7 @@ def _normed_linear_backward(
         *norm,
         scratch.dbranch,
         (*gradients[0], *gradients[1]),
+        buffers.operands,
     )
     normalise_backward(scratch.dbranch, *kept, scratch.dx, buffers.rows, buffers.column)
 

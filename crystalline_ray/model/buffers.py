@@ -7,8 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from crystalline_ray.kernels.attention import AttentionBuffers, attention_plan
+from crystalline_ray.kernels.blas import BFLOAT16
 from crystalline_ray.kernels.embedding import EmbeddingIndices, embedding_index_plan
-from crystalline_ray.kernels.head import HeadBuffers, head_index_plan, head_plan
+from crystalline_ray.kernels.head import HeadBuffers, head_index_plan, head_operand_sizes, head_plan
+from crystalline_ray.kernels.operands import Bfloat16Operands, Operands, unrounded
 from crystalline_ray.kernels.workspace import Array, Workspace, rows_per_block, workspace_bytes
 from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.model.views import LinearViews
@@ -63,6 +65,7 @@ class Buffers:
     """
 
     num_bytes: int
+    operands: Operands
     x: Array
     branch: Array
     rows: Array
@@ -115,21 +118,39 @@ def plan_indices(shape: ModelShape, batch_size: int, dtype: npt.DTypeLike, *, tr
     return plan | (_prefixed("embedding", embedding_index_plan(rows)) if training else {})
 
 
-def buffer_bytes(shape: ModelShape, batch_size: int, dtype: npt.DTypeLike, *, dropout: bool, training: bool) -> int:
+def operand_sizes(shape: ModelShape, batch_size: int) -> list[int]:
+    """Return how many items the operands of any product need in each slot, if they are rounded."""
+    rows, width = batch_size * shape.seq_len, shape.embed_dim
+    layers = (4 * rows * width, 4 * width * max(rows, width), 0)
+    head = head_operand_sizes(rows, shape.vocab_size, width, np.dtype(np.float32).itemsize)
+    return [max(sizes) for sizes in zip(layers, head, strict=True)]
+
+
+def buffer_bytes(
+    shape: ModelShape, batch_size: int, dtype: npt.DTypeLike, *, dropout: bool, training: bool, bfloat16: bool
+) -> int:
     """Return the bytes of all buffers without allocating any."""
-    return workspace_bytes(
-        plan_buffers(shape, batch_size, dtype, dropout=dropout, training=training), dtype
-    ) + workspace_bytes(plan_indices(shape, batch_size, dtype, training=training), np.int64)
+    floats = plan_buffers(shape, batch_size, dtype, dropout=dropout, training=training)
+    slots = {str(slot): (size,) for slot, size in enumerate(operand_sizes(shape, batch_size))} if bfloat16 else {}
+    return (
+        workspace_bytes(floats, dtype)
+        + workspace_bytes(plan_indices(shape, batch_size, dtype, training=training), np.int64)
+        + workspace_bytes(slots, BFLOAT16)
+    )
 
 
-def allocate(shape: ModelShape, batch_size: int, dtype: npt.DTypeLike, *, dropout: bool, training: bool) -> Buffers:
+def allocate(
+    shape: ModelShape, batch_size: int, dtype: npt.DTypeLike, *, dropout: bool, training: bool, bfloat16: bool
+) -> Buffers:
     """Allocate all buffers at once."""
     space = Workspace(plan_buffers(shape, batch_size, dtype, dropout=dropout, training=training), dtype)
     indices = Workspace(plan_indices(shape, batch_size, dtype, training=training), np.int64)
+    operands = Bfloat16Operands(operand_sizes(shape, batch_size)) if bfloat16 else None
     attention = AttentionBuffers(**{name: space[f"attention.{name}"] for name in AttentionBuffers._fields})
     blocks = tuple(_block(space, f"block.{index}") for index in range(shape.num_layers if training else 1))
     return Buffers(
-        num_bytes=space.num_bytes + indices.num_bytes,
+        num_bytes=space.num_bytes + indices.num_bytes + (operands.num_bytes if operands else 0),
+        operands=operands or unrounded,
         x=space["x"],
         branch=space["branch"],
         rows=space["rows"],

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels import gemm
+from crystalline_ray.kernels.blas import mkl_products
 from crystalline_ray.kernels.dropout import Masks, dropout_backward, dropout_forward
 from crystalline_ray.kernels.embedding import embedding_backward, embedding_forward
 from crystalline_ray.kernels.head import head_forward, head_forward_backward
@@ -28,9 +29,10 @@ def workspace_size(
     dropout: float = 0.0,
     dtype: npt.DTypeLike = np.float32,
     training: bool = True,
+    bfloat16: bool = False,
 ) -> int:
     """Return `Transformer.workspace_bytes` for these arguments, without allocating anything."""
-    return buffer_bytes(shape, batch_size, dtype, dropout=dropout > 0, training=training)
+    return buffer_bytes(shape, batch_size, dtype, dropout=dropout > 0, training=training, bfloat16=bfloat16)
 
 
 class Transformer:
@@ -48,21 +50,30 @@ class Transformer:
         dropout: float = 0.0,
         dtype: npt.DTypeLike = np.float32,
         training: bool = True,
+        bfloat16: bool = False,
     ) -> None:
         """Plan and allocate the workspace; without `training` there is none for gradients, and little for layers.
 
-        Raises ConfigError if batch_size is below 1 or dropout is not in [0, 1).
+        With `bfloat16` the linear layers' and the head's products read their operands rounded to bfloat16 and add up in
+        float32, which takes MKL; weights, gradients and all else stay float32.
+
+        Raises ConfigError if batch_size is below 1, dropout is not in [0, 1), or bfloat16 goes with another dtype than
+        float32; FileNotFoundError if it needs MKL and that is not installed.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
         if not 0.0 <= dropout < 1.0:
             raise ConfigError(f"dropout must be at least 0 and below 1, got {dropout}")
+        if bfloat16:
+            if np.dtype(dtype) != np.float32:
+                raise ConfigError(f"bfloat16 products need dtype float32, got {np.dtype(dtype)}")
+            mkl_products()
         self.shape = shape
         self.layout = ParameterLayout(shape)
         self.dtype: np.dtype[Any] = np.dtype(dtype)
         self._batch = (batch_size, shape.seq_len)
         self._dropout = dropout
-        self._buffers = allocate(shape, batch_size, dtype, dropout=dropout > 0, training=training)
+        self._buffers = allocate(shape, batch_size, dtype, dropout=dropout > 0, training=training, bfloat16=bfloat16)
         self._bound: dict[int, ModelViews] = {}
 
     @property
@@ -99,7 +110,7 @@ class Transformer:
                 gradient[padding] = 0.0
             dnorm, table = scratch.dheads, views.token_table
             loss = head_forward_backward(
-                buffers.out, table, flat_targets, scale, buffers.head, dnorm, dviews.token_table
+                buffers.out, table, flat_targets, scale, buffers.head, (dnorm, dviews.token_table), buffers.operands
             )
             scratch.dx.fill(0.0)
             norm_backward(
@@ -127,7 +138,9 @@ class Transformer:
         views = self._bind(weights)
         with steady_state():
             self._forward(views, inputs, None, self._masks(None)[1])
-            return head_forward(self._buffers.out, views.token_table, flat_targets, self._buffers.head)
+            return head_forward(
+                self._buffers.out, views.token_table, flat_targets, self._buffers.head, self._buffers.operands
+            )
 
     def logits(self, weights: Array, inputs: Tokens) -> Array:
         """Return a new array (B, T, V) of logits, without dropout. Raises ValueError as `loss_and_gradient`."""

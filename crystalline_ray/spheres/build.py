@@ -81,6 +81,7 @@ class Sphere:
             batch_size=run.config.batch_size,
             dropout=run.config.dropout,
             seed=run.config.seed,
+            bfloat16=run.config.precision == "bfloat16",
             sum_unit=run.config.sum_unit,
         )
         self._parts.append(leaf)

@@ -24,16 +24,25 @@ class LeafSphere:
         batch_size: sequences in every micro-batch.
         dropout: probability of dropping an activation while training.
         seed: of the run; keys the dropout together with the micro-batch's number.
+        bfloat16: whether matrix products read operands rounded to bfloat16.
         sum_unit: the most micro-batches in a unit; above 1 a private gradient is kept to add from.
     """
 
     def __init__(
-        self, memory: Memory, shape: ModelShape, *, batch_size: int, dropout: float, seed: int, sum_unit: int
+        self,
+        memory: Memory,
+        shape: ModelShape,
+        *,
+        batch_size: int,
+        dropout: float,
+        seed: int,
+        bfloat16: bool,
+        sum_unit: int,
     ) -> None:
         self.batches = 0
         self._memory = memory
         self._seed = seed
-        self._transformer = Transformer(shape, batch_size, dropout=dropout)
+        self._transformer = Transformer(shape, batch_size, dropout=dropout, bfloat16=bfloat16)
         self._scratch = np.empty(memory.layout.parameters if sum_unit > 1 else 0, np.float32)
 
     def compute(self, unit: UnitMessage) -> GradientMessage:

@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 from crystalline_ray.config import Config
+from crystalline_ray.kernels.gemm import Library
 from crystalline_ray.kernels.optimizers import MOMENTS
 from crystalline_ray.model.layout import ModelShape, ParameterLayout
 from crystalline_ray.spheres.memory import MemoryLayout
@@ -31,6 +32,11 @@ class RunSpec:
     plan: SpherePlan
     dataset: Path
     total_sequences: int
+
+    @property
+    def blas(self) -> Library:
+        """The library that computes matrix products; one that is left open is NumPy's."""
+        return "mkl" if self.config.blas == "mkl" else "numpy"
 
     @property
     def sequences_per_step(self) -> int:

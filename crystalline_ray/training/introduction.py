@@ -38,6 +38,7 @@ def introduce(
             f"coordinators {run.plan.coordinators}; engine {config.engine}; "
             f"shared memory {run.memory.total_bytes / 2**20:,.0f} MiB",
         ),
+        ("products", f"{config.precision}, by {'MKL' if run.blas == 'mkl' else 'the BLAS in NumPy'}"),
         ("folder", str(folder)),
     ]
     console.header(f"Run {folder.name}", rows)

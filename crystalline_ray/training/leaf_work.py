@@ -88,7 +88,9 @@ def leaf_work(work: Work) -> Callable[[], float]:
     sizes = MemoryLayout(layout.size, moments=2, regions=1)
     memory = BufferMemory(sizes, {part: aligned_zeros(sizes.bytes_of(part)).data for part in sizes.rows()})
     memory.weights(0)[:] = initialise(layout, seed=1)
-    leaf = LeafSphere(memory, shape, batch_size=work.batch_size, dropout=work.dropout, seed=1, sum_unit=1)
+    leaf = LeafSphere(
+        memory, shape, batch_size=work.batch_size, dropout=work.dropout, seed=1, bfloat16=False, sum_unit=1
+    )
     segments = SegmentSphere(tuple(range(SYMMETRY_GROUPS)), layout, config, memory)
     batch = BatchMessage(0, *zipf_batch(work), work.tokens)
     version = 0

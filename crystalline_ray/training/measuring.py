@@ -35,7 +35,7 @@ def as_worker(core: int) -> Iterator[None]:
     cores = os.sched_getaffinity(0)
     with threadpool_limits(limits=1, user_api="blas"), flush_to_zero():
         try:
-            prepare_worker(core)
+            prepare_worker(core, "numpy")
             yield
         finally:
             os.sched_setaffinity(0, cores)

@@ -53,7 +53,9 @@ class PlanView:
         shared = self._run.memory
         config = self._run.config
         try:
-            leaf = workspace_size(self._run.shape, config.batch_size, dropout=config.dropout, training=True)
+            leaf = workspace_size(
+                self._run.shape, config.batch_size, dropout=config.dropout, bfloat16=config.precision == "bfloat16"
+            )
         except MemoryError as error:
             raise ResourceError(f"the model is too large for the memory of this machine: {error}") from None
         parts = {part: shared.bytes_of(part) for part in shared.rows()}

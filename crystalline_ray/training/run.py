@@ -18,6 +18,7 @@ from crystalline_ray.model.layout import ModelShape, initialise, weights_digest
 from crystalline_ray.model.transformer import workspace_size
 from crystalline_ray.spheres.plan import SpherePlan, plan_spheres
 from crystalline_ray.spheres.run_spec import RunSpec
+from crystalline_ray.training.arithmetic import decide_arithmetic, warnings_about
 from crystalline_ray.training.checkpoint import TrainingState, load_newest
 from crystalline_ray.training.checkpoint_writer import CheckpointWriter, check_space
 from crystalline_ray.training.console import Console
@@ -46,6 +47,7 @@ def train(
     """
     interruption = Interruption()
     with interruption.handled(patiently=False):
+        config = decide_arithmetic(config)
         plan = plan_for(config)
         dataset = prepare(config, seq_len=config.seq_len, seed=config.seed, progress=console.progress)
         dataset.tokenizer.encode(config.sample_prompt or "")  # refused now rather than after the training
@@ -55,7 +57,7 @@ def train(
             _check_disk(run, folder)
             with (open_engine or open_configured_engine)(run, console) as engine:
                 state = _place_weights(run, dataset, engine, folder if resume else None, console)
-                introduce(console, run, dataset, folder, state, engine.warnings)
+                introduce(console, run, dataset, folder, state, (*engine.warnings, *warnings_about(config)))
                 save_config(config.model_copy(update={"name": folder.name}), folder / CONFIG)
                 engine.start(console.progress)
                 # Entered after Ray has started, which takes SIGTERM for itself.
@@ -90,7 +92,9 @@ def check_memory(run: RunSpec) -> None:
     """Raise ResourceError if this machine has not the shared or main memory that the run needs."""
     if run.config.engine == "ray":
         check_room(arena_root(), run.memory)
-    workspace = workspace_size(run.shape, run.config.batch_size, dropout=run.config.dropout, training=True)
+    workspace = workspace_size(
+        run.shape, run.config.batch_size, dropout=run.config.dropout, bfloat16=run.config.precision == "bfloat16"
+    )
     needed = run.memory.total_bytes + len(run.plan.leaves) * workspace
     available = psutil.virtual_memory().available
     if needed > available:

@@ -4,7 +4,7 @@ from differences import numeric_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crystalline_ray.kernels.folded import fold_norm, folded_backward
+from crystalline_ray.kernels.folded import fold_norm_forward, folded_backward
 from crystalline_ray.kernels.linear import linear_forward
 from crystalline_ray.kernels.norm import normalise_backward, normalise_forward
 
@@ -31,7 +31,7 @@ class Layer:
     def forward(self) -> np.ndarray:
         out = np.full_like(self.dout, np.nan)
         normalise_forward(self.x, *self.kept)
-        fold_norm(self.gain, self.shift, self.weight, self.bias, *self.folded)
+        fold_norm_forward(self.gain, self.shift, self.weight, self.bias, *self.folded)
         linear_forward(self.kept[0], *self.folded, out)
         return out
 

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,3 +52,54 @@ def test_products_are_added_where_blas_cannot_address_an_operand() -> None:
 
 def test_the_library_numpy_uses_has_been_found() -> None:
     assert blas.numpy_products() is not None
+
+
+with_mkl = pytest.mark.skipif(blas.mkl_library() is None, reason="MKL is not installed")
+
+
+@with_mkl
+@settings(deadline=None, max_examples=40)
+@given(SIZES, SIZES, SIZES, st.booleans(), st.booleans(), st.sampled_from(["f", "d"]))
+def test_products_by_mkl(m: int, n: int, k: int, flip_a: bool, flip_b: bool, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    a = (rng.standard_normal((k, m)).T if flip_a else rng.standard_normal((m, k))).astype(dtype, order="K")
+    b = (rng.standard_normal((n, k)).T if flip_b else rng.standard_normal((k, n))).astype(dtype, order="K")
+    out = np.full((m, n), np.nan, dtype)
+    with gemm.using("mkl"):
+        gemm.multiply(a, b, out)
+        once = out.copy()
+        gemm.add_product(a, b, out)
+    expected = (a[:, :, None].astype(np.float64) * b[None]).sum(axis=1)
+    np.testing.assert_allclose(once, expected, atol=1e-12 if dtype == "d" else 2e-5)
+    np.testing.assert_allclose(out, 2 * expected, atol=2e-12 if dtype == "d" else 4e-5)
+
+
+@with_mkl
+def test_mkl_is_used_within_its_block_only_and_gives_the_same_bits_wherever_operands_lie() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((100, 333)).astype("f"), rng.standard_normal((333, 77)).astype("f")
+    bits = set()
+    with gemm.using("mkl"):
+        for offset in range(17):
+            moved, out = np.empty(a.size + 16, "f")[offset:][: a.size].reshape(a.shape), np.empty((100, 77), "f")
+            moved[:] = a
+            gemm.multiply(moved, b, out)
+            bits.add(out.tobytes())
+    assert len(bits) == 1
+    assert gemm._mkl is None
+
+
+@with_mkl
+@settings(deadline=None, max_examples=30)
+@given(SIZES, SIZES, SIZES, st.booleans(), st.booleans())
+def test_products_of_bfloat16_add_up_in_float32(m: int, n: int, k: int, flip_a: bool, flip_b: bool) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((k, m) if flip_a else (m, k)), rng.standard_normal((n, k) if flip_b else (k, n))
+    bits = [(x.astype("f").view("u4") >> 16).astype(np.uint16) for x in (a, b)]
+    a, b = ((x.astype("u4") << 16).view("f").astype(np.float64) for x in bits)
+    out = np.full((m, n), np.nan, np.float32)
+    gemm.multiply(bits[0].T if flip_a else bits[0], bits[1].T if flip_b else bits[1], out)
+    expected = (a.T if flip_a else a) @ (b.T if flip_b else b)
+    np.testing.assert_allclose(out, expected, atol=2e-5)  # products of bfloat16 are exact in float32
+    gemm.add_product(bits[0].T if flip_a else bits[0], bits[1].T if flip_b else bits[1], out)
+    np.testing.assert_allclose(out, 2 * expected, atol=4e-5)

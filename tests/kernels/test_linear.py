@@ -43,7 +43,7 @@ def test_residual_adds_what_it_passes_back(rows: int, rate: float) -> None:
     y, weight, bias = rng.standard_normal((rows, 3)), rng.standard_normal((3, 128)), rng.standard_normal(128)
     masks = Masks(rate, seed=1, micro_batch=2, site=3) if rate else None
     out, scratch = x.copy(), np.empty((rows, 128))
-    residual_forward(out, y, weight, bias, masks, np.empty_like(x), scratch)
+    residual_forward(out, y, (weight, bias), masks, (np.empty_like(x), scratch))
     dbranch = residual_backward(dout, np.empty_like(dout), masks, scratch)
     # linear in the branch: what is added is the mask's multiple, and the gradient is multiplied by the same
     mask = dbranch / dout

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crystalline_ray.errors import ConfigError
-from crystalline_ray.kernels import gemm, workspace
+from crystalline_ray.kernels import blas, gemm, workspace
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
 from crystalline_ray.model.transformer import Transformer, workspace_size
 
@@ -272,3 +272,47 @@ def test_a_larger_batch_needs_no_more_products_per_token(monkeypatch: pytest.Mon
         per_token.append(calls / inputs.size)
     assert per_token == sorted(per_token, reverse=True)
     assert per_token[-1] < per_token[0] / 4
+
+
+with_mkl = pytest.mark.skipif(blas.mkl_library() is None, reason="MKL is not installed")
+
+
+def gradient_of(model: Transformer, weights: np.ndarray, tokens: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    gradient = np.empty(weights.shape, model.dtype)
+    model.loss_and_gradient(weights.astype(model.dtype), gradient, *tokens, scale=1.0, dropout_seed=None)
+    return gradient
+
+
+@settings(deadline=None, max_examples=15)
+@given(SHAPES, st.integers(1, 3), st.booleans())
+def test_float32_gradients_are_within_1e_5_of_float64(shape: ModelShape, batch: int, mkl: bool) -> None:
+    """Relative to the largest element of each tensor, at odd shapes: context 1, one head, widths of no round size."""
+    weights, tokens = weights_of(shape), tokens_of(shape, batch, ignored=0.0)
+    with gemm.using("mkl" if mkl and blas.mkl_library() else "numpy"):
+        single = gradient_of(Transformer(shape, batch), weights, tokens)
+    double = gradient_of(Transformer(shape, batch, dtype=np.float64), weights, tokens)
+    for parameter in ParameterLayout(shape).parameters:
+        part = slice(parameter.offset, parameter.offset + parameter.size)
+        # a gradient that cancels, such as that of the keys' bias, is noise of the size of what cancelled
+        size = max(np.abs(double[part]).max(), 1e-3 * np.abs(double).max())
+        assert np.abs(single[part] - double[part]).max() <= 1e-5 * size, parameter.name
+
+
+@with_mkl
+@settings(deadline=None, max_examples=15)
+@given(SHAPES, st.integers(1, 3))
+def test_bfloat16_gradients_are_within_5_percent_of_float64(shape: ModelShape, batch: int) -> None:
+    """In the L2 norm of the whole gradient: an operand is rounded by up to 2**-9 = 0.2 %, some ten of them in a row."""
+    weights, tokens = weights_of(shape), tokens_of(shape, batch, ignored=0.0)
+    rounded = gradient_of(Transformer(shape, batch, bfloat16=True), weights, tokens)
+    double = gradient_of(Transformer(shape, batch, dtype=np.float64), weights, tokens)
+    error = np.linalg.norm(rounded - double)
+    assert 0.0 < error < 0.05 * np.linalg.norm(double)
+
+
+@with_mkl
+def test_bfloat16_needs_float32_and_its_slots_are_planned() -> None:
+    with pytest.raises(ConfigError, match="float64"):
+        Transformer(SMALL, 3, dtype=np.float64, bfloat16=True)
+    model = Transformer(SMALL, 3, bfloat16=True)
+    assert model.workspace_bytes == workspace_size(SMALL, 3, bfloat16=True) > workspace_size(SMALL, 3)

@@ -34,7 +34,7 @@ class SphereHost:
 
     def __init__(self, run: RunSpec, sphere_id: int, arena: Arena) -> None:
         spec = run.plan.spheres[sphere_id]
-        prepare_worker(spec.core)
+        prepare_worker(spec.core, run.blas)
         self._link = RayLink(run.plan, sphere_id, self._inner)
         memory = arena.attach(writable=_writable(spec.role, spec.level))
         self._board = Board(arena.attach_board(), run.plan, run.config.deadline_seconds)

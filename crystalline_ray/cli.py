@@ -225,12 +225,12 @@ def bench_group() -> None:
     """Measure how fast this machine computes."""
 
 
-@bench_group.command("leaf")
+@bench_group.command("leaf", cls=FieldsCommand, fields=("precision", "blas"))
 @click.option("--model", default="B", show_default=True, help="A, B, or a YAML configuration: the model and its batch")
 @click.option("--seconds", type=float, default=10.0, show_default=True, help="Time for the steps that are measured")
 @click.option("--core", type=int, help="Core to run on; none: the last that may be used")
 @_json_option
-def bench_leaf_command(model: str, seconds: float, core: int | None, as_json: bool) -> None:
+def bench_leaf_command(model: str, seconds: float, core: int | None, as_json: bool, **options: Any) -> None:
     """Measure one leaf on one core, without Ray.
 
     A step is one micro-batch forward and backward, clipping and AdamW. A is a small model (vocabulary 1000, width 128,
@@ -240,7 +240,7 @@ def bench_leaf_command(model: str, seconds: float, core: int | None, as_json: bo
     from crystalline_ray.training.leaf_bench import bench_leaf
     from crystalline_ray.training.leaf_work import find_work
 
-    work = find_work(model, os.environ)
+    work = find_work(model, os.environ, given_fields(options))
     with Console(json_output=True) as console:
         figures = bench_leaf(work, seconds=seconds, core=core, progress=_terminal_progress(console))
     if as_json:

@@ -77,6 +77,7 @@ def mkl_products() -> Products:
         raise OSError(f"{path}: MKL refuses reproducible results with code {status}")
     library.MKL_Set_Interface_Layer(_LP64)
     library.MKL_Set_Threading_Layer(_SEQUENTIAL)
+    library.MKL_Set_Num_Threads(1)
     names = {"f": "cblas_sgemm", "d": "cblas_dgemm", BFLOAT16.char: "cblas_gemm_bf16bf16f32"}
     return Products({code: _declared(library, name, code, ctypes.c_int32) for code, name in names.items()})
 

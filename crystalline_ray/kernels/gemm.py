@@ -20,24 +20,29 @@ _mkl: blas.Products | None = None
 
 
 @contextmanager
-def using(library: Library) -> Iterator[None]:
+def using(choice: Library) -> Iterator[None]:
     """Compute products of matrices with this library for the duration. Raises as `blas.mkl_products`."""
     global _mkl
     before = _mkl
-    use(library)
+    use(choice)
     try:
         yield
     finally:
         _mkl = before
 
 
-def use(library: Library) -> None:
+def use(choice: Library) -> None:
     """Compute products of matrices with this library from now on. Raises as `blas.mkl_products`."""
     global _mkl
-    _mkl = blas.mkl_products() if library == "mkl" else None
+    _mkl = blas.mkl_products() if choice == "mkl" else None
 
 
-def multiply(a: Array, b: Array, out: Array) -> None:
+def library() -> Library:
+    """Return which library computes products of matrices now."""
+    return "mkl" if _mkl else "numpy"
+
+
+def multiply(a: blas.Matrix, b: blas.Matrix, out: Array) -> None:
     """out = a @ b for (..., M, K) and (..., K, N), as `numpy.matmul` defines it; of bfloat16 for matrices only.
 
     The last two axes of every operand must be a matrix BLAS can address (one of the two strides is one item; for `out`
@@ -50,7 +55,7 @@ def multiply(a: Array, b: Array, out: Array) -> None:
         np.matmul(a, b, out=out)
 
 
-def add_product(a: Array, b: Array, out: Array) -> None:
+def add_product(a: blas.Matrix, b: blas.Matrix, out: Array) -> None:
     """out += a @ b for matrices (M, K), (K, N) and (M, N), which costs less than overwriting out.
 
     Operands as in `multiply`. Without a BLAS that adds, or for operands it cannot address, the product is made first.
@@ -73,7 +78,7 @@ def column_sums(x: Array, out: Array) -> None:
     np.matmul(_ones(x.shape[0], x.dtype.char), x, out=out)
 
 
-def _bfloat16(a: Array, b: Array, out: Array, keep: float) -> None:
+def _bfloat16(a: blas.Matrix, b: blas.Matrix, out: Array, keep: float) -> None:
     if not blas.mkl_products().gemm(a, b, out, keep):
         raise ValueError(f"BLAS cannot address operands with strides {a.strides}, {b.strides} and {out.strides}")
 

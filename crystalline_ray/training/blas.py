@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from crystalline_ray.kernels import gemm
+from crystalline_ray.kernels.blas import mkl_library
+
 
 @dataclass(frozen=True)
 class Blas:
@@ -20,10 +23,10 @@ class Blas:
 
 
 def loaded_blas() -> list[Blas]:
-    """Return the BLAS libraries that threadpoolctl knows, the one behind NumPy's products marked as in use."""
+    """Return the BLAS libraries that threadpoolctl knows, the one that computes products now marked as in use."""
     found = ThreadpoolController().select(user_api="blas").info()
-    own = [library["filepath"] for library in found if _ships_with_numpy(Path(library["filepath"]))]
-    in_use = own[0] if own else found[0]["filepath"] if len(found) == 1 else None
+    chosen = [library["filepath"] for library in found if _is_chosen(Path(library["filepath"]))]
+    in_use = chosen[0] if chosen else found[0]["filepath"] if len(found) == 1 else None
     return [
         Blas(
             library=library["internal_api"],
@@ -42,7 +45,12 @@ def blas_in_use() -> Blas | None:
     return next((library for library in loaded_blas() if library.in_use), None)
 
 
-def _ships_with_numpy(file: Path) -> bool:
-    """Whether a wheel of NumPy brought the file: to `numpy.libs` beside the package, or on macOS into it."""
+def _is_chosen(file: Path) -> bool:
+    """Whether the file is MKL's library if that computes, else whether a wheel of NumPy brought it.
+
+    Wheels have their libraries in `numpy.libs` beside the package, or on macOS in it.
+    """
+    if gemm.library() == "mkl":
+        return file == mkl_library()
     package = Path(np.__file__).parent
     return file.is_relative_to(package) or file.is_relative_to(package.with_name("numpy.libs"))

@@ -18,6 +18,7 @@ from rich.text import Text
 from crystalline_ray.config import Config
 from crystalline_ray.data.progress import Progress
 from crystalline_ray.engine.topology import allowed_cores, detect_topology
+from crystalline_ray.training.arithmetic import cpu_info, decide_arithmetic
 from crystalline_ray.training.blas import Blas, loaded_blas
 from crystalline_ray.training.durable import readable_bytes
 from crystalline_ray.training.leaf_work import Precision
@@ -27,8 +28,6 @@ from crystalline_ray.training.plan_view import PlanView, ranges
 from crystalline_ray.training.run import plan_for
 
 _SHARED_MEMORY = Path("/dev/shm")
-_CPU_INFO = Path("/proc/cpuinfo")
-_PRECISION: Precision = "float32"
 # What decides how fast matrix products are, by the kernel's names, x86 before Arm.
 _SIMD = (
     "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16",
@@ -107,7 +106,7 @@ def diagnose(config: Config, progress: Progress) -> Diagnosis:
     topology = detect_topology()
     memory = psutil.virtual_memory()
     shared = shutil.disk_usage(_SHARED_MEMORY) if _SHARED_MEMORY.is_dir() else None
-    blas = loaded_blas()
+    products, blas = _gemm(config, progress)
     train = _train(config)
     notes = []
     if not blas:
@@ -117,11 +116,11 @@ def diagnose(config: Config, progress: Progress) -> Diagnosis:
     return Diagnosis(
         versions={name: version(name) for name in ("crystalline-ray", "ray", "numpy", "pyarrow")}
         | {"Python": platform.python_version()},
-        processor=_cpu_info("model name") or platform.processor() or platform.machine(),
-        simd=[flag for flag in _SIMD if flag in (_cpu_info("flags") or _cpu_info("Features")).split()],
+        processor=cpu_info("model name") or platform.processor() or platform.machine(),
+        simd=[flag for flag in _SIMD if flag in (cpu_info("flags") or cpu_info("Features")).split()],
         numpy_simd=_numpy_simd(),
         blas=blas,
-        gemm=_gemm(progress),
+        gemm=products,
         machine_cores=os.cpu_count() or 1,
         allowed_cores=allowed_cores(),
         physical_cores=topology.physical_cores,
@@ -150,32 +149,26 @@ def _train(config: Config) -> dict[str, Any]:
     }
 
 
-def _gemm(progress: Progress) -> dict[str, Any]:
-    core = measuring_core()
-    with as_worker(core):
-        peak = measure_peak(_PRECISION, progress)
-    return {
-        "precision": _PRECISION,
+def _gemm(config: Config, progress: Progress) -> tuple[dict[str, Any], list[Blas]]:
+    """Measure products as a run with `config` would compute them; return also the libraries loaded by then."""
+    core, decided = measuring_core(), decide_arithmetic(config)
+    precision: Precision = "bfloat16" if decided.precision == "bfloat16" else "float32"
+    with as_worker(core, "mkl" if decided.blas == "mkl" else "numpy"):
+        peak = measure_peak(precision, progress)
+        blas = loaded_blas()
+    found = {
+        "precision": precision,
         "gflops": peak.flops_per_second / 1e9,
         "shape": list(peak.shape),
         "core": core,
     }
+    return found, blas
 
 
 def _numpy_simd() -> list[str]:
     found: Any = np.show_config(mode="dicts")
     extensions = found["SIMD Extensions"]
     return [*extensions.get("baseline", ()), *extensions.get("found", ())]
-
-
-def _cpu_info(field: str) -> str:
-    """The first core's entry in /proc/cpuinfo, '' where there is none."""
-    if _CPU_INFO.exists():
-        for line in _CPU_INFO.read_text(encoding="utf-8").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == field:
-                return value.strip()
-    return ""
 
 
 def _space(size: dict[str, int]) -> str:

@@ -135,7 +135,7 @@ def bench_leaf(work: Work, *, seconds: float, core: int | None, progress: Progre
     if not (seconds > 0 and math.isfinite(seconds)):
         raise ConfigError(f"--seconds {seconds:g}: must be a number of seconds above 0")
     core = measuring_core(core)
-    with as_worker(core):
+    with as_worker(core, work.blas):
         step = leaf_work(work)
         for number in range(_WARM_UP_STEPS):
             progress("Warming up", number, _WARM_UP_STEPS)

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from crystalline_ray.config import Config, load_config
 from crystalline_ray.errors import ConfigError
+from crystalline_ray.kernels.gemm import Library
 from crystalline_ray.kernels.random import Purpose, generator
 from crystalline_ray.kernels.workspace import aligned_zeros
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
@@ -18,8 +19,9 @@ from crystalline_ray.spheres.memory import BufferMemory, MemoryLayout
 from crystalline_ray.spheres.messages import BatchMessage, Commit, UnitMessage
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 from crystalline_ray.spheres.segment import SegmentSphere
+from crystalline_ray.training.arithmetic import decide_arithmetic
 
-Precision = Literal["float32"]
+Precision = Literal["float32", "bfloat16"]
 """Of the operands of matrix products."""
 
 Batch = npt.NDArray[np.int32]
@@ -36,6 +38,7 @@ class Work(NamedTuple):
     batch_size: int
     dropout: float = 0.0
     precision: Precision = "float32"
+    blas: Library = "numpy"
 
     @property
     def tokens(self) -> int:
@@ -45,7 +48,7 @@ class Work(NamedTuple):
     @property
     def workspace_bytes(self) -> int:
         """What the leaf allocates for its own work, weights and gradient apart."""
-        return workspace_size(self.shape, self.batch_size, dropout=self.dropout)
+        return workspace_size(self.shape, self.batch_size, dropout=self.dropout, bfloat16=self.precision == "bfloat16")
 
 
 STANDARD = {
@@ -55,19 +58,21 @@ STANDARD = {
 """The two models by which kernels are judged: A is bound by calls, B by matrix products."""
 
 
-def find_work(model: str, environ: Mapping[str, str]) -> Work:
-    """Return the standard work of that name, or that of a YAML configuration, under `environ` as in every command.
+def find_work(model: str, environ: Mapping[str, str], flags: Mapping[str, Any]) -> Work:
+    """Return the standard work of that name, or that of a YAML configuration, with `environ` and `flags` over it.
 
     Raises ConfigError if it is neither, or if the configuration is refused.
     """
-    if model in STANDARD:
-        return STANDARD[model]
-    path = Path(model)
-    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+    path = None if model in STANDARD else Path(model)
+    if path and path.suffix not in (".yaml", ".yml") and not path.is_file():
         raise ConfigError(f"--model {model}: must be {', '.join(STANDARD)} or a YAML configuration file")
-    config = load_config(path, environ, {})
+    config = decide_arithmetic(load_config(path, environ, flags))
+    precision: Precision = "bfloat16" if config.precision == "bfloat16" else "float32"
+    blas: Library = "mkl" if config.blas == "mkl" else "numpy"
+    if model in STANDARD:
+        return STANDARD[model]._replace(precision=precision, blas=blas)
     shape = ModelShape(config.vocab_size, config.seq_len, config.embed_dim, config.num_layers, config.num_heads)
-    return Work(model, shape, config.batch_size, config.dropout)
+    return Work(model, shape, config.batch_size, config.dropout, precision, blas)
 
 
 def zipf_batch(work: Work, seed: int = 1) -> tuple[Batch, Batch]:
@@ -81,7 +86,7 @@ def leaf_work(work: Work) -> Callable[[], float]:
     """Return a function that runs the next optimizer step and gives its loss in nats per token.
 
     It is what the only leaf of a tree does, as its spheres do it: one micro-batch forward and backward, then as the
-    owner of all segments the norm, clipping and AdamW.
+    owner of all segments the norm, clipping and AdamW. Which BLAS computes is for the caller to set.
     """
     shape, config = work.shape, Config(batch_size=work.batch_size)
     layout = ParameterLayout(shape)
@@ -89,7 +94,13 @@ def leaf_work(work: Work) -> Callable[[], float]:
     memory = BufferMemory(sizes, {part: aligned_zeros(sizes.bytes_of(part)).data for part in sizes.rows()})
     memory.weights(0)[:] = initialise(layout, seed=1)
     leaf = LeafSphere(
-        memory, shape, batch_size=work.batch_size, dropout=work.dropout, seed=1, bfloat16=False, sum_unit=1
+        memory,
+        shape,
+        batch_size=work.batch_size,
+        dropout=work.dropout,
+        seed=1,
+        bfloat16=work.precision == "bfloat16",
+        sum_unit=1,
     )
     segments = SegmentSphere(tuple(range(SYMMETRY_GROUPS)), layout, config, memory)
     batch = BatchMessage(0, *zipf_batch(work), work.tokens)

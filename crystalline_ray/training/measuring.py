@@ -9,6 +9,7 @@ from threadpoolctl import threadpool_limits
 
 from crystalline_ray.engine.process import prepare_worker
 from crystalline_ray.errors import ConfigError, ResourceError
+from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.denormals import flush_to_zero
 
 _STATUS = Path("/proc/self/status")
@@ -30,12 +31,12 @@ def measuring_core(core: int | None = None) -> int:
 
 
 @contextmanager
-def as_worker(core: int) -> Iterator[None]:
-    """Set up the calling thread as a leaf's (`prepare_worker`) for the duration; then it gets its cores back."""
+def as_worker(core: int, blas: gemm.Library) -> Iterator[None]:
+    """Set up the calling thread as a leaf's (`prepare_worker`) for the duration, then give it back cores and BLAS."""
     cores = os.sched_getaffinity(0)
-    with threadpool_limits(limits=1, user_api="blas"), flush_to_zero():
+    with threadpool_limits(limits=1, user_api="blas"), flush_to_zero(), gemm.using(gemm.library()):
         try:
-            prepare_worker(core, "numpy")
+            prepare_worker(core, blas)
             yield
         finally:
             os.sched_setaffinity(0, cores)

@@ -4,10 +4,10 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from crystalline_ray.data.progress import Progress
 from crystalline_ray.kernels import gemm
+from crystalline_ray.kernels.operands import Bfloat16Operands, unrounded
 from crystalline_ray.training.leaf_work import Precision
 
 PEAK_SECONDS = 2.0
@@ -35,13 +35,15 @@ def measure_peak(precision: Precision, progress: Progress) -> PeakGemm:
     return max(bests, key=lambda best: best.flops_per_second)
 
 
-def _best_seconds(shape: tuple[int, int, int], dtype: npt.DTypeLike, seconds: float) -> float:
+def _best_seconds(shape: tuple[int, int, int], precision: Precision, seconds: float) -> float:
     """The shortest time of one product among as many as fit into `seconds`; the first one only warms up."""
     rows, inner, columns = shape
     # Random signs: with equal operands the processor would draw less power, and so may run faster, than in earnest.
     signs = np.random.Generator(np.random.Philox(1))
-    a, b = (signs.choice((-1.0, 1.0), size).astype(dtype) for size in ((rows, inner), (inner, columns)))
-    out = np.empty((rows, columns), dtype)
+    factors = [signs.choice((-1.0, 1.0), size).astype(np.float32) for size in ((rows, inner), (inner, columns))]
+    out = np.empty((rows, columns), np.float32)
+    operands = Bfloat16Operands([x.size for x in factors]) if precision == "bfloat16" else unrounded
+    a, b = (operands(x, slot) for slot, x in enumerate(factors))
     gemm.multiply(a, b, out)
     best, end = float("inf"), time.perf_counter() + seconds
     while best == float("inf") or time.perf_counter() < end:

@@ -28,6 +28,7 @@ from rich.table import Table
 
 from crystalline_ray.engine.process import SINGLE_THREAD
 from crystalline_ray.errors import CrystallineError, DeadlineError, InputError, SphereError
+from crystalline_ray.kernels.blas import mkl_library
 from crystalline_ray.training.console import Console
 from crystalline_ray.training.leaf_work import STANDARD
 from crystalline_ray.training.measuring import measuring_core
@@ -48,7 +49,9 @@ class Setup(NamedTuple):
 
 
 CONTESTANTS = {
-    "leaf-float32": Setup("leaf", "float32", "torch-float32"),
+    "leaf-float32": Setup("numpy", "float32", "torch-float32"),
+    "leaf-mkl-float32": Setup("mkl", "float32", "torch-float32"),
+    "leaf-mkl-bfloat16": Setup("mkl", "bfloat16", "torch-bfloat16"),
     "torch-float32": Setup("torch", "float32", "torch-float32"),
     "torch-bfloat16": Setup("torch", "bfloat16", "torch-bfloat16"),
 }
@@ -200,8 +203,7 @@ def parse() -> argparse.Namespace:
         "--contestants",
         nargs="+",
         choices=CONTESTANTS,
-        default=list(CONTESTANTS),
-        help="default: all; a baseline joins",
+        help="default: all that are installed; a baseline joins",
     )
     parser.add_argument("--core", type=int, help="core to run on (default: the last that may be used)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
@@ -218,8 +220,12 @@ def run(options: argparse.Namespace) -> None:
             "PyTorch is not installed; this comparison needs it, and nothing else in the project does:\n"
             "  pip install torch --index-url https://download.pytorch.org/whl/cpu"
         )
+    possible = [name for name, setup in CONTESTANTS.items() if setup.framework != "mkl" or mkl_library()]
+    chosen = options.contestants or possible
+    if not set(chosen) <= set(possible):
+        raise InputError("MKL is not installed: pip install 'crystalline-ray[mkl]', or leave its contestants out")
     core = measuring_core(options.core)
-    wanted = {*options.contestants, *(CONTESTANTS[name].baseline for name in options.contestants)}
+    wanted = {*chosen, *(CONTESTANTS[name].baseline for name in chosen)}
     names = [name for name in CONTESTANTS if name in wanted]
     results = []
     with Console(json_output=True) as console:

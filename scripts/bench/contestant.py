@@ -9,21 +9,21 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import cast
 
 from crystalline_ray.engine.process import prepare_worker
+from crystalline_ray.kernels.gemm import Library
 from crystalline_ray.training.blas import blas_in_use
-from crystalline_ray.training.leaf_work import STANDARD, Precision, Work, leaf_work
+from crystalline_ray.training.leaf_work import STANDARD, Work, leaf_work
 from crystalline_ray.training.measuring import peak_memory
 
 
-def make_step(framework: str, work: Work, precision: str) -> Callable[[], float]:
+def make_step(framework: str, work: Work) -> Callable[[], float]:
     """Return the step of a framework; PyTorch is imported only by the process that runs it."""
-    if framework == "leaf":
-        return leaf_work(work._replace(precision=cast(Precision, precision)))
+    if framework != "torch":
+        return leaf_work(work)
     from torch_step import torch_step
 
-    return torch_step(work, autocast=precision == "bfloat16")
+    return torch_step(work, autocast=work.precision == "bfloat16")
 
 
 def versions(framework: str) -> str:
@@ -37,13 +37,14 @@ def versions(framework: str) -> str:
 def main() -> None:
     """Build, say so, and step until the input ends."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("framework", choices=("leaf", "torch"))
+    parser.add_argument("framework", choices=("numpy", "mkl", "torch"), help="PyTorch, or the BLAS of a leaf")
     parser.add_argument("precision")
     parser.add_argument("model", choices=STANDARD)
     parser.add_argument("core", type=int)
     options = parser.parse_args()
-    prepare_worker(options.core)
-    step = make_step(options.framework, STANDARD[options.model], options.precision)
+    blas: Library = "mkl" if options.framework == "mkl" else "numpy"
+    prepare_worker(options.core, blas)
+    step = make_step(options.framework, STANDARD[options.model]._replace(precision=options.precision, blas=blas))
     print(json.dumps({"versions": versions(options.framework)}), flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()

@@ -89,7 +89,7 @@ def test_ratios_compare_the_steps_of_one_round(script: ModuleType) -> None:
 def test_leaf_is_a_contestant_that_steps(script: ModuleType) -> None:
     core = str(min(os.sched_getaffinity(0)))
     contestant = str(SCRIPT.with_name("contestant.py"))
-    with script.started("leaf", [sys.executable, contestant, "leaf", "float32", "A", core]) as leaf:
+    with script.started("leaf", [sys.executable, contestant, "numpy", "float32", "A", core]) as leaf:
         assert re.match(r"numpy \d", leaf.answer(60.0)["versions"])
         first, second = leaf.step(60.0), leaf.step(60.0)
     assert second["loss"] < first["loss"]

@@ -119,7 +119,7 @@ def test_time_within_a_kernel_goes_to_the_inner_one_and_to_its_products(monkeypa
 def test_thread_gets_back_its_cores_and_its_denormals() -> None:
     before = os.sched_getaffinity(0)
     denormal = np.full(3, 1e-40, np.float32)
-    with as_worker(measuring_core()):
+    with as_worker(measuring_core(), "numpy"):
         assert os.sched_getaffinity(0) == {max(before)}
         assert not np.any(denormal * np.float32(0.5))
     assert os.sched_getaffinity(0) == before

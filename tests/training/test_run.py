@@ -18,6 +18,7 @@ from crystalline_ray.config import Config, load_config, resume_config
 from crystalline_ray.data.batches import TrainBatches, ValidationBatches
 from crystalline_ray.data.dataset import prepare
 from crystalline_ray.errors import CheckpointError, ConfigError, NonFiniteError, ResourceError
+from crystalline_ray.training.arithmetic import decide_arithmetic
 from crystalline_ray.training.checkpoint import load_newest
 from crystalline_ray.training.console import Console
 from crystalline_ray.training.metrics import read_metrics
@@ -70,7 +71,7 @@ def test_thirty_steps_leave_a_run_folder_that_tells_the_whole_story(make_config)
     output = io.StringIO()
     report = train(config, Console(file=output))
     folder = config.runs_dir / "story"
-    assert load_config(folder / "config.yaml", {}, {}) == config
+    assert load_config(folder / "config.yaml", {}, {}) == decide_arithmetic(config)
     assert json.loads((folder / "report.json").read_text())["weights_digest"] == report.weights_digest
     records = read_metrics(folder / "metrics.jsonl").records
     assert [r["step"] for r in records if "loss" in r] == list(range(1, 31))
@@ -164,7 +165,7 @@ def test_a_reloaded_model_has_its_vocabulary_norms_optimizer_and_counters(make_c
     assert loaded.layout.shape.vocab_size == dataset.tokenizer.vocab_size
     state = loaded.state
     assert (state.step, state.sequences, state.tokens_seen) == (20, 20 * 24, 20 * 24 * 16)
-    assert (state.skipped_steps, state.config_digest) == (0, config.digest())
+    assert (state.skipped_steps, state.config_digest) == (0, decide_arithmetic(config).digest())
     assert state.validation_loss == report.validation_loss
 
 

@@ -47,14 +47,14 @@ def test_the_middle_of_the_spiral() -> None:
     assert ulam_coordinates(9).tolist() == [2, -1]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(st.integers(0, LAST - 1) | st.integers(1, 2**30).map(lambda root: root * root - 1))
 def test_consecutive_ranks_are_neighbours_however_far_out(rank: int) -> None:
     places = ulam_coordinates(np.array([rank, rank + 1]))
     assert np.abs(places[1] - places[0]).sum() == 1
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(st.lists(st.integers(-(2**29) + 1, 2**29 - 1), min_size=2, max_size=2))
 def test_every_place_has_its_rank(place: list[int]) -> None:
     assert ulam_coordinates(ulam_ranks(np.array(place))).tolist() == place

@@ -1,0 +1,87 @@
+"""Lattice bases as rows of exact integers: what is accepted, and their Gram-Schmidt orthogonalisation.
+
+Functions take integer arrays of any width, or object arrays of Python integers, and calculate with Python integers.
+They give back int64 arrays where all entries fit, object arrays of Python integers otherwise.
+"""
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Basis = npt.NDArray[Any]
+Rows = list[list[int]]
+
+_INT64 = 1 << 63
+
+
+def integer_rows(basis: npt.ArrayLike, name: str = "basis") -> Rows:
+    """Return the rows of `basis` (m, n) as Python integers.
+
+    ValueError unless it has 1 <= m <= n rows of integers. Whether they are independent, `gram_schmidt` shows.
+    """
+    array = np.asarray(basis)
+    if array.ndim != 2 or not 1 <= array.shape[0] <= array.shape[1]:
+        raise ValueError(f"a {name} is m rows of n integers, 1 <= m <= n, got an array of shape {array.shape}")
+    rows: Rows = array.tolist()
+    if not (np.issubdtype(array.dtype, np.integer) or all(type(entry) is int for row in rows for entry in row)):
+        raise ValueError(f"the entries of a {name} must be integers, got {array.dtype}")
+    return rows
+
+
+def integer_array(rows: Rows | list[int]) -> Basis:
+    """Return rows, or one row, of Python integers as an int64 array if they fit and as an object array otherwise."""
+    array = np.array(rows, dtype=object)
+    if all(-_INT64 <= entry < _INT64 for entry in array.flat):
+        return array.astype(np.int64)
+    return array
+
+
+def inner(first: list[int], second: list[int]) -> int:
+    """Return the inner product of two vectors."""
+    return sum(a * b for a, b in zip(first, second, strict=True))
+
+
+class GramSchmidt:
+    """The integral form of an orthogonalisation without normalisation: all of it in integers.
+
+    With b*_i the part of row i orthogonal to the rows before it and mu_ij = <b_i, b*_j> / |b*_j|^2: d_i is the product
+    of |b*_k|^2 over k < i, so |b*_i|^2 = d_(i + 1) / d_i, and lambda_ij = d_(j + 1) mu_ij, which is an integer too. De
+    Weger, "Solving exponential diophantine equations using lattice basis reduction algorithms", J. Number Theory 26
+    (1987); Cohen, "A Course in Computational Algebraic Number Theory", section 2.6.3.
+
+    Attributes:
+        d: m + 1 integers; positive but for the last, which is 0 where the last row depends on the others.
+        lam: m rows; lam[i][j] for j < i.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        """Orthogonalise the rows; ValueError if one but the last depends on those before it."""
+        self.d = [1]
+        self.lam: Rows = []
+        for i, row in enumerate(rows):
+            if self.d[-1] == 0:
+                raise ValueError(f"row {i - 1} of the basis depends on the rows before it")
+            own: list[int] = []
+            for j in range(i + 1):
+                u = inner(row, rows[j])
+                earlier = self.lam[j] if j < i else own
+                for k in range(j):
+                    u = (self.d[k + 1] * u - own[k] * earlier[k]) // self.d[k]
+                own.append(u)
+            self.d.append(own.pop())
+            self.lam.append(own)
+
+    def require_independent(self) -> None:
+        """Raise ValueError if the last row depends on those before it."""
+        if self.d[-1] == 0:
+            raise ValueError(f"row {len(self.lam) - 1} of the basis depends on the rows before it")
+
+    def mu(self, i: int, j: int) -> Fraction:
+        """Return mu_ij for j < i."""
+        return Fraction(self.lam[i][j], self.d[j + 1])
+
+    def squared_length(self, i: int) -> Fraction:
+        """Return |b*_i|^2."""
+        return Fraction(self.d[i + 1], self.d[i])

@@ -1,0 +1,210 @@
+"""LLL reduction: Lenstra, Lenstra and Lovasz, "Factoring polynomials with rational coefficients", Math. Ann. 1982.
+
+A basis b_1, ..., b_m with Gram-Schmidt coefficients mu_ij and vectors b*_i is (delta, eta)-reduced if |mu_ij| <= eta
+and |b*_i|^2 >= (delta - mu_(i, i-1)^2) |b*_(i-1)|^2. Then |b_1| is at most (delta - eta^2)^(-(m - 1) / 2) times the
+length of the shortest vector.
+
+`lll_exact` calculates in integers only. `lll_floating` decides by float64 what to do, does it to the integer basis, and
+checks its result in integers. Which one is faster depends on the basis; from 10 to 60 dimensions they differed by less
+than four times, either way.
+"""
+
+import math
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from crystalline_ray.lattice.basis import Basis, GramSchmidt, Rows, inner, integer_array, integer_rows
+from crystalline_ray.lattice.integers import Floats
+
+DELTA = 0.99
+
+FLOATING_ETA = 0.51
+"""Floating-point coefficients cannot be made at most 1/2 for certain."""
+
+_PASS_ETA = 0.505
+_MAX_PASSES = 200
+_MAX_BITS = 500  # squares of such entries are within the range of float64
+
+
+class Reduction(NamedTuple):
+    """A reduced basis of the same lattice.
+
+    Attributes:
+        basis: (m, n), equal to transform @ the basis given.
+        transform: (m, m), of determinant 1 or -1.
+    """
+
+    basis: Basis
+    transform: Basis
+
+
+def lll_exact(basis: npt.ArrayLike, delta: float | Fraction = DELTA) -> Reduction:
+    """Return a (delta, 1/2)-reduced basis, by integers throughout.
+
+    The integral algorithm: Cohen, "A Course in Computational Algebraic Number Theory", algorithm 2.6.7.
+
+    Args:
+        basis: m rows of n integers, m <= n, independent.
+        delta: above 1/4 and below 1; the closer to 1, the shorter the vectors and the longer it takes.
+
+    Raises:
+        ValueError: basis or delta are not so.
+    """
+    rows = integer_rows(basis)
+    transform = _identity(len(rows))
+    _Integral(rows, transform, _checked_delta(delta)).reduce()
+    return Reduction(integer_array(rows), integer_array(transform))
+
+
+def lll_floating(basis: npt.ArrayLike, delta: float | Fraction = DELTA) -> Reduction:
+    """Return a (delta, 0.51)-reduced basis, by floating-point numbers where possible.
+
+    The orthogonalisation is Cholesky's of the exact Gram matrix, and a vector is size-reduced again and again until
+    nothing changes: Nguyen and Stehle, "An LLL algorithm with quadratic complexity", SIAM J. Comput. 39 (2009). Where
+    float64 is not precise enough for that to end well, which an exact check of the result shows, the exact algorithm
+    goes on from there. The transform is exact in any case. Arguments and errors are those of `lll_exact`.
+    """
+    rows = integer_rows(basis)
+    GramSchmidt(rows).require_independent()
+    checked = _checked_delta(delta)
+    transform = _identity(len(rows))
+    if max(abs(entry).bit_length() for row in rows for entry in row) <= _MAX_BITS:
+        rows, transform = _Floating(rows, checked).reduce()
+    if not is_reduced(rows, checked, FLOATING_ETA):
+        _Integral(rows, transform, checked).reduce()
+    return Reduction(integer_array(rows), integer_array(transform))
+
+
+def is_reduced(basis: npt.ArrayLike, delta: float | Fraction = DELTA, eta: float | Fraction = 0.5) -> bool:
+    """Return whether a basis is (delta, eta)-reduced, decided in integers; ValueError if it is not a basis."""
+    form = GramSchmidt(integer_rows(basis))
+    form.require_independent()
+    delta, eta = Fraction(delta), Fraction(eta)
+    return all(
+        all(abs(form.mu(i, j)) <= eta for j in range(i))
+        and form.squared_length(i) >= (delta - form.mu(i, i - 1) ** 2) * form.squared_length(i - 1)
+        for i in range(1, len(form.lam))
+    )
+
+
+class _Integral:
+    """The integral algorithm; works on `rows` and `transform` in place."""
+
+    def __init__(self, rows: Rows, transform: Rows, delta: Fraction) -> None:
+        self._rows = rows
+        self._transform = transform
+        self._form = GramSchmidt(rows)
+        self._form.require_independent()
+        self._delta = delta
+
+    def reduce(self) -> None:
+        d, lam, delta = self._form.d, self._form.lam, self._delta
+        k = 1
+        while k < len(self._rows):
+            self._reduce_size(k, k - 1)
+            last = lam[k][k - 1]
+            if delta.denominator * (d[k + 1] * d[k - 1] + last * last) < delta.numerator * d[k] * d[k]:
+                self._swap(k)
+                k = max(1, k - 1)
+            else:
+                for j in range(k - 2, -1, -1):
+                    self._reduce_size(k, j)
+                k += 1
+
+    def _reduce_size(self, k: int, j: int) -> None:
+        d, lam = self._form.d, self._form.lam
+        if 2 * abs(lam[k][j]) <= d[j + 1]:
+            return
+        times = (2 * lam[k][j] + d[j + 1]) // (2 * d[j + 1])
+        for matrix in (self._rows, self._transform):
+            matrix[k] = [a - times * b for a, b in zip(matrix[k], matrix[j], strict=True)]
+        for i in range(j):
+            lam[k][i] -= times * lam[j][i]
+        lam[k][j] -= times * d[j + 1]
+
+    def _swap(self, k: int) -> None:
+        """Exchange rows k - 1 and k."""
+        d, lam = self._form.d, self._form.lam
+        for matrix in (self._rows, self._transform):
+            matrix[k - 1], matrix[k] = matrix[k], matrix[k - 1]
+        last = lam[k][k - 1]
+        lam[k - 1], lam[k] = lam[k][: k - 1], [*lam[k - 1], last]
+        middle = (d[k - 1] * d[k + 1] + last * last) // d[k]
+        for own in lam[k + 1 :]:
+            lower = own[k]
+            own[k] = (d[k + 1] * own[k - 1] - last * lower) // d[k]
+            own[k - 1] = (middle * lower + last * own[k]) // d[k + 1]
+        d[k] = middle
+
+
+class _Floating:
+    """The floating-point algorithm: decides in float64, acts on integers."""
+
+    def __init__(self, rows: Rows, delta: Fraction) -> None:
+        self._rows = np.array(rows, dtype=object)
+        self._transform = np.array(_identity(len(rows)), dtype=object)
+        self._delta = float(delta + (1 - delta) / 100)  # a little more than asked for, so that rounding does not matter
+        self._mu = np.eye(len(rows))
+        self._r = np.zeros_like(self._mu)  # lower triangle: r_ij = mu_ij |b*_j|^2
+        # In exact arithmetic, an integer that begins below the product of all norms falls by delta with each insertion.
+        bits = max(inner(row, row).bit_length() for row in rows)
+        self._insertions_left = math.ceil(len(rows) * (len(rows) + 1) / 2 * bits / -math.log2(self._delta))
+
+    def reduce(self) -> tuple[Rows, Rows]:
+        """Return rows and transform; they are reduced unless float64 was not precise enough."""
+        k = 0
+        while k < len(self._rows) and self._insertions_left > 0:
+            beyond = self._reduce_size(k)
+            if beyond is None:
+                break
+            place = k
+            while place > 0 and beyond[place - 1] < self._delta * self._r[place - 1, place - 1]:
+                place -= 1
+            if place != k:
+                self._insert(k, place)
+            self._r[place, place] = beyond[place]
+            k = place + 1
+        return self._rows.tolist(), self._transform.tolist()
+
+    def _reduce_size(self, k: int) -> Floats | None:
+        """Make |mu_kj| <= 0.505, j < k; return the squared lengths of row k beyond the first 0, ..., k rows.
+
+        None if it does not come to an end.
+        """
+        mu, r = self._mu, self._r
+        for _ in range(_MAX_PASSES):
+            gram = (self._rows[: k + 1] @ self._rows[k]).astype(np.float64)
+            r[k, :k] = np.linalg.solve(mu[:k, :k], gram[:k])
+            coefficients = mu[k, :k] = r[k, :k] / r.diagonal()[:k]
+            if np.abs(coefficients).max(initial=0.0) <= _PASS_ETA:
+                beyond: Floats = gram[k] - np.concatenate(([0.0], np.cumsum(coefficients * r[k, :k])))
+                return beyond
+            times = np.zeros(k, dtype=object)
+            while (reducible := np.flatnonzero(np.abs(coefficients) > 0.5)).size:
+                j = int(reducible[-1])
+                times[j] += int(np.rint(coefficients[j]))
+                coefficients[: j + 1] -= np.rint(coefficients[j]) * mu[j, : j + 1]
+            for matrix in (self._rows, self._transform):
+                matrix[k] -= times @ matrix[:k]
+        return None
+
+    def _insert(self, k: int, place: int) -> None:
+        """Move row k up to `place`; what is known of the rows below is found again."""
+        for matrix in (self._rows, self._transform):
+            matrix[place : k + 1] = np.roll(matrix[place : k + 1], 1, axis=0)
+        for known in (self._mu, self._r):
+            known[place, :place] = known[k, :place]
+        self._insertions_left -= 1
+
+
+def _identity(size: int) -> Rows:
+    return [[int(i == j) for j in range(size)] for i in range(size)]
+
+
+def _checked_delta(delta: float | Fraction) -> Fraction:
+    if not 0.25 < delta < 1:
+        raise ValueError(f"delta of an LLL reduction must be above 1/4 and below 1, got {delta}")
+    return Fraction(delta)

@@ -100,7 +100,7 @@ def attention_forward(
                 np.multiply(powers, scores, out=powers)
             gemm.multiply(powers, values[..., :stop, :], buffers.outputs[block])
         np.reciprocal(buffers.totals, out=inverse_totals[tile])
-        np.multiply(buffers.outputs, inverse_totals[tile], out=o[tile])
+        np.multiply(_by_row(buffers.outputs), _by_row(inverse_totals[tile]), out=_by_row(o[tile]))
 
 
 def attention_backward(
@@ -129,8 +129,8 @@ def attention_backward(
         np.multiply(k[tile], factor, out=keys)
         np.copyto(buffers.key_columns, keys.swapaxes(-1, -2))
         np.multiply(v[tile].swapaxes(-1, -2), factor * math.log(2.0), out=buffers.value_columns)
-        np.multiply(do[tile], inverse_totals[tile], out=g)
-        np.vecdot(g, o[tile], out=d[..., 0])
+        np.multiply(_by_row(do[tile]), _by_row(inverse_totals[tile]), out=_by_row(g))
+        np.vecdot(_by_row(g), _by_row(o[tile]), out=_by_row(d)[..., 0])
         np.multiply(d, factor * math.log(2.0), out=d)
         for index, (start, stop) in reversed(list(enumerate(blocks))):
             block = (..., slice(start, stop), slice(None))
@@ -173,6 +173,11 @@ def _by_head(x: Array, parts: int, heads: int) -> Array:
     """View (B, T, parts * H * D) as (parts, B, H, T, D)."""
     batch, length, width = x.shape
     return x.reshape(batch, length, parts, heads, width // (parts * heads)).transpose(2, 0, 3, 1, 4)
+
+
+def _by_row(x: Array) -> Array:
+    """View (b, h, T, D) as (b, T, h, D): NumPy goes through it in this order, in which rows of all heads lie."""
+    return x.swapaxes(1, 2)
 
 
 def _tiles(inverse_totals: Array, buffers: AttentionBuffers) -> Iterator[tuple[slice, slice]]:

@@ -67,7 +67,8 @@ class Parameter:
 class ParameterLayout:
     """Where each parameter of a model lies in a flat buffer of `size` floats.
 
-    Every tensor starts on a 64-byte boundary of the buffer and `size` is a multiple of 16. The padding between tensors
+    Matrices come first and vectors after them, so that what weight decay treats alike lies together. Every tensor
+    starts on a 64-byte boundary of the buffer and `size` is a multiple of 16. The padding between tensors
     is zero in the weights and in their gradient, and every optimizer keeps zeros with a zero gradient at zero.
     """
 
@@ -75,7 +76,7 @@ class ParameterLayout:
         self.shape = shape
         parameters = []
         offset = 0
-        for name, dimensions in _names_and_shapes(shape):
+        for name, dimensions in sorted(_names_and_shapes(shape), key=lambda named: -len(named[1])):
             size = int(np.prod(dimensions))
             parameters.append(Parameter(name, dimensions, offset, size, decay=len(dimensions) == 2))
             offset += _round_up(size)

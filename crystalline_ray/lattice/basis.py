@@ -21,13 +21,26 @@ def integer_rows(basis: npt.ArrayLike, name: str = "basis") -> Rows:
 
     ValueError unless it has 1 <= m <= n rows of integers. Whether they are independent, `gram_schmidt` shows.
     """
-    array = np.asarray(basis)
+    array = exact_array(basis)
     if array.ndim != 2 or not 1 <= array.shape[0] <= array.shape[1]:
         raise ValueError(f"a {name} is m rows of n integers, 1 <= m <= n, got an array of shape {array.shape}")
+    for entry in array.flat:
+        if type(entry) is not int:
+            raise ValueError(f"the entries of a {name} must be integers, got {entry!r}")
     rows: Rows = array.tolist()
-    if not (np.issubdtype(array.dtype, np.integer) or all(type(entry) is int for row in rows for entry in row)):
-        raise ValueError(f"the entries of a {name} must be integers, got {array.dtype}")
     return rows
+
+
+def exact_array(values: npt.ArrayLike) -> Basis:
+    """Return an object array of the same numbers as Python objects.
+
+    NumPy on its own makes float64 of a list with integers on both sides of 2**63, and loses digits.
+    """
+    array = np.array(values, dtype=object)
+    for index, entry in enumerate(array.flat):
+        if isinstance(entry, np.generic):
+            array.flat[index] = entry.item()
+    return array
 
 
 def integer_array(rows: Rows | list[int]) -> Basis:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from crystalline_ray.lattice.basis import Basis, GramSchmidt, Rows, inner, integer_array, integer_rows
+from crystalline_ray.lattice.basis import Basis, GramSchmidt, Rows, exact_array, inner, integer_array, integer_rows
 from crystalline_ray.lattice.enumeration import enumerate_within
 from crystalline_ray.lattice.integers import Floats
 from crystalline_ray.lattice.reduction import lll_floating
@@ -153,7 +153,7 @@ def _combine(coefficients: list[int], rows: Rows) -> list[int]:
 
 def _rational_target(target: npt.ArrayLike, size: int) -> tuple[list[int], int]:
     """Return integers and the denominator that makes the target, exactly, of them."""
-    array = np.asarray(target)
+    array = exact_array(target)
     if array.shape != (size,):
         raise ValueError(f"a target in a space of {size} dimensions has shape ({size},), got {array.shape}")
     try:

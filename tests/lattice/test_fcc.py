@@ -30,7 +30,7 @@ def test_shells_are_those_of_the_theta_series() -> None:
     assert (np.diff(shells.shell) >= 0).all()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(SIZES)
 def test_points_come_by_distance_and_then_lexicographically(count: int) -> None:
     points = fcc_points(count)
@@ -50,7 +50,7 @@ def test_the_crystal_is_a_prefix_of_all_points() -> None:
     assert fcc_points(within).tolist() == [list(point) for point in every[:within]]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(SIZES)
 def test_neighbours_touch_and_the_table_is_symmetric(count: int) -> None:
     points = fcc_points(count)

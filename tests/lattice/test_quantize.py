@@ -54,7 +54,7 @@ def vectors(draw: st.DrawFn, size: int) -> np.ndarray:
     return x.astype(draw(st.sampled_from([np.float32, np.float64])))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(st.integers(1, 5).flatmap(vectors))
 def test_no_point_of_d_is_nearer(x: np.ndarray) -> None:
     points = nearest(nearest_d, x)

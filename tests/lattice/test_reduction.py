@@ -42,7 +42,7 @@ def subset_sum(size: int, bits: int) -> np.ndarray:
 
 
 @METHODS
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(basis=independent_rows(7, 10**4), delta=st.sampled_from([0.26, 0.75, 0.99, 0.9999]))
 def test_the_basis_becomes_reduced(method: Method, eta: Fraction, basis: np.ndarray, delta: float) -> None:
     check(basis, method(basis, delta), delta, eta)
@@ -67,6 +67,13 @@ def test_long_reductions(method: Method, eta: Fraction) -> None:
         assert 1 / limit <= ratio <= limit
 
 
+def test_floating_point_needs_no_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(reduction._Integral, "reduce")
+    rng = np.random.default_rng(7)
+    for basis in (subset_sum(12, 200), leech_lattice(), rng.integers(-1000, 1001, (20, 24))):
+        assert is_reduced(lll_floating(basis).basis, 0.99, FLOATING_ETA)
+
+
 def test_what_floating_point_leaves_undone_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
     basis = subset_sum(6, 80)
     with monkeypatch.context() as patch:
@@ -76,13 +83,19 @@ def test_what_floating_point_leaves_undone_is_finished(monkeypatch: pytest.Monke
     check(enormous, lll_floating(enormous), 0.99, Fraction(FLOATING_ETA))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(independent_rows(6, 50))
 def test_the_integral_orthogonalisation_is_the_reference(basis: np.ndarray) -> None:
     form = GramSchmidt(basis.tolist())
     mu, squared = reference_gram_schmidt(basis)
     assert [[form.mu(i, j) for j in range(i)] for i in range(len(basis))] == mu
     assert [form.squared_length(i) for i in range(len(basis))] == squared
+
+
+def test_integers_around_the_largest_of_numpy_keep_their_digits() -> None:
+    rows = [[2**63 + 1, -1, 0], [1, 2**64 - 1, 3], [np.int64(5), np.uint64(2**63 + 9), 0]]
+    for method in (lll_exact, lll_floating):
+        check(np.array([[int(entry) for entry in row] for row in rows], object), method(rows), 0.99, Fraction(51, 100))
 
 
 def test_a_basis_that_is_not_reduced_is_found_out() -> None:
@@ -102,9 +115,9 @@ def test_a_basis_that_is_not_reduced_is_found_out() -> None:
         ([[1], [2]], r"shape \(2, 1\)"),
         ([1, 2], r"shape \(2,\)"),
         (np.empty((0, 3), np.int64), r"shape \(0, 3\)"),
-        ([[1.0, 0.0]], "integers, got float64"),
-        (np.array([[1, 0.5]], object), "integers, got object"),
-        ([[True, False]], "integers, got bool"),
+        ([[1.0, 0.0]], "integers, got 1.0"),
+        (np.array([[1, 0.5]], object), "integers, got 0.5"),
+        ([[True, False]], "integers, got True"),
     ],
 )
 def test_what_is_no_basis_is_refused(method: Callable[..., object], basis: object, message: str) -> None:

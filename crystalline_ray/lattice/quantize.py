@@ -22,7 +22,7 @@ LARGEST_VALUE = 2.0**20
 """Up to here float32 holds half-integers, and sums of up to 16 coordinates, exactly."""
 
 _LARGEST_SUM = 2.0**24
-_BLOCK_VALUES = 1 << 15
+_BLOCK_VALUES = 1 << 16
 
 _Flags = npt.NDArray[np.bool_]
 

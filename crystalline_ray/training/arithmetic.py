@@ -8,7 +8,7 @@ from crystalline_ray.kernels.blas import mkl_library
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _BFLOAT16_FLAGS = ("amx_bf16", "avx512_bf16")
-_INSTALL = "pip install 'crystalline-ray[mkl]'"
+_INSTALL = "pip install mkl"
 
 
 def decide_arithmetic(config: Config) -> Config:

@@ -223,7 +223,7 @@ def run(options: argparse.Namespace) -> None:
     possible = [name for name, setup in CONTESTANTS.items() if setup.framework != "mkl" or mkl_library()]
     chosen = options.contestants or possible
     if not set(chosen) <= set(possible):
-        raise InputError("MKL is not installed: pip install 'crystalline-ray[mkl]', or leave its contestants out")
+        raise InputError("MKL is not installed: pip install mkl, or leave its contestants out")
     core = measuring_core(options.core)
     wanted = {*chosen, *(CONTESTANTS[name].baseline for name in chosen)}
     names = [name for name in CONTESTANTS if name in wanted]

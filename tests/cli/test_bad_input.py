@@ -69,6 +69,7 @@ TABLE = [
     ),
     Bad("dropout of everything", "train --dropout 1", r"dropout = '1' .*less than 1"),
     Bad("most of the text held out", "train --validation-fraction 0.9", r"validation_fraction = '0\.9' .*0\.5"),
+    Bad("bfloat16 without MKL", "train text.txt --precision bfloat16 --blas numpy", r"'bfloat16' needs blas = 'mkl'"),
     Bad("name with a path", "train --name ../x", r"name = '\.\./x' .*must match"),
     # Texts
     Bad("missing text", "train none.txt", r"none\.txt"),

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crystalline_ray.engine.local import LocalEngine
+from crystalline_ray.kernels import gemm
+from crystalline_ray.kernels.blas import mkl_library
 from crystalline_ray.model.layout import initialise
 from crystalline_ray.model.transformer import Transformer
 from crystalline_ray.spheres.build import batch_sources
@@ -41,6 +43,18 @@ def test_any_tree_gives_the_bits_of_one_leaf(make_run, cores, coordinators, fan_
     alone = digest_of(make_run(1, **fields))
     tree = make_run(min(cores, largest), coordinators=coordinators, fan_out=fan_out, **fields)
     assert digest_of(tree) == alone
+
+
+@pytest.mark.skipif(mkl_library() is None, reason="MKL is not installed")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_any_tree_gives_the_bits_of_one_leaf_with_mkl_too(make_run, precision):
+    fields = {"global_batch_size": 2 * 9, "blas": "mkl", "precision": precision, "dropout": 0.1}
+    alone = digest_of(make_run(1, **fields))
+    assert alone == digest_of(make_run(1, **fields))
+    assert alone == digest_of(make_run(7, **fields))
+    assert gemm.library() == "numpy"
+    other = digest_of(make_run(1, **(fields | {"blas": "numpy", "precision": "float32"})))
+    assert alone[1] == pytest.approx(other[1], rel=1e-5 if precision == "float32" else 1e-2)
 
 
 def test_four_levels_give_the_bits_of_one_leaf(make_run):

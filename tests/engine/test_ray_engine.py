@@ -13,6 +13,7 @@ from engine_runs import train_steps
 from crystalline_ray.engine.local import LocalEngine
 from crystalline_ray.engine.ray.engine import RayEngine
 from crystalline_ray.errors import DeadlineError, ResourceError, SphereError
+from crystalline_ray.kernels.blas import mkl_library
 from crystalline_ray.model.layout import initialise
 from crystalline_ray.spheres.messages import StepRequest
 
@@ -20,11 +21,19 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.mark.parametrize(
-    ("cores", "coordinators"), [(1, "shared"), (3, "shared"), (15, "dedicated")], ids=["1 leaf", "3 leaves", "3 levels"]
+    ("cores", "coordinators", "blas"),
+    [
+        (1, "shared", "numpy"),
+        pytest.param(
+            3, "shared", "mkl", marks=pytest.mark.skipif(mkl_library() is None, reason="MKL is not installed")
+        ),
+        (15, "dedicated", "numpy"),
+    ],
+    ids=["1 leaf", "3 leaves", "3 levels"],
 )
-def test_ray_gives_the_bits_of_the_local_engine(make_run, ray_session, cores, coordinators):
+def test_ray_gives_the_bits_of_the_local_engine(make_run, ray_session, cores, coordinators, blas):
     # 26 micro-batches: groups of two and three, so controls fold, borrow and leave some leaves idle
-    fields = {"global_batch_size": 2 * 26, "dropout": 0.1, "sum_unit": 2}
+    fields = {"global_batch_size": 2 * 26, "dropout": 0.1, "sum_unit": 2, "blas": blas}
     local = make_run(1, **fields)
     with LocalEngine(local) as engine:
         expected = train_steps(engine, local, 4)

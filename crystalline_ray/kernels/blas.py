@@ -21,6 +21,7 @@ BFLOAT16 = np.dtype(np.uint16)
 
 _ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112
 _PREFIXES, _SUFFIXES = ("", "scipy_"), ("", "64_")
+_MKL_BRANCHES = {9: "AVX", 10: "AVX2", 12: "AVX512", 14: "AVX512_E1"}
 _SEQUENTIAL, _LP64, _REPRODUCIBLE = 1, 0, 0x10002  # the last: MKL_CBWR_AUTO | MKL_CBWR_STRICT
 
 
@@ -80,6 +81,13 @@ def mkl_products() -> Products:
     library.MKL_Set_Num_Threads(1)
     names = {"f": "cblas_sgemm", "d": "cblas_dgemm", BFLOAT16.char: "cblas_gemm_bf16bf16f32"}
     return Products({code: _declared(library, name, code, ctypes.c_int32) for code, name in names.items()})
+
+
+def mkl_architecture() -> str:
+    """Return the instruction set MKL has chosen its kernels for, by the names of its documentation."""
+    mkl_products()
+    branch = ctypes.CDLL(str(mkl_library())).MKL_CBWR_Get_Auto_Branch()
+    return _MKL_BRANCHES.get(branch, f"its branch {branch}")
 
 
 def _declared(library: ctypes.CDLL, name: str, code: str, integer: Any) -> Any:

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from crystalline_ray.kernels import gemm
-from crystalline_ray.kernels.blas import mkl_library
+from crystalline_ray.kernels.blas import mkl_architecture, mkl_library
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def loaded_blas() -> list[Blas]:
         Blas(
             library=library["internal_api"],
             version=library["version"] or "of unknown version",
-            architecture=library.get("architecture", "an unknown processor"),
+            architecture=_architecture(library),
             threads=library["num_threads"],
             file=library["filepath"],
             in_use=library["filepath"] == in_use,
@@ -43,6 +44,12 @@ def loaded_blas() -> list[Blas]:
 def blas_in_use() -> Blas | None:
     """Return the library behind the matrix products; None if threadpoolctl does not know it."""
     return next((library for library in loaded_blas() if library.in_use), None)
+
+
+def _architecture(library: dict[str, Any]) -> str:
+    if library["internal_api"] == "mkl" and Path(library["filepath"]) == mkl_library():
+        return mkl_architecture()
+    return str(library.get("architecture", "an unknown processor"))
 
 
 def _is_chosen(file: Path) -> bool:

@@ -220,6 +220,42 @@ def doctor_command(as_json: bool) -> None:
         Console().show(diagnosis.render())
 
 
+@cli.command("lattice")
+@click.argument("run", required=False)
+@click.option(
+    "--vocab-size", type=click.IntRange(1, 1_000_000), help="Tokens of the crystal, without RUN [default: 2048]"
+)
+@click.option("--plot", "file", type=click.Path(path_type=Path, dir_okay=False), help="Draw it: a .png, .svg or .pdf")
+@_runs_dir_option
+@_json_option
+def lattice_command(
+    run: str | None, vocab_size: int | None, file: Path | None, runs_dir: str | None, as_json: bool
+) -> None:
+    """Show the crystal on which the tokens of a vocabulary lie.
+
+    With RUN, a folder or a name, it is that of the run's vocabulary, and how near the embeddings lie that its model has
+    learned for neighbours.
+    """
+    if run is not None and vocab_size is not None:
+        raise ConfigError(f"--vocab-size {vocab_size}: RUN has a vocabulary of its own; give one of the two")
+    from crystalline_ray.training.console import Console
+    from crystalline_ray.training.crystal import describe_crystal
+    from crystalline_ray.training.crystal_plot import plot_crystal
+
+    if run is None:
+        crystal = describe_crystal(vocab_size or load_config(None, {}, {}).vocab_size)
+    else:
+        crystal = describe_crystal(*_embeddings(run, runs_dir))
+    if file is not None:
+        plot_crystal(crystal, file)
+    if as_json:
+        _print_json(crystal.to_dict())
+        return
+    Console().show(crystal.render())
+    if file is not None:
+        click.echo(f"drawn: {file}")
+
+
 @cli.group("bench")
 def bench_group() -> None:
     """Measure how fast this machine computes."""
@@ -318,6 +354,14 @@ def _load(run: str, runs_dir: str | None) -> "TrainedModel":
     for reason in model.skipped:
         click.echo(f"warning: checkpoint skipped: {reason}", err=True)
     return model
+
+
+def _embeddings(run: str, runs_dir: str | None) -> tuple[int, Any]:
+    """Return the size of a run's vocabulary and its token embeddings (V, C)."""
+    from crystalline_ray.model.layout import ParameterLayout
+
+    model = _load(run, runs_dir)
+    return model.shape.vocab_size, ParameterLayout(model.shape).views(model.weights)["wte.weight"]
 
 
 def _open_writers(run: str, runs_dir: str | None, seed: int, sampling: dict[str, Any]) -> Callable[[], "Writer"]:

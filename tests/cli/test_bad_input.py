@@ -121,6 +121,9 @@ TABLE = [
     Bad("no time to measure", "bench leaf --seconds 0", r"--seconds 0: must be a number of seconds above 0"),
     Bad("time that is no number", "bench leaf --seconds nan", r"--seconds nan: must be a number of seconds above 0"),
     Bad("core that is not there", "bench leaf --core 9999", r"--core 9999: must be one of the cores allowed .*: \d"),
+    Bad("crystal of two vocabularies", "lattice saved/good --vocab-size 9", r"RUN has a vocabulary of its own"),
+    Bad("crystal of nothing", "lattice --vocab-size 0", r"'--vocab-size': 0 is not in the range"),
+    Bad("picture of an unknown kind", "lattice --plot crystal.xyz", r"unknown ending '\.xyz'; must be one of"),
     Bad("plan without cores", "plan --cpus 0", r"0 cores: .* 1 to 1885"),
     Bad("plan beyond the tree", "plan --cpus 1886", r"1886 cores: .* 1 to 1885"),
 ]

@@ -5,6 +5,7 @@ byte is a token before any merge, so any text can be encoded and decoding gives 
 """
 
 import codecs
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from tokenizers import Tokenizer as Library
 from tokenizers import models, pre_tokenizers, trainers
 
 from crystalline_ray.data.progress import Progress, silent
+from crystalline_ray.data.ranks import old_ids
 from crystalline_ray.errors import TokenizerError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -39,6 +41,7 @@ class BpeTokenizer:
         self._bytes = _token_bytes(library)
         separator = library.token_to_id(END_OF_TEXT)
         self.end_of_text: int = self._bytes.index(b"\0") if separator is None else separator
+        self.start = self.end_of_text
 
     @classmethod
     def train(cls, texts: Sequence[str], vocab_size: int, progress: Progress = silent) -> "BpeTokenizer":
@@ -60,6 +63,19 @@ class BpeTokenizer:
         )
         library.train_from_iterator(_sample(texts, progress), trainer)
         return cls(library)
+
+    def renumbered(self, new_ids: NDArray[np.int64]) -> "BpeTokenizer":
+        """Return the tokenizer that gives token t the id new_ids[t], int (V,), and cuts any text as this one does.
+
+        Raises ValueError if `new_ids` is no permutation.
+        """
+        old_ids(new_ids, self.vocab_size)
+        found = json.loads(self.to_json())
+        # Merges are written as tokens, in the order in which they apply, so they do not depend on the ids.
+        found["model"]["vocab"] = {token: int(new_ids[old]) for token, old in found["model"]["vocab"].items()}
+        for special in found["added_tokens"]:
+            special["id"] = int(new_ids[special["id"]])
+        return BpeTokenizer.from_json(json.dumps(found))
 
     @classmethod
     def from_json(cls, text: str) -> "BpeTokenizer":

@@ -20,7 +20,7 @@ from typing import Any
 from crystalline_ray.errors import DataError, ResourceError
 
 MANIFEST = "MANIFEST.json"
-_FORMAT = 1
+FORMAT = 2  # 2: token ids are frequency ranks
 _BUILDING = ".building-"
 _LOCK = ".lock"
 _LOCK_SECONDS = 300.0
@@ -74,7 +74,7 @@ def building(root: Path) -> Iterator[Path]:
 def seal(folder: Path, facts: dict[str, Any]) -> None:
     """Sync all files in `folder` and write the manifest with their sizes and hashes, and with `facts`."""
     files = {path.name: _measure(path) for path in sorted(folder.iterdir())}
-    manifest = {"format": _FORMAT, "files": files, "facts": facts}
+    manifest = {"format": FORMAT, "files": files, "facts": facts}
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
         json.dump(manifest | {"blake2b": _manifest_digest(manifest)}, file, indent=1)
         file.flush()
@@ -91,8 +91,8 @@ def check(folder: Path, *, contents: bool) -> dict[str, Any]:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest.pop("blake2b") != _manifest_digest(manifest):
             raise DataError(f"{folder / MANIFEST}: not what was written there")
-        if manifest["format"] != _FORMAT:
-            raise DataError(f"{folder}: written in format {manifest['format']}, this version reads {_FORMAT}")
+        if manifest["format"] != FORMAT:
+            raise DataError(f"{folder}: written in format {manifest['format']}, this version reads {FORMAT}")
         for name, expected in manifest["files"].items():
             size = (folder / name).stat().st_size
             if size != expected["bytes"]:

@@ -8,13 +8,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from crystalline_ray.data.ranks import old_ids
 from crystalline_ray.errors import TokenizerError
 
 _SEPARATOR = "\0"
 
 
 class CharTokenizer:
-    """Maps each character of `symbols` (sorted, each once) to its position there.
+    """Maps each character of `symbols` (each there once) to its position there.
 
     If NUL is among them it separates documents; otherwise there is no separator.
     """
@@ -22,20 +23,31 @@ class CharTokenizer:
     kind: Literal["char"] = "char"
 
     def __init__(self, symbols: str) -> None:
-        if not symbols or list(symbols) != sorted(set(symbols)):
-            raise TokenizerError("the symbols of a char tokenizer must be sorted, and each be there once")
+        if not symbols or len(symbols) != len(set(symbols)):
+            raise TokenizerError("the symbols of a char tokenizer must be at least one, and each be there once")
         self._symbols = symbols
-        self._codes = _code_points(symbols)
+        codes = _code_points(symbols)
+        self._ids = np.argsort(codes).astype(np.int32)
+        self._codes = codes[self._ids]
         self.vocab_size = len(symbols)
-        self.end_of_text = 0 if symbols[0] == _SEPARATOR else None
+        self.end_of_text = symbols.index(_SEPARATOR) if _SEPARATOR in symbols else None
+        line_break = max(0, symbols.find("\n"))
+        self.start = line_break if self.end_of_text is None else self.end_of_text
 
     @classmethod
     def train(cls, texts: Sequence[str]) -> "CharTokenizer":
-        """Collect the characters of all texts; NUL is added to separate them if there are several."""
+        """Collect the characters of all texts, sorted; NUL is added to separate them if there are several."""
         symbols = set().union(*texts)
         if len(texts) > 1:
             symbols.add(_SEPARATOR)
         return cls("".join(sorted(symbols)))
+
+    def renumbered(self, new_ids: NDArray[np.int64]) -> "CharTokenizer":
+        """Return the tokenizer that gives token t the id new_ids[t], int (V,).
+
+        Raises ValueError if `new_ids` is no permutation.
+        """
+        return CharTokenizer("".join(self._symbols[old] for old in old_ids(new_ids, self.vocab_size)))
 
     @classmethod
     def from_json(cls, text: str) -> "CharTokenizer":
@@ -56,14 +68,14 @@ class CharTokenizer:
     def encode(self, text: str) -> NDArray[np.int32]:
         """Return the tokens of `text`, int32 (characters,). Raises TokenizerError naming an unknown character."""
         codes = _code_points(text)
-        tokens = np.searchsorted(self._codes, codes).astype(np.int32)
-        unknown = np.flatnonzero(self._codes[np.minimum(tokens, self.vocab_size - 1)] != codes)
+        places = np.minimum(np.searchsorted(self._codes, codes), self.vocab_size - 1)
+        unknown = np.flatnonzero(self._codes[places] != codes)
         if unknown.size:
             code = int(codes[unknown[0]])
             raise TokenizerError(
                 f"character {chr(code)!r} (U+{code:04X}) is not in the vocabulary of {self.vocab_size} characters"
             )
-        return tokens
+        return self._ids[places]
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Return the tokens of each text, int32 (characters,)."""

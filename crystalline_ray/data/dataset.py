@@ -6,15 +6,18 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import tokenizers
+from numpy.typing import NDArray
 
 from crystalline_ray.config import DataConfig
-from crystalline_ray.data.cache import building, check, default_cache_dir, disk_errors, install, seal
+from crystalline_ray.data.cache import FORMAT, building, check, default_cache_dir, disk_errors, install, seal
 from crystalline_ray.data.corpus import Corpus, read_corpus
 from crystalline_ray.data.encoding import count_bytes, encode_documents
 from crystalline_ray.data.progress import Progress, silent
-from crystalline_ray.data.shards import ShardWriter, TokenArray, map_shard, token_dtype
+from crystalline_ray.data.ranks import describe_ranks, frequency_ranks
+from crystalline_ray.data.shards import ShardWriter, TokenArray, map_shard, renumber_shard, token_dtype
 from crystalline_ray.data.split import Split, resolve_mode, split
 from crystalline_ray.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from crystalline_ray.errors import DataError, TokenizerError
@@ -25,7 +28,7 @@ _PARTS = ("train", "validation")
 
 @dataclass(frozen=True)
 class Dataset:
-    """Tokens to learn from and to measure by."""
+    """Tokens to learn from and to measure by; a token's id is its frequency rank in the training part."""
 
     folder: Path
     """Where it is kept; `open_dataset` opens it in another process."""
@@ -41,7 +44,10 @@ class Dataset:
 def prepare(data: DataConfig, *, seq_len: int, seed: int, progress: Progress = silent) -> Dataset:
     """Read the text, split it, train the tokenizer and write the tokens, or find all that in the cache.
 
-    The cache key is a hash of the text itself and of every setting that decides the tokens. A cached dataset is
+    A token's id is its frequency rank in the training part, 0 the commonest: ties, and last the tokens that never occur
+    there, keep the order in which the tokenizer learnt them.
+
+    The cache key is a hash of the text itself and of all that decides the tokens. A cached dataset is
     verified; a damaged one is built anew, with a note in the summary.
 
     Raises DataError if the text cannot be used or a part is too short for `seq_len` + 1 tokens, and ResourceError if
@@ -87,6 +93,7 @@ def open_dataset(folder: Path) -> Dataset:
 
 def _key(data: DataConfig, corpus: Corpus, mode: str, seed: int) -> str:
     decides = {
+        "format": FORMAT,
         "text": corpus.digest,
         "tokenizer": data.tokenizer,
         "split": mode,
@@ -103,15 +110,13 @@ def _build(folder: Path, texts: list[str], parts: Split, data: DataConfig, progr
     tokenizer = train_tokenizer(
         data.tokenizer, texts if data.tokenizer == "char" else parts.train, data.vocab_size, progress
     )
+    train, counts = _write_part(folder, "train", parts.train, tokenizer, progress)
+    ranks = frequency_ranks(counts)
+    for name in train:
+        renumber_shard(folder / name, ranks)
+    tokenizer = tokenizer.renumbered(ranks)
     tokenizer.save(folder / _TOKENIZER)
-    dtype = token_dtype(tokenizer.vocab_size)
-    names = {}
-    for part, part_texts in zip(_PARTS, (parts.train, parts.validation), strict=True):
-        writer = ShardWriter(folder, part, dtype)
-        for tokens in encode_documents(part_texts, tokenizer, stage=f"tokenizing {part} text", progress=progress):
-            writer.append(tokens)
-        writer.close()
-        names[part] = writer.names
+    validation, _ = _write_part(folder, "validation", parts.validation, tokenizer, progress)
     notes = []
     if data.tokenizer == "bpe" and tokenizer.vocab_size < data.vocab_size:
         notes.append(f"the text yields a vocabulary of {tokenizer.vocab_size} tokens, fewer than {data.vocab_size}")
@@ -124,9 +129,23 @@ def _build(folder: Path, texts: list[str], parts: Split, data: DataConfig, progr
         "validation_bytes": count_bytes(parts.validation),
         "tokenizer": tokenizer.kind,
         "vocab_size": tokenizer.vocab_size,
+        **describe_ranks(-np.sort(-counts)),
         "notes": notes,
     }
-    seal(folder, {"shards": names, "summary": summary})
+    seal(folder, {"shards": {"train": train, "validation": validation}, "summary": summary})
+
+
+def _write_part(
+    folder: Path, part: str, texts: list[str], tokenizer: Tokenizer, progress: Progress
+) -> tuple[list[str], NDArray[np.int64]]:
+    """Write the tokens of one part; return the names of its files, and how often each token occurs, int64 (V,)."""
+    writer = ShardWriter(folder, part, token_dtype(tokenizer.vocab_size))
+    counts = np.zeros(tokenizer.vocab_size, np.int64)
+    for tokens in encode_documents(texts, tokenizer, stage=f"tokenizing {part} text", progress=progress):
+        writer.append(tokens)
+        counts += np.bincount(tokens, minlength=tokenizer.vocab_size)
+    writer.close()
+    return writer.names, counts
 
 
 def _open(folder: Path, *, contents: bool) -> Dataset:

@@ -1,7 +1,6 @@
 """Tokens on disk: Arrow IPC files that are memory-mapped, so a reader copies nothing and processes share the pages."""
 
 import bisect
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 
 SHARD_TOKENS = 16 << 20
 _COLUMN = "tokens"
+_RENUMBERED = 1 << 20  # tokens at once: NumPy widens an index array to eight bytes each
 
 
 def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
@@ -19,13 +19,10 @@ def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
 
 
 def write_shard(path: Path, tokens: NDArray[np.unsignedinteger]) -> None:
-    """Write `tokens` (n,) to an Arrow IPC file with one column and one record batch, and see it onto the disk."""
+    """Write `tokens` (n,) to an Arrow IPC file with one column and one record batch."""
     batch = pa.record_batch([pa.array(tokens)], names=[_COLUMN])
-    with path.open("wb") as file:
-        with pa.ipc.new_file(file, batch.schema) as writer:
-            writer.write_batch(batch)
-        file.flush()
-        os.fsync(file.fileno())
+    with path.open("wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
+        writer.write_batch(batch)
 
 
 def map_shard(path: Path) -> NDArray[np.unsignedinteger]:
@@ -37,6 +34,15 @@ def map_shard(path: Path) -> NDArray[np.unsignedinteger]:
         column = pa.ipc.open_file(file).get_batch(0).column(0)
     tokens: NDArray[np.unsignedinteger] = column.to_numpy(zero_copy_only=True)
     return tokens
+
+
+def renumber_shard(path: Path, new_ids: NDArray[np.int64]) -> None:
+    """Replace each token t in a file that `write_shard` wrote by new_ids[t], which must fit its type."""
+    tokens = map_shard(path)
+    renumbered = np.empty_like(tokens)
+    for start in range(0, tokens.size, _RENUMBERED):
+        renumbered[start : start + _RENUMBERED] = new_ids[tokens[start : start + _RENUMBERED]]
+    write_shard(path, renumbered)
 
 
 class ShardWriter:

@@ -44,6 +44,18 @@ class Tokenizer(Protocol):
         """The token after each document, None if there is none."""
         ...
 
+    @property
+    def start(self) -> int:
+        """The token to begin a text after: `end_of_text`; where there is none the line break, or else token 0."""
+        ...
+
+    def renumbered(self, new_ids: NDArray[np.int64]) -> "Tokenizer":
+        """Return the tokenizer that gives token t the id new_ids[t], int (V,), and differs in nothing else.
+
+        Raises ValueError if `new_ids` does not hold each id once.
+        """
+        ...
+
     def encode(self, text: str) -> NDArray[np.int32]:
         """Return the tokens of `text`, int32 (n,). Raises TokenizerError if it cannot be encoded."""
         ...

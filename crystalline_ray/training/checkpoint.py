@@ -77,7 +77,10 @@ class TrainingState(BaseModel):
         if self.config_digest != config_digest:
             raise CheckpointError("the checkpoint belongs to another configuration: its weights would differ")
         if self.data_digest != data_digest:
-            raise CheckpointError("the text has changed since the checkpoint was written; start a new run")
+            raise CheckpointError(
+                "the text has changed since the checkpoint was written, or another version made tokens of it; "
+                "start a new run"
+            )
 
 
 @dataclass(frozen=True)

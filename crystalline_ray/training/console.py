@@ -216,6 +216,16 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def token_groups(sizes: Sequence[int], shares: Sequence[float]) -> str:
+    """Say how many tokens the symmetry groups have, and how much of the text the largest and the smallest share is."""
+    least, most = min(sizes), max(sizes)
+    each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    return (
+        f"{sum(sizes):,} tokens in twelve groups of {each}; "
+        f"shares of the text {100 * max(shares):.1f} % to {100 * min(shares):.1f} %"
+    )
+
+
 def short_count(number: float) -> str:
     """Return a number with about three digits: 987, 12.3k, 4.56M."""
     for limit, unit in ((1e3, ""), (1e6, "k"), (1e9, "M")):

@@ -10,7 +10,7 @@ from crystalline_ray.model.generate import Sampling
 from crystalline_ray.spheres.plan import occupancy
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.training.checkpoint import TrainingState
-from crystalline_ray.training.console import Console, short_count
+from crystalline_ray.training.console import Console, short_count, token_groups
 from crystalline_ray.training.writer import Writer
 
 
@@ -22,6 +22,7 @@ def introduce(
     counts = run.plan.counts()
     rows = [
         ("text", _describe_text(dataset)),
+        ("groups", _describe_groups(dataset)),
         (
             "model",
             f"{short_count(run.layout.num_parameters)} parameters: vocabulary {shape.vocab_size:,}, context "
@@ -67,6 +68,12 @@ def _describe_text(dataset: Dataset) -> str:
     if replaced:
         text += f"; {replaced:,} with invalid UTF-8, replaced"
     return text
+
+
+def _describe_groups(dataset: Dataset) -> str:
+    summary = dataset.summary
+    groups = token_groups(summary["group_sizes"], summary["group_shares"])
+    return f"{groups} (the commonest token alone {100 * summary['commonest_share']:.1f} %)"
 
 
 def idle_leaves(run: RunSpec) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from crystalline_ray.engine.base import SphereStats
 from crystalline_ray.errors import InputError
-from crystalline_ray.training.console import duration, short_count
+from crystalline_ray.training.console import duration, short_count, token_groups
 from crystalline_ray.training.durable import replace_file
 
 
@@ -41,6 +41,10 @@ class RunReport(BaseModel):
     weights_digest: str
     restarts: int
     skipped_steps: int
+    group_sizes: tuple[int, ...] = ()
+    """Tokens in each of the twelve symmetry groups."""
+    group_shares: tuple[float, ...] = ()
+    """Each group's share of the training tokens."""
     spheres: tuple[SphereStats, ...]
 
     @computed_field  # type: ignore[prop-decorator]
@@ -95,6 +99,8 @@ class RunReport(BaseModel):
         rows.append(("speed", f"{short_count(self.tokens_per_second)} tokens per second"))
         if self.restarts or self.skipped_steps:
             rows.append(("faults", f"restarted spheres: {self.restarts}, skipped steps: {self.skipped_steps}"))
+        if self.group_sizes and self.group_shares:
+            rows.append(("groups", token_groups(self.group_sizes, self.group_shares)))
         # Short names leave room for the whole digest on a terminal of 80 columns: it is there to be copied.
         rows.append(("weights", self.weights_digest))
         return rows

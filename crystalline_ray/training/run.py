@@ -206,6 +206,8 @@ def _train(
         weights_digest=digest,
         restarts=state.restarts,
         skipped_steps=state.skipped_steps,
+        group_sizes=dataset.summary["group_sizes"],
+        group_shares=dataset.summary["group_shares"],
         spheres=tuple(engine.stats()),
     )
     report.write(folder / REPORT)

@@ -100,8 +100,8 @@ def evaluate(model: TrainedModel, text: Sequence[Path] = (), progress: Progress 
         dataset = prepare(config, seq_len=config.seq_len, seed=config.seed, progress=progress)
         if dataset.folder.name != model.state.data_digest:
             raise DataError(
-                f"the text of {model.run} has changed since it was trained on, and so has what was held out; "
-                "name a text to evaluate on"
+                f"the text of {model.run} has changed since it was trained on, or another version made tokens of it, "
+                "so what was held out is not known; name a text to evaluate on"
             )
         tokens, num_bytes = dataset.validation, dataset.validation_bytes
     batches = ValidationBatches(tokens, model.shape.seq_len, config.batch_size)

@@ -54,7 +54,7 @@ class Writer:
         stream = self._tokenizer.stream()
         tokens = generate(
             self._generator,
-            self.context or [0],  # the first of an alphabet in order is the line break, if the text has any
+            self.context or [self._tokenizer.start],
             max_new_tokens=max_new_tokens,
             sampling=self._sampling,
             seed=self._seed,

@@ -185,7 +185,6 @@ def test_a_saved_tokenizer_comes_back(tmp_path, kind):
         "{}",
         '{"kind": "char"}',
         '{"kind": "char", "symbols": ""}',
-        '{"kind": "char", "symbols": "ba"}',
         '{"kind": "char", "symbols": "aa"}',
         '{"kind": "words"}',
         json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}),

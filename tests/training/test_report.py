@@ -121,6 +121,26 @@ def test_the_summary_shows_the_tree_by_level_and_role() -> None:
     assert "3 leaves 99.0 (98.0 to 100.0) 4.0 400 (300 to 500)" in rows
 
 
+def test_the_summary_shows_how_the_text_is_shared_among_groups(tmp_path: Path) -> None:
+    shares = (0.148, 0.1, 0.09, 0.08, 0.08, 0.08, 0.08, 0.07, 0.07, 0.07, 0.07, 0.062)
+    report = make_report(group_sizes=(86,) * 4 + (85,) * 8, group_shares=shares)
+    text = " ".join(rendered(report).split())
+    assert "groups 1,024 tokens in twelve groups of 85 to 86; shares of the text 14.8 % to 6.2 %" in text
+    equal = rendered(make_report(group_sizes=(2,) * 12, group_shares=shares))
+    assert "groups 24 tokens in twelve groups of 2;" in " ".join(equal.split())
+    report.write(tmp_path / "report.json")
+    assert RunReport.read(tmp_path / "report.json") == report
+
+
+def test_a_report_from_before_there_were_groups_is_read(tmp_path: Path) -> None:
+    data = json.loads(make_report().to_json())
+    del data["group_sizes"], data["group_shares"]
+    (tmp_path / "report.json").write_text(json.dumps(data))
+    report = RunReport.read(tmp_path / "report.json")
+    assert report == make_report()
+    assert "twelve groups" not in rendered(report)
+
+
 def test_the_digest_fits_a_terminal_of_eighty_columns() -> None:
     assert max(map(len, rendered(make_report()).splitlines())) <= 80
 

@@ -86,6 +86,18 @@ def test_thirty_steps_leave_a_run_folder_that_tells_the_whole_story(make_config)
     for piece in ("validation loss", "tok/s", "left", "leaves", "sample of 20 tokens", report.weights_digest[:8]):
         assert piece in shown
     assert report.validation_loss < report.first_validation_loss
+    dataset = prepare(config, seq_len=16, seed=config.seed)
+    tokens = dataset.train.read(0, len(dataset.train)).tolist()
+    size = dataset.tokenizer.vocab_size
+    assert f"{size} tokens in twelve groups of {size // 12} to {size // 12 + 1}; shares of the text" in " ".join(
+        shown.split()
+    )
+    assert f"(the commonest token alone {100 * tokens.count(0) / len(tokens):.1f} %)" in " ".join(shown.split())
+    saved = json.loads((folder / "report.json").read_text())
+    assert (saved["group_sizes"], saved["group_shares"]) == (
+        dataset.summary["group_sizes"],
+        dataset.summary["group_shares"],
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

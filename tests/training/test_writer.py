@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from crystalline_ray.data.bpe import BpeTokenizer
+from crystalline_ray.data.char import CharTokenizer
 from crystalline_ray.data.tokenizer import train_tokenizer
 from crystalline_ray.errors import TokenizerError
 from crystalline_ray.model.generate import Sampling
@@ -42,6 +43,18 @@ def test_text_begins_after_the_end_of_another() -> None:
     assert writer.context == [TOKENIZER.end_of_text, *TOKENIZER.encode("the")]
     writer.add(" crystal")
     assert TOKENIZER.decode(writer.context[1:]) == "the crystal"
+
+
+@pytest.mark.parametrize(("symbols", "begin"), [("eta\n", "\n"), ("etao", "e")])
+def test_without_a_separator_text_begins_after_a_line_break(symbols: str, begin: str) -> None:
+    shape = ModelShape(4, 8, 4, 1, 1)
+    layout = ParameterLayout(shape)
+    weights = np.zeros(layout.size, np.float32)
+    views = layout.views(weights)
+    views["ln_f.weight"][:] = 1.0
+    views["wte.weight"][...] = np.eye(4)  # repeats the token that it is given
+    writer = Writer(shape, weights, CharTokenizer(symbols), Sampling(temperature=0), seed=1)
+    assert "".join(writer.write(3)) == begin * 3
 
 
 def test_writing_lengthens_the_context_beyond_what_the_model_sees() -> None:

@@ -146,6 +146,16 @@ def test_resume_refuses_another_text_and_another_shape(make_config, corpus_file,
         quietly(config)
 
 
+def test_resume_refuses_a_run_whose_ids_were_no_ranks(make_config, monkeypatch):
+    config = make_config(steps=20, name="older")
+    with monkeypatch.context() as older:
+        older.setattr("crystalline_ray.data.dataset.FORMAT", 1)
+        train(config, SignalAt(5))
+    folder = config.runs_dir / "older"
+    with pytest.raises(CheckpointError, match="another version made tokens of it; start a new run"):
+        quietly(resume_config(folder / "config.yaml", {}, {}), resume=folder)
+
+
 def test_a_run_that_never_trained_leaves_no_folder(make_config, tmp_path):
     with pytest.raises(ResourceError, match="main memory too small: the run needs"):
         quietly(make_config(steps=1, num_layers=1000, embed_dim=16384))

@@ -64,7 +64,7 @@ SHAPES = [
     (1, 1, 1, 1),
     (2, 2, 5, 3),
     (1, 2, 70, 2),
-    (2, 3, 300, 1),
+    (1, 2, 300, 1),
 ]  # the last has five blocks, whose masks are of both kinds
 
 

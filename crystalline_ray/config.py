@@ -90,6 +90,10 @@ class ModelConfig(_Section):
     num_layers: int = Field(default=4, ge=1, le=1000, description="Transformer blocks")
     num_heads: int = Field(default=4, ge=1, le=1024, description="Attention heads; must divide embed_dim")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Probability of dropping an activation in training")
+    head: Literal["full", "lattice"] = Field(
+        default="full",
+        description="full: a logit per token; lattice: a 12-ary tree of small softmaxes, for large vocabularies",
+    )
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:

@@ -8,14 +8,14 @@ import numpy.typing as npt
 
 from crystalline_ray.kernels.attention import AttentionBuffers, attention_plan
 from crystalline_ray.kernels.blas import BFLOAT16
-from crystalline_ray.kernels.embedding import EmbeddingIndices, embedding_index_plan
-from crystalline_ray.kernels.head import HeadBuffers, head_index_plan, head_operand_sizes, head_plan
+from crystalline_ray.kernels.head import HeadBuffers
+from crystalline_ray.kernels.lattice_head import LatticeHeadBuffers
 from crystalline_ray.kernels.operands import Bfloat16Operands, Operands, unrounded
+from crystalline_ray.kernels.runs import RunIndices, run_index_plan
 from crystalline_ray.kernels.workspace import Array, Workspace, rows_per_block, workspace_bytes
+from crystalline_ray.model.head import Plan, plan_head, plan_head_indices, rounded_head_sizes, view_head
 from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.model.views import LinearViews
-
-Plan = dict[str, tuple[int, ...]]
 
 
 class NormActivations(NamedTuple):
@@ -50,7 +50,7 @@ class GradientBuffers(NamedTuple):
     dhidden: Array
     dqkv: Array
     gathered: Array
-    indices: EmbeddingIndices
+    indices: RunIndices
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Buffers:
     blocks: tuple[BlockActivations, ...]
     norm: NormActivations
     attention: AttentionBuffers
-    head: HeadBuffers
+    head: HeadBuffers | LatticeHeadBuffers
     gradients: GradientBuffers | None
 
 
@@ -96,7 +96,7 @@ def plan_buffers(shape: ModelShape, batch_size: int, dtype: npt.DTypeLike, *, dr
         "folded_bias": (4 * width,),
         "wide_rows": (2, min(rows, rows_per_block(4 * width, itemsize)), 4 * width),
         **_norm_plan("norm", rows, width),
-        **_prefixed("head", head_plan(rows, shape.vocab_size, width, itemsize)),
+        **_prefixed("head", plan_head(shape, rows, itemsize)),
         **_prefixed(
             "attention",
             attention_plan(batch_size, shape.num_heads, shape.seq_len, shape.head_dim, itemsize, dropout=dropout),
@@ -112,18 +112,15 @@ def plan_buffers(shape: ModelShape, batch_size: int, dtype: npt.DTypeLike, *, dr
 def plan_indices(shape: ModelShape, batch_size: int, dtype: npt.DTypeLike, *, training: bool) -> Plan:
     """Return the shapes of all buffers with 64-bit items by name."""
     rows, itemsize = batch_size * shape.seq_len, np.dtype(dtype).itemsize
-    plan = {"tokens": (batch_size, shape.seq_len)} | _prefixed(
-        "head", head_index_plan(rows, shape.vocab_size, shape.embed_dim, itemsize)
-    )
-    return plan | (_prefixed("embedding", embedding_index_plan(rows)) if training else {})
+    plan = {"tokens": (batch_size, shape.seq_len)} | _prefixed("head", plan_head_indices(shape, rows, itemsize))
+    return plan | (_prefixed("embedding", run_index_plan(rows)) if training else {})
 
 
 def operand_sizes(shape: ModelShape, batch_size: int) -> list[int]:
     """Return how many items the operands of any product need in each slot, if they are rounded."""
     rows, width = batch_size * shape.seq_len, shape.embed_dim
     layers = (4 * rows * width, 4 * width * max(rows, width), 0)
-    head = head_operand_sizes(rows, shape.vocab_size, width, np.dtype(np.float32).itemsize)
-    return [max(sizes) for sizes in zip(layers, head, strict=True)]
+    return [max(sizes) for sizes in zip(layers, rounded_head_sizes(shape, rows), strict=True)]
 
 
 def buffer_bytes(
@@ -163,11 +160,7 @@ def allocate(
         blocks=blocks if training else blocks * shape.num_layers,
         norm=_norm(space, "norm"),
         attention=attention,
-        head=HeadBuffers(
-            **{name: space[f"head.{name}"] for name in HeadBuffers._fields[:-2]},
-            places=indices["head.places"],
-            wide=indices["head.wide"].view(np.float64),
-        ),
+        head=view_head(shape, space, indices, "head."),
         gradients=_gradients(space, indices) if training else None,
     )
 
@@ -176,7 +169,7 @@ def _gradients(space: Workspace, indices: Workspace) -> GradientBuffers:
     dhidden = space["dhidden"]
     rows, width = space["dx"].shape
     flat = dhidden.reshape(-1)
-    embedding = EmbeddingIndices(**{name: indices[f"embedding.{name}"] for name in EmbeddingIndices._fields})
+    embedding = RunIndices(**{name: indices[f"embedding.{name}"] for name in RunIndices._fields})
     embedding.positions[:] = np.arange(rows)
     return GradientBuffers(
         dx=space["dx"],

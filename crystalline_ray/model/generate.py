@@ -16,6 +16,7 @@ from crystalline_ray.kernels.norm import norm_forward
 from crystalline_ray.kernels.random import Purpose
 from crystalline_ray.kernels.random import generator as random_generator
 from crystalline_ray.kernels.workspace import Array
+from crystalline_ray.model.head import head_logits
 from crystalline_ray.model.layout import ModelShape, ParameterLayout
 from crystalline_ray.model.views import BlockViews, LinearViews, NormViews, bind
 
@@ -102,7 +103,7 @@ class Generator:
             x += self._attention(_norm(x, block.norm_1), layer, block, start)
             x += _mlp(_norm(x, block.norm_2), block)
         logits: Array = np.empty(self.shape.vocab_size, x.dtype)
-        gemm.multiply(_norm(x[-1:], weights.norm), weights.token_table.T, logits[None])
+        head_logits(self.shape, _norm(x[-1:], weights.norm), weights, logits[None])
         return logits
 
     def _attention(self, x: Array, layer: int, block: BlockViews, start: int) -> Array:

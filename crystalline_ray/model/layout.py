@@ -1,7 +1,8 @@
 """All parameters of a model in one flat buffer, with named views.
 
 A gradient has the same layout as the weights, so a segment of either is a slice. Names and shapes are those of the
-GPT-2 state dict of Hugging Face `transformers` without its `transformer.` prefix; the head is tied to `wte.weight`.
+GPT-2 state dict of Hugging Face `transformers` without its `transformer.` prefix. The full head is tied to
+`wte.weight`; the lattice head has a table of its own, which GPT-2 has not.
 """
 
 import hashlib
@@ -9,16 +10,23 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels.random import Purpose, generator
+from crystalline_ray.lattice.tree import token_tree
 
 ALIGNMENT = 16
 """Floats per 64-byte cache line: tensors start, and segments end, on multiples of it."""
+
+HEAD = "head.weight"
+"""The lattice head's table: a row per branch of the tree over the tokens, in the tree's order."""
+
+Head = Literal["full", "lattice"]
+"""full: logits of all tokens from the token embedding; lattice: a softmax per node of a tree over the tokens."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +41,14 @@ class ModelShape:
     embed_dim: int
     num_layers: int
     num_heads: int
+    head: Head = "full"
 
     def __post_init__(self) -> None:
+        if self.head not in get_args(Head):
+            raise ConfigError(f"head must be {' or '.join(get_args(Head))}, got {self.head!r}")
         for field in fields(self):
+            if field.name == "head":
+                continue
             value, least = getattr(self, field.name), 2 if field.name == "vocab_size" else 1
             if value < least:
                 raise ConfigError(f"{field.name} must be at least {least}, got {value}")
@@ -169,3 +182,5 @@ def _names_and_shapes(shape: ModelShape) -> Iterator[tuple[str, tuple[int, ...]]
         yield prefix + "mlp.c_proj.bias", (width,)
     yield "ln_f.weight", (width,)
     yield "ln_f.bias", (width,)
+    if shape.head == "lattice":
+        yield HEAD, (token_tree(shape.vocab_size).num_branches, width)

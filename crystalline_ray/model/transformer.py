@@ -6,15 +6,14 @@ import numpy as np
 import numpy.typing as npt
 
 from crystalline_ray.errors import ConfigError
-from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.blas import mkl_products
 from crystalline_ray.kernels.dropout import Masks, dropout_backward, dropout_forward
 from crystalline_ray.kernels.embedding import embedding_backward, embedding_forward
-from crystalline_ray.kernels.head import head_forward, head_forward_backward
 from crystalline_ray.kernels.norm import norm_backward, norm_forward
 from crystalline_ray.kernels.workspace import Array, Tokens, steady_state
 from crystalline_ray.model.block import BlockMasks, block_backward, block_forward
 from crystalline_ray.model.buffers import allocate, buffer_bytes
+from crystalline_ray.model.head import head_logits, head_loss, head_loss_and_gradient
 from crystalline_ray.model.layout import ModelShape, ParameterLayout
 from crystalline_ray.model.views import ModelViews, bind
 
@@ -55,7 +54,7 @@ class Transformer:
         """Plan and allocate the workspace; without `training` there is none for gradients, and little for layers.
 
         With `bfloat16` the linear layers' and the head's products read their operands rounded to bfloat16 and add up in
-        float32, which takes MKL; weights, gradients and all else stay float32.
+        float32, which takes MKL, but for a lattice head's; weights, gradients and all else stay float32.
 
         Raises ConfigError if batch_size is below 1, dropout is not in [0, 1), or bfloat16 goes with another dtype than
         float32; FileNotFoundError if it needs MKL and that is not installed.
@@ -108,9 +107,9 @@ class Transformer:
             self._forward(views, inputs, embedding_masks, masks)
             for padding in self.layout.padding:
                 gradient[padding] = 0.0
-            dnorm, table = scratch.dheads, views.token_table
-            loss = head_forward_backward(
-                buffers.out, table, flat_targets, scale, buffers.head, (dnorm, dviews.token_table), buffers.operands
+            dnorm, tables = scratch.dheads, (views, dviews)
+            loss = head_loss_and_gradient(
+                self.shape, buffers.out, tables, flat_targets, scale, buffers.head, dnorm, buffers.operands
             )
             scratch.dx.fill(0.0)
             norm_backward(
@@ -138,18 +137,20 @@ class Transformer:
         views = self._bind(weights)
         with steady_state():
             self._forward(views, inputs, None, self._masks(None)[1])
-            return head_forward(
-                self._buffers.out, views.token_table, flat_targets, self._buffers.head, self._buffers.operands
-            )
+            buffers = self._buffers
+            return head_loss(self.shape, buffers.out, views, flat_targets, buffers.head, buffers.operands)
 
     def logits(self, weights: Array, inputs: Tokens) -> Array:
-        """Return a new array (B, T, V) of logits, without dropout. Raises ValueError as `loss_and_gradient`."""
+        """Return a new array (B, T, V) of logits, without dropout. Raises ValueError as `loss_and_gradient`.
+
+        Of the lattice head they are log-probabilities.
+        """
         self._check(inputs, inputs)
         views = self._bind(weights)
         out = np.empty((*self._batch, self.shape.vocab_size), self.dtype)
         with steady_state():
             self._forward(views, inputs, None, self._masks(None)[1])
-            gemm.multiply(self._buffers.out, views.token_table.T, out.reshape(-1, self.shape.vocab_size))
+            head_logits(self.shape, self._buffers.out, views, out.reshape(-1, self.shape.vocab_size))
         return out
 
     def release(self) -> None:

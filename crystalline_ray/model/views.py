@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy.typing as npt
 
 from crystalline_ray.kernels.workspace import Array
-from crystalline_ray.model.layout import ParameterLayout
+from crystalline_ray.model.layout import HEAD, ParameterLayout
 
 
 class NormViews(NamedTuple):
@@ -34,12 +34,13 @@ class BlockViews(NamedTuple):
 
 
 class ModelViews(NamedTuple):
-    """All parameters of a model."""
+    """All parameters of a model; the full head's table is the token table itself."""
 
     token_table: Array
     position_table: Array
     blocks: tuple[BlockViews, ...]
     norm: NormViews
+    head_table: Array
 
 
 def bind(layout: ParameterLayout, buffer: npt.NDArray[Any]) -> ModelViews:
@@ -63,4 +64,5 @@ def bind(layout: ParameterLayout, buffer: npt.NDArray[Any]) -> ModelViews:
         )
         for index in range(layout.shape.num_layers)
     )
-    return ModelViews(views["wte.weight"], views["wpe.weight"], blocks, norm("ln_f"))
+    head_table = views[HEAD] if layout.shape.head == "lattice" else views["wte.weight"]
+    return ModelViews(views["wte.weight"], views["wpe.weight"], blocks, norm("ln_f"), head_table)

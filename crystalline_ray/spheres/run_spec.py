@@ -15,6 +15,18 @@ from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, SpherePlan, SphereSpec
 _SLOTS_PER_WORKER = 2
 
 
+def model_shape(config: Config, vocab_size: int) -> ModelShape:
+    """Return the shape of the configured model for a vocabulary, whose size the tokenizer has the last word on."""
+    return ModelShape(
+        vocab_size=vocab_size,
+        seq_len=config.seq_len,
+        embed_dim=config.embed_dim,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        head=config.head,
+    )
+
+
 @dataclass(frozen=True)
 class RunSpec:
     """A run as its spheres see it.

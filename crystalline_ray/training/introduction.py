@@ -26,7 +26,8 @@ def introduce(
         (
             "model",
             f"{short_count(run.layout.num_parameters)} parameters: vocabulary {shape.vocab_size:,}, context "
-            f"{shape.seq_len:,}, width {shape.embed_dim:,}, {shape.num_layers} layers, {shape.num_heads} heads",
+            f"{shape.seq_len:,}, width {shape.embed_dim:,}, {shape.num_layers} layers, {shape.num_heads} heads, "
+            f"{shape.head} head",
         ),
         (
             "steps",

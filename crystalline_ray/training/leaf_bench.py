@@ -13,6 +13,7 @@ from rich.text import Text
 
 from crystalline_ray.data.progress import Progress
 from crystalline_ray.errors import ConfigError
+from crystalline_ray.lattice.tree import token_tree
 from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.training.blas import blas_in_use
 from crystalline_ray.training.kernel_clock import timed_kernels
@@ -115,13 +116,15 @@ class LeafFigures:
 def flops_per_token(shape: ModelShape) -> int:
     """Return the model's floating-point operations for one token, forward and backward.
 
-    6 N + 6 L C (T + 1). N = 12 L C^2 + V C are the weights that take part in products: each is multiplied and added
+    6 N + 6 L C (T + 1). N = 12 L C^2 + R C are the weights that take part in products, where R is the rows of the head:
+    V, or with the lattice head those of the nodes on the longest path to a token. Each is multiplied and added
     once forward and twice backward. The rest is causal attention: scores and weighted values over (T + 1) / 2
     positions on average, 2 C operations each for either, and as in the products twice as many backward. Work that an
     implementation repeats does not count (PaLM, arXiv 2204.02311, appendix B).
     """
     width, layers = shape.embed_dim, shape.num_layers
-    return 6 * (12 * layers * width**2 + shape.vocab_size * width) + 6 * layers * width * (shape.seq_len + 1)
+    rows = token_tree(shape.vocab_size).longest_path if shape.head == "lattice" else shape.vocab_size
+    return 6 * (12 * layers * width**2 + rows * width) + 6 * layers * width * (shape.seq_len + 1)
 
 
 def bench_leaf(work: Work, *, seconds: float, core: int | None, progress: Progress) -> LeafFigures:

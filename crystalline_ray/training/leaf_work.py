@@ -18,6 +18,7 @@ from crystalline_ray.spheres.leaf import LeafSphere
 from crystalline_ray.spheres.memory import BufferMemory, MemoryLayout
 from crystalline_ray.spheres.messages import BatchMessage, Commit, UnitMessage
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
+from crystalline_ray.spheres.run_spec import model_shape
 from crystalline_ray.spheres.segment import SegmentSphere
 from crystalline_ray.training.arithmetic import decide_arithmetic
 
@@ -71,7 +72,7 @@ def find_work(model: str, environ: Mapping[str, str], flags: Mapping[str, Any]) 
     blas: Library = "mkl" if config.blas == "mkl" else "numpy"
     if model in STANDARD:
         return STANDARD[model]._replace(precision=precision, blas=blas)
-    shape = ModelShape(config.vocab_size, config.seq_len, config.embed_dim, config.num_layers, config.num_heads)
+    shape = model_shape(config, config.vocab_size)
     return Work(model, shape, config.batch_size, config.dropout, precision, blas)
 
 

@@ -13,10 +13,9 @@ from rich.tree import Tree
 
 from crystalline_ray.config import Config
 from crystalline_ray.errors import ResourceError
-from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.model.transformer import workspace_size
 from crystalline_ray.spheres.plan import SpherePlan, SphereSpec
-from crystalline_ray.spheres.run_spec import RunSpec
+from crystalline_ray.spheres.run_spec import RunSpec, model_shape
 from crystalline_ray.training.console import short_count
 from crystalline_ray.training.durable import readable_bytes
 from crystalline_ray.training.introduction import idle_leaves
@@ -31,7 +30,7 @@ class PlanView:
 
     def __init__(self, plan: SpherePlan, config: Config) -> None:
         self._plan = plan
-        shape = ModelShape(config.vocab_size, config.seq_len, config.embed_dim, config.num_layers, config.num_heads)
+        shape = model_shape(config, config.vocab_size)
         self._run = RunSpec(config, shape, plan, Path(), config.global_batch_size)
         self._notes = (*plan.notes, *idle_leaves(self._run))
 
@@ -85,7 +84,7 @@ class PlanView:
             "model",
             f"{short_count(run.layout.num_parameters)} parameters: vocabulary {run.shape.vocab_size:,}, context "
             f"{run.shape.seq_len:,}, width {run.shape.embed_dim:,}, {run.shape.num_layers} layers, "
-            f"{run.shape.num_heads} heads",
+            f"{run.shape.num_heads} heads, {run.shape.head} head",
         )
         yield (
             "step",

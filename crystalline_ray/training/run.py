@@ -14,10 +14,10 @@ from crystalline_ray.engine.local import LocalEngine
 from crystalline_ray.engine.ray.arena import arena_root, check_room
 from crystalline_ray.engine.topology import allowed_cores
 from crystalline_ray.errors import CheckpointError, ResourceError
-from crystalline_ray.model.layout import ModelShape, initialise, weights_digest
+from crystalline_ray.model.layout import initialise, weights_digest
 from crystalline_ray.model.transformer import workspace_size
 from crystalline_ray.spheres.plan import SpherePlan, plan_spheres
-from crystalline_ray.spheres.run_spec import RunSpec
+from crystalline_ray.spheres.run_spec import RunSpec, model_shape
 from crystalline_ray.training.arithmetic import decide_arithmetic, warnings_about
 from crystalline_ray.training.checkpoint import TrainingState, load_newest
 from crystalline_ray.training.checkpoint_writer import CheckpointWriter, check_space
@@ -76,13 +76,7 @@ def plan_for(config: Config) -> SpherePlan:
 
 def specify(config: Config, plan: SpherePlan, dataset: Dataset) -> RunSpec:
     """Put together what the spheres need to know; the length of the run follows from the text."""
-    shape = ModelShape(
-        vocab_size=dataset.tokenizer.vocab_size,
-        seq_len=config.seq_len,
-        embed_dim=config.embed_dim,
-        num_layers=config.num_layers,
-        num_heads=config.num_heads,
-    )
+    shape = model_shape(config, dataset.tokenizer.vocab_size)
     windows = TrainBatches(dataset.train, config.seq_len, config.batch_size, config.seed).windows
     sequences = windows * config.epochs if config.epochs else (config.steps or 0) * config.global_batch_size
     return RunSpec(config, shape, plan, dataset.folder, sequences)

@@ -89,6 +89,20 @@ def test_resume_goes_on_with_the_run_that_was_saved_last_or_named(
         assert [sphere["role"] for sphere in report["spheres"]] == ["root", "leaf"]
 
 
+def test_a_lattice_head_is_trained_saved_resumed_and_used(
+    workplace: Path, corpus_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = run_json(capsys, "train", str(corpus_file), *TINY, "--name", "tree", "--head", "lattice")
+    assert whole["validation_loss"] < whole["first_validation_loss"]
+    shutil.rmtree("runs/tree/checkpoints/step_00000006")
+    resumed = run_json(capsys, "train", "--name", "tree", "--resume")
+    assert resumed["weights_digest"] == whole["weights_digest"]
+    evaluation = run_json(capsys, "evaluate", "tree")
+    assert evaluation["nats_per_token"] == pytest.approx(whole["validation_loss"], rel=1e-5)
+    assert main(["generate", "tree", "--prompt", "the ", "--max-tokens", "20", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out.startswith("the ")
+
+
 def test_generate_streams_the_prompt_and_repeats_itself_with_one_seed(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

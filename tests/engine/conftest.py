@@ -9,9 +9,8 @@ import pytest
 from crystalline_ray.config import Config
 from crystalline_ray.data.dataset import Dataset, prepare
 from crystalline_ray.data.progress import silent
-from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.spheres.plan import plan_spheres
-from crystalline_ray.spheres.run_spec import RunSpec
+from crystalline_ray.spheres.run_spec import RunSpec, model_shape
 
 SMALL: dict[str, Any] = {
     "tokenizer": "char",
@@ -46,9 +45,7 @@ def make_run(dataset: Dataset) -> Callable[..., RunSpec]:
     ) -> RunSpec:
         config = Config(**{**SMALL, **fields})
         plan = plan_spheres([[None] * cores], coordinators=coordinators, fan_out=fan_out)  # type: ignore[arg-type]
-        shape = ModelShape(
-            dataset.tokenizer.vocab_size, config.seq_len, config.embed_dim, config.num_layers, config.num_heads
-        )
+        shape = model_shape(config, dataset.tokenizer.vocab_size)
         return RunSpec(config, shape, plan, dataset.folder, sequences or 10**9)
 
     return make

@@ -22,7 +22,7 @@ def digest_of(run, steps=3):
         return train_steps(engine, run, steps)
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=16)
 @given(
     cores=st.integers(2, 40),
     coordinators=st.sampled_from(["shared", "dedicated"]),
@@ -30,13 +30,17 @@ def digest_of(run, steps=3):
     micro_batches=st.integers(1, 40),
     sum_unit=st.integers(1, 4),
     dropout=st.sampled_from([0.0, 0.2]),
+    head=st.sampled_from(["full", "lattice"]),
 )
-def test_any_tree_gives_the_bits_of_one_leaf(make_run, cores, coordinators, fan_out, micro_batches, sum_unit, dropout):
+def test_any_tree_gives_the_bits_of_one_leaf(
+    make_run, cores, coordinators, fan_out, micro_batches, sum_unit, dropout, head
+):
     largest = 1 + fan_out + fan_out**2 + fan_out**3
     fields = {
         "global_batch_size": 2 * micro_batches,
         "sum_unit": sum_unit,
         "dropout": dropout,
+        "head": head,
         # the last of three steps is ragged and, with many micro-batches, leaves some leaves without work
         "sequences": 2 * 2 * micro_batches + micro_batches,
     }
@@ -46,9 +50,9 @@ def test_any_tree_gives_the_bits_of_one_leaf(make_run, cores, coordinators, fan_
 
 
 @pytest.mark.skipif(mkl_library() is None, reason="MKL is not installed")
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_any_tree_gives_the_bits_of_one_leaf_with_mkl_too(make_run, precision):
-    fields = {"global_batch_size": 2 * 9, "blas": "mkl", "precision": precision, "dropout": 0.1}
+@pytest.mark.parametrize(("precision", "head"), [("float32", "full"), ("bfloat16", "full"), ("bfloat16", "lattice")])
+def test_any_tree_gives_the_bits_of_one_leaf_with_mkl_too(make_run, precision, head):
+    fields = {"global_batch_size": 2 * 9, "blas": "mkl", "precision": precision, "head": head, "dropout": 0.1}
     alone = digest_of(make_run(1, **fields))
     assert alone == digest_of(make_run(1, **fields))
     assert alone == digest_of(make_run(7, **fields))

@@ -4,16 +4,12 @@ from differences import numeric_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crystalline_ray.kernels.embedding import (
-    EmbeddingIndices,
-    embedding_backward,
-    embedding_forward,
-    embedding_index_plan,
-)
+from crystalline_ray.kernels.embedding import embedding_backward, embedding_forward
+from crystalline_ray.kernels.runs import RunIndices, run_index_plan
 
 
-def indices(rows: int) -> EmbeddingIndices:
-    space = EmbeddingIndices(**{name: np.full(shape, -1) for name, shape in embedding_index_plan(rows).items()})
+def indices(rows: int) -> RunIndices:
+    space = RunIndices(**{name: np.full(shape, -1) for name, shape in run_index_plan(rows).items()})
     space.positions[:] = np.arange(rows)
     return space
 

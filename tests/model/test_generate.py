@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -12,18 +13,26 @@ from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
 from crystalline_ray.model.transformer import Transformer
 
 SHAPE = ModelShape(vocab_size=29, seq_len=12, embed_dim=12, num_layers=2, num_heads=3)
+LATTICE = replace(SHAPE, head="lattice")
 
 
 def weights_of(shape: ModelShape) -> np.ndarray:
     return initialise(ParameterLayout(shape), seed=4) * np.float32(8.0)
 
 
-def run(prompt: list[int], count: int, sampling: Sampling, seed: int = 0, stop: int | None = None) -> list[int]:
-    generator = Generator(SHAPE, weights_of(SHAPE))
+def run(
+    prompt: list[int],
+    count: int,
+    sampling: Sampling,
+    seed: int = 0,
+    stop: int | None = None,
+    shape: ModelShape = SHAPE,
+) -> list[int]:
+    generator = Generator(shape, weights_of(shape))
     return list(generate(generator, prompt, max_new_tokens=count, sampling=sampling, seed=seed, stop_token=stop))
 
 
-@pytest.mark.parametrize("shape", [SHAPE, ModelShape(40, 70, 8, 1, 1), ModelShape(5, 1, 3, 1, 1)])
+@pytest.mark.parametrize("shape", [SHAPE, LATTICE, ModelShape(40, 70, 8, 1, 1), ModelShape(5, 1, 3, 1, 1)])
 def test_logits_with_a_cache_equal_those_of_training(shape: ModelShape) -> None:
     weights = weights_of(shape)
     tokens = np.random.default_rng(1).integers(0, shape.vocab_size, (1, shape.seq_len))
@@ -44,11 +53,12 @@ def test_a_full_cache_is_refused() -> None:
     assert generator.prefill([3]).shape == (29,)
 
 
-def test_greedy_generation_takes_the_best_token_of_the_training_forward_pass() -> None:
-    weights = weights_of(SHAPE)
-    model = Transformer(SHAPE, 1, training=False)
+@pytest.mark.parametrize("shape", [SHAPE, LATTICE])
+def test_greedy_generation_takes_the_best_token_of_the_training_forward_pass(shape: ModelShape) -> None:
+    weights = weights_of(shape)
+    model = Transformer(shape, 1, training=False)
     text = [3, 1, 4]
-    for token in run(text, 9, Sampling(temperature=0.0)):
+    for token in run(text, 9, Sampling(temperature=0.0), shape=shape):
         padded = np.zeros((1, 12), np.int32)
         padded[0, : len(text)] = text
         assert token == np.argmax(model.logits(weights, padded)[0, len(text) - 1])
@@ -88,6 +98,21 @@ def test_a_97_percent_token_is_picked_97_percent_of_the_time() -> None:
     draws = np.random.default_rng(1).random(10_000)
     share = np.mean([Sampling(temperature=1.0).draw(logits, uniform) == 17 for uniform in draws])
     assert abs(share - 0.97) < 5 * np.sqrt(0.97 * 0.03 / draws.size)
+
+
+def test_tokens_come_as_often_as_the_lattice_head_gives_them_probability() -> None:
+    weights, text, draws = weights_of(LATTICE), np.zeros((1, 12), np.int32), 300
+    text[0, :3] = 3, 1, 4
+    expected = np.zeros(29)  # by the losses of one target each, not by the way that generation takes
+    model = Transformer(LATTICE, 1, training=False)
+    for token in range(29):
+        targets = np.full((1, 12), -1, np.int32)
+        targets[0, 2] = token
+        expected[token] = np.exp(-model.loss(weights, text, targets))
+    assert expected.sum() == pytest.approx(1.0, abs=1e-5)
+    counts = Counter(run([3, 1, 4], 1, Sampling(1.0), seed=seed, shape=LATTICE)[0] for seed in range(draws))
+    for token, p in enumerate(expected):
+        assert abs(counts[token] / draws - p) < 5 * np.sqrt(p * (1 - p) / draws) + 1 / draws
 
 
 @settings(deadline=None, max_examples=12)

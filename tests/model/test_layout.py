@@ -10,12 +10,13 @@ from crystalline_ray.errors import ConfigError
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise, weights_digest
 
 SHAPES = st.builds(
-    lambda vocab, length, heads, size, layers: ModelShape(vocab, length, heads * size, layers, heads),
+    lambda vocab, length, heads, size, layers, head: ModelShape(vocab, length, heads * size, layers, heads, head),
     st.integers(2, 300),
     st.integers(1, 70),
     st.integers(1, 4),
     st.integers(1, 9),
     st.integers(1, 3),
+    st.sampled_from(["full", "lattice"]),
 )
 
 
@@ -53,6 +54,24 @@ def test_tensors_segments_and_pieces_tile_the_buffer(shape: ModelShape, count: i
 
 def test_number_of_parameters_is_that_of_gpt2() -> None:
     assert ParameterLayout(ModelShape(50257, 1024, 768, 12, 12)).num_parameters == 124_439_808
+
+
+def test_lattice_head_adds_a_table_of_its_own_and_moves_no_other_initial_weight() -> None:
+    full, lattice = (ParameterLayout(ModelShape(12**4, 4, 8, 1, 1, head)) for head in ("full", "lattice"))
+    assert lattice.num_parameters == full.num_parameters + 22_620 * 8
+    views = lattice.views(initialise(lattice, seed=3))
+    table = views.pop("head.weight")
+    assert table.shape == (22_620, 8)
+    assert np.std(table) == pytest.approx(np.sqrt(2 / (5 * 8)), rel=0.01)
+    others = full.views(initialise(full, seed=3))
+    matrices = [parameter.name for parameter in full.parameters if parameter.decay]
+    assert all(views[name].tobytes() == others[name].tobytes() for name in matrices)
+    assert views.keys() == others.keys()
+
+
+def test_unknown_head_is_refused() -> None:
+    with pytest.raises(ConfigError, match="head must be full or lattice, got 'spiral'"):
+        ModelShape(5, 3, 4, 1, 2, "spiral")  # type: ignore[arg-type]
 
 
 def test_views_write_through_and_refuse_other_buffers() -> None:

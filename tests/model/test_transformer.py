@@ -1,6 +1,7 @@
 """The whole model: gradient, loss, causality, dropout, memory and bits."""
 
 import tracemalloc
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
 from crystalline_ray.model.transformer import Transformer, workspace_size
 
 SMALL = ModelShape(vocab_size=23, seq_len=7, embed_dim=12, num_layers=2, num_heads=3)
+LATTICE = replace(SMALL, head="lattice")
 
 
 def weights_of(shape: ModelShape, dtype: Any = np.float32) -> np.ndarray:
@@ -34,16 +36,17 @@ def tokens_of(shape: ModelShape, batch_size: int, ignored: float = 0.2) -> tuple
 
 
 SHAPES = st.builds(
-    lambda vocab, length, heads, size, layers: ModelShape(vocab, length, heads * size, layers, heads),
+    lambda vocab, length, heads, size, layers, head: ModelShape(vocab, length, heads * size, layers, heads, head),
     st.integers(2, 60),
     st.sampled_from([1, 2, 9, 66]),
     st.integers(1, 3),
     st.integers(5, 7),  # a norm over a few numbers bends too much for finite differences
     st.integers(1, 2),
+    st.sampled_from(["full", "lattice"]),
 )
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=12)
 @given(SHAPES, st.integers(1, 3), st.sampled_from([0.0, 0.3]))
 def test_gradient_of_the_whole_model_equals_finite_differences(shape: ModelShape, batch: int, dropout: float) -> None:
     model = Transformer(shape, batch, dropout=dropout, dtype=np.float64)
@@ -72,17 +75,19 @@ def test_gradient_of_the_whole_model_equals_finite_differences(shape: ModelShape
         assert not gradient[padding].any()
 
 
-def test_gradient_scales_and_ignores_what_was_in_its_buffer() -> None:
-    model, weights, (inputs, targets) = Transformer(SMALL, 3), weights_of(SMALL), tokens_of(SMALL, 3)
+@pytest.mark.parametrize("shape", [SMALL, LATTICE])
+def test_gradient_scales_and_ignores_what_was_in_its_buffer(shape: ModelShape) -> None:
+    model, weights, (inputs, targets) = Transformer(shape, 3), weights_of(shape), tokens_of(shape, 3)
     first, second = np.full_like(weights, np.nan), np.zeros_like(weights)
     loss = model.loss_and_gradient(weights, first, inputs, targets, scale=1.0, dropout_seed=None)
     assert model.loss_and_gradient(weights, second, inputs, targets, scale=0.25, dropout_seed=None) == loss
     np.testing.assert_array_equal(first * np.float32(0.25), second)  # a power of two: the same bits
 
 
-def test_loss_has_the_bits_of_the_training_forward_pass() -> None:
-    weights, (inputs, targets) = weights_of(SMALL), tokens_of(SMALL, 3)
-    training, evaluating = Transformer(SMALL, 3, dropout=0.5), Transformer(SMALL, 3, training=False)
+@pytest.mark.parametrize("shape", [SMALL, LATTICE])
+def test_loss_has_the_bits_of_the_training_forward_pass(shape: ModelShape) -> None:
+    weights, (inputs, targets) = weights_of(shape), tokens_of(shape, 3)
+    training, evaluating = Transformer(shape, 3, dropout=0.5), Transformer(shape, 3, training=False)
     gradient = np.empty_like(weights)
     loss = training.loss_and_gradient(weights, gradient, inputs, targets, scale=1.0, dropout_seed=None)
     assert training.loss(weights, inputs, targets) == loss
@@ -95,8 +100,16 @@ def test_loss_has_the_bits_of_the_training_forward_pass() -> None:
     assert loss == pytest.approx(-picked[targets >= 0].sum(), rel=1e-6)
 
 
-def test_loss_moves_when_any_tensor_moves() -> None:
-    model, weights, (inputs, targets) = Transformer(SMALL, 3), weights_of(SMALL), tokens_of(SMALL, 3)
+def test_logits_of_the_lattice_head_are_log_probabilities() -> None:
+    weights, (inputs, _) = weights_of(LATTICE), tokens_of(LATTICE, 3)
+    logits = Transformer(LATTICE, 3, training=False).logits(weights, inputs)
+    assert logits.shape == (3, 7, 23)
+    np.testing.assert_allclose(np.exp(logits.astype(np.float64)).sum(axis=-1), 1.0, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [SMALL, LATTICE])
+def test_loss_moves_when_any_tensor_moves(shape: ModelShape) -> None:
+    model, weights, (inputs, targets) = Transformer(shape, 3), weights_of(shape), tokens_of(shape, 3)
     before = model.loss(weights, inputs, targets)
     for name, view in model.layout.views(weights).items():
         kept = view.copy()
@@ -147,7 +160,9 @@ def test_dropout_keeps_the_loss_on_average() -> None:
     assert abs(np.mean(losses) / plain - 1.0) < 0.02
 
 
-@pytest.mark.parametrize("shape", [SMALL, ModelShape(300, 70, 48, 1, 4)])
+@pytest.mark.parametrize(
+    "shape", [SMALL, LATTICE, ModelShape(300, 70, 48, 1, 4), ModelShape(300, 70, 48, 1, 4, "lattice")]
+)
 def test_results_have_the_same_bits_wherever_buffers_lie(shape: ModelShape, monkeypatch: pytest.MonkeyPatch) -> None:
     aligned = workspace.aligned_zeros
     weights, (inputs, targets) = weights_of(shape), tokens_of(shape, 3)
@@ -163,8 +178,9 @@ def test_results_have_the_same_bits_wherever_buffers_lie(shape: ModelShape, monk
     assert len(results) == 1
 
 
-def test_a_steady_step_allocates_nothing_over_4_kib() -> None:
-    shape = ModelShape(vocab_size=1000, seq_len=64, embed_dim=128, num_layers=2, num_heads=4)
+@pytest.mark.parametrize("head", ["full", "lattice"])
+def test_a_steady_step_allocates_nothing_over_4_kib(head: Any) -> None:
+    shape = ModelShape(vocab_size=1000, seq_len=64, embed_dim=128, num_layers=2, num_heads=4, head=head)
     model, weights, (inputs, targets) = Transformer(shape, 16), weights_of(shape), tokens_of(shape, 16)
     gradient = np.empty_like(weights)
     for _ in range(2):
@@ -181,9 +197,12 @@ def test_a_steady_step_allocates_nothing_over_4_kib() -> None:
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_size_of_a_workspace_is_known_before_it_is_allocated(dropout: float, training: bool, dtype: Any) -> None:
-    model = Transformer(SMALL, 3, dropout=dropout, training=training, dtype=dtype)
-    assert workspace_size(SMALL, 3, dropout=dropout, training=training, dtype=dtype) == model.workspace_bytes
+@pytest.mark.parametrize("shape", [SMALL, LATTICE])
+def test_the_size_of_a_workspace_is_known_before_it_is_allocated(
+    dropout: float, training: bool, dtype: Any, shape: ModelShape
+) -> None:
+    model = Transformer(shape, 3, dropout=dropout, training=training, dtype=dtype)
+    assert workspace_size(shape, 3, dropout=dropout, training=training, dtype=dtype) == model.workspace_bytes
 
 
 def test_memory_grows_with_the_context_not_with_its_square() -> None:
@@ -196,8 +215,9 @@ def test_memory_grows_with_the_context_not_with_its_square() -> None:
     assert sizes[3] < 2.2 * sizes[2]
 
 
-def test_non_finite_weights_give_non_finite_results_and_no_warning() -> None:
-    model, weights, (inputs, targets) = Transformer(SMALL, 3), weights_of(SMALL), tokens_of(SMALL, 3)
+@pytest.mark.parametrize("shape", [SMALL, LATTICE])
+def test_non_finite_weights_give_non_finite_results_and_no_warning(shape: ModelShape) -> None:
+    model, weights, (inputs, targets) = Transformer(shape, 3), weights_of(shape), tokens_of(shape, 3)
     gradient = np.empty_like(weights)
     for value in (np.nan, np.inf, 3e38):
         broken = weights.copy()

@@ -2,7 +2,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,13 @@ def test_everything_comes_back_bit_for_bit(
     assert loaded.tokenizer_json == TOKENIZER_JSON
     assert loaded.layout.shape == shape
     assert loaded.skipped == ()
+
+
+def test_a_model_saved_before_heads_had_names_has_the_full_one(save: Save, shape: ModelShape) -> None:
+    path = save(1)
+    older = {name: value for name, value in asdict(shape).items() if name != "head"}
+    rewrite(path / MODEL, lambda _: None, format="pt", model_shape=json.dumps(older))
+    assert load(path).layout.shape == shape
 
 
 def test_tensors_carry_gpt2_names_and_shapes(save: Save, shape: ModelShape) -> None:

@@ -53,6 +53,9 @@ def test_flops_are_counted_by_hand() -> None:
     matrices = 4 * 12 + 4 * 4 + 4 * 16 + 16 * 4 + 10 * 4
     pairs = 1 + 2 + 3  # of a query with the keys up to it
     assert 3 * flops_per_token(shape) == 3 * (2 * matrices * 3 + 2 * 2 * 4 * pairs)
+    lattice = ModelShape(vocab_size=13, seq_len=3, embed_dim=4, num_layers=1, num_heads=1, head="lattice")
+    branches = 12 + 2  # of the root and of the one group with two members
+    assert flops_per_token(lattice) == flops_per_token(shape) + 3 * 2 * (branches - 10) * 4
 
 
 def test_measuring_changes_no_bit_of_the_work() -> None:

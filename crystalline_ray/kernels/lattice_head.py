@@ -1,0 +1,247 @@
+"""The lattice softmax: an output head that is a tree of small softmaxes, fused with the cross-entropy.
+
+A token's probability is the product of the branches' on its path (Morin and Bengio, "Hierarchical probabilistic neural
+network language model", AISTATS 2005): each node of the tree holds one row of the table per branch, and its softmax is
+over these alone. So a token costs the rows on its path, not those of the vocabulary. Rows are sorted by the places of
+their targets once; then on every level those of one node lie side by side, and each node is one product for the scores
+and one for either gradient. What is summed, in which order, follows from the targets alone.
+"""
+
+import math
+from functools import lru_cache
+from itertools import pairwise
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from crystalline_ray.kernels import gemm
+from crystalline_ray.kernels.runs import Indices, RunIndices, each_run, find_runs, run_index_plan, sort_rows
+from crystalline_ray.kernels.softmax import exponentials
+from crystalline_ray.kernels.workspace import Array, Tokens, row_blocks
+
+_LOG2_E = math.log2(math.e)
+_LN_2 = math.log(2.0)
+_ROWS_OF_ALL_SCORES = 64
+
+
+class Tree(Protocol):
+    """What the kernel reads of a tree over V tokens with D levels, R branches and M nodes; all arrays int64.
+
+    Nodes, and the branches of all of them, are numbered level by level and from left to right.
+    """
+
+    @property
+    def places(self) -> Indices:
+        """Place of each token among the leaves (V,), from left to right."""
+
+    @property
+    def leaves(self) -> Indices:
+        """Branch that ends in each token (V,)."""
+
+    @property
+    def first_branches(self) -> Indices:
+        """First branch of the node on each level of the path to a place (D, V), -1 below its end."""
+
+    @property
+    def choices(self) -> Indices:
+        """Which branch of that node the path takes (D, V), 0 below its end."""
+
+    @property
+    def parents(self) -> Indices:
+        """Branch above each one (R,), -1 at the root."""
+
+    @property
+    def node_stops(self) -> Indices:
+        """Branch after the last one of the node to which each belongs (R,)."""
+
+    @property
+    def node_starts(self) -> Indices:
+        """First branch of each node (M,)."""
+
+    @property
+    def level_starts(self) -> Indices:
+        """First branch of each level, and R (D + 1,)."""
+
+
+class LatticeHeadBuffers(NamedTuple):
+    """Scratch of the lattice head; `lattice_head_plan` and `lattice_head_index_plan` have the shapes."""
+
+    x: Array
+    dx: Array
+    product: Array
+    scores: Array
+    powers: Array
+    totals: Array
+    shift: Array
+    picked: Array
+    wide: npt.NDArray[np.float64]
+    own: Indices
+    node_keys: Indices
+    runs: RunIndices
+
+
+def lattice_head_plan(rows: int, num_levels: int, fan_out: int, width: int) -> dict[str, tuple[int, ...]]:
+    """Return shapes of LatticeHeadBuffers: x, dx, product (N, C); scores, powers (D, N, K); totals, shift (D, N, 1);
+    picked (D, N). K is the most branches of a node.
+    """
+    per_row = (num_levels, rows)
+    return {
+        "x": (rows, width),
+        "dx": (rows, width),
+        "product": (rows, width),
+        "scores": (*per_row, fan_out),
+        "powers": (*per_row, fan_out),
+        "totals": (*per_row, 1),
+        "shift": (*per_row, 1),
+        "picked": per_row,
+    }
+
+
+def lattice_head_index_plan(rows: int, num_levels: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of those with 64-bit items: wide (2, D, N), float64; own (D, N); node_keys (N,); and those of
+    RunIndices for N rows.
+    """
+    per_row = (num_levels, rows)
+    return {"wide": (2, *per_row), "own": per_row, "node_keys": (rows,), **run_index_plan(rows)}
+
+
+def lattice_head_forward(x: Array, table: Array, targets: Tokens, tree: Tree, buffers: LatticeHeadBuffers) -> float:
+    """Return the sum of -log p(target) in nats over the rows with a target >= 0.
+
+    x (N, C); table (R, C); targets (N,) below V, which is the caller's to check.
+    """
+    return _losses(x, table, targets, tree, buffers)
+
+
+def lattice_head_forward_backward(
+    x: Array,
+    table: Array,
+    targets: Tokens,
+    scale: float,
+    tree: Tree,
+    buffers: LatticeHeadBuffers,
+    gradients: tuple[Array, Array],
+) -> float:
+    """Return what `lattice_head_forward` does, and overwrite gradients, dx (N, C) and dtable (R, C), with scale * its
+    own; rows of nodes that no target passes get zeros.
+    """
+    loss, (dx, dtable), scores = _losses(x, table, targets, tree, buffers), gradients, buffers.scores
+    count = _rows_with_target(targets)
+    np.divide(scale, buffers.totals, out=buffers.totals)
+    np.multiply(buffers.powers, buffers.totals, out=scores)
+    flat = scores.reshape(-1)
+    np.take(flat, buffers.own, out=buffers.picked, mode="clip")
+    np.subtract(buffers.picked, scale, out=buffers.picked)
+    flat[buffers.own.reshape(-1)] = buffers.picked.reshape(-1)
+    done = 0
+    for level in range(len(scores) if count else 0):
+        for rows, first in each_run(*_nodes(tree, level, count, buffers), count):
+            if first < 0:
+                continue
+            stop = tree.node_stops.item(first)
+            dtable[done:first] = 0.0
+            done = stop
+            _node_backward(
+                buffers.x[rows],
+                table[first:stop],
+                scores[level, rows, : stop - first],
+                (buffers.dx[rows], dtable[first:stop]),
+                buffers.product[: rows.stop - rows.start] if level else None,
+            )
+    dtable[done:] = 0.0
+    buffers.dx[count:] = 0.0
+    dx[buffers.runs.order] = buffers.dx
+    return loss
+
+
+def lattice_log_probabilities(x: Array, table: Array, tree: Tree, out: Array) -> None:
+    """out = log p of all tokens in nats. x (N, C); table (R, C); out (N, V); sums in float64."""
+    branches, starts = len(table), tree.node_starts
+    sizes = np.diff(starts, append=branches)
+    scores = np.empty((min(len(x), _ROWS_OF_ALL_SCORES), branches), x.dtype)
+    for rows in row_blocks(len(x), len(scores)):
+        block = scores[: rows.stop - rows.start]
+        gemm.multiply(x[rows], table.T, block)
+        logs = block.astype(np.float64)
+        logs -= np.repeat(np.maximum.reduceat(logs, starts, axis=1), sizes, axis=1)
+        logs -= np.repeat(np.log(np.add.reduceat(np.exp(logs), starts, axis=1)), sizes, axis=1)
+        for start, stop in pairwise(tree.level_starts[1:].tolist()):
+            logs[:, start:stop] += logs[:, tree.parents[start:stop]]
+        out[rows] = logs[:, tree.leaves]
+
+
+def _losses(x: Array, table: Array, targets: Tokens, tree: Tree, buffers: LatticeHeadBuffers) -> float:
+    """Return the loss; leave exponentials of the scores in buffers.powers and their sums in buffers.totals."""
+    scores, count = buffers.scores, _rows_with_target(targets)
+    _sort_by_place(targets, tree, buffers)
+    np.take(x, buffers.runs.order, axis=0, out=buffers.x, mode="clip")
+    # where a path has ended or a row has no target, one branch is certain; where a node has few, the rest is impossible
+    scores.fill(-np.inf)
+    scores[:, :, 0] = 0.0
+    buffers.own.fill(0)
+    for level in range(len(scores)):
+        if count:
+            _score_level(table, tree, level, count, buffers)
+        np.multiply(scores[level], _LOG2_E, out=scores[level])
+    np.add(buffers.own, _row_starts(*scores.shape), out=buffers.own)
+    np.take(scores.reshape(-1), buffers.own, out=buffers.picked, mode="clip")
+    for level in range(len(scores)):
+        exponentials(scores[level], buffers.powers[level], buffers.totals[level], buffers.shift[level])
+    nats, term = buffers.wide
+    np.copyto(nats, buffers.totals[:, :, 0])
+    np.log2(nats, out=nats)
+    for part, apply in ((buffers.shift[:, :, 0], np.add), (buffers.picked, np.subtract)):
+        np.copyto(term, part)
+        apply(nats, term, out=nats)
+    return _LN_2 * float(nats.sum())
+
+
+def _sort_by_place(targets: Tokens, tree: Tree, buffers: LatticeHeadBuffers) -> None:
+    """Fill buffers.runs.order and keys: rows in the order of their targets' places, those without a target last."""
+    keys, tokens = buffers.runs.keys, buffers.node_keys
+    np.copyto(tokens, targets)
+    np.take(tree.places, tokens, out=keys, mode="clip")
+    np.copyto(keys, len(tree.places), where=targets < 0)
+    sort_rows(keys, buffers.runs)
+
+
+def _score_level(table: Array, tree: Tree, level: int, count: int, buffers: LatticeHeadBuffers) -> None:
+    """Fill the scores of one level's nodes for the rows whose paths pass them, and which branch they take."""
+    np.take(tree.choices[level], buffers.runs.keys[:count], out=buffers.own[level, :count], mode="clip")
+    for rows, first in each_run(*_nodes(tree, level, count, buffers), count):
+        if first >= 0:
+            stop = tree.node_stops.item(first)
+            gemm.multiply(buffers.x[rows], table[first:stop].T, buffers.scores[level, rows, : stop - first])
+
+
+def _node_backward(
+    x: Array, weight: Array, dscores: Array, gradients: tuple[Array, Array], product: Array | None
+) -> None:
+    """Overwrite the gradient of a node's weight (K, C) and add that of x (n, C), without a product overwrite it too."""
+    dx, dweight = gradients
+    if len(x) == 1:  # BLAS has no advantage here, and NumPy's product is slow without one
+        np.multiply(dscores.T, x, out=dweight)
+    else:
+        gemm.multiply(dscores.T, x, dweight)
+    if product is None:
+        gemm.multiply(dscores, weight, dx)
+    else:  # for small products adding takes less than a call that adds
+        gemm.multiply(dscores, weight, product)
+        np.add(dx, product, out=dx)
+
+
+def _nodes(tree: Tree, level: int, count: int, buffers: LatticeHeadBuffers) -> tuple[Indices, Indices]:
+    """Return the runs of sorted rows that pass one node of a level, and its first branch."""
+    keys = buffers.node_keys[:count]
+    np.take(tree.first_branches[level], buffers.runs.keys[:count], out=keys, mode="clip")
+    return find_runs(keys, buffers.runs)
+
+
+def _rows_with_target(targets: Tokens) -> int:
+    return int(np.count_nonzero(targets >= 0))
+
+
+@lru_cache(maxsize=16)
+def _row_starts(levels: int, rows: int, fan_out: int) -> Indices:
+    return np.arange(0, levels * rows * fan_out, fan_out).reshape(levels, rows)

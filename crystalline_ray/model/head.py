@@ -1,0 +1,123 @@
+"""The output heads: all tokens at once, tied to the token embedding, or a tree of softmaxes with a table of its own.
+
+Both give the loss and its gradient in one pass, and what generation draws from. A softmax of the full head's logits is
+the distribution; the lattice head gives log-probabilities, which are logits of the same distribution.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from crystalline_ray.kernels import gemm
+from crystalline_ray.kernels.head import (
+    HeadBuffers,
+    head_forward,
+    head_forward_backward,
+    head_index_plan,
+    head_operand_sizes,
+    head_plan,
+)
+from crystalline_ray.kernels.lattice_head import (
+    LatticeHeadBuffers,
+    lattice_head_forward,
+    lattice_head_forward_backward,
+    lattice_head_index_plan,
+    lattice_head_plan,
+    lattice_log_probabilities,
+)
+from crystalline_ray.kernels.operands import Operands
+from crystalline_ray.kernels.runs import RunIndices
+from crystalline_ray.kernels.workspace import Array, Tokens, Workspace
+from crystalline_ray.lattice.tree import FAN_OUT, token_tree
+from crystalline_ray.model.layout import ModelShape
+from crystalline_ray.model.views import ModelViews
+
+Plan = dict[str, tuple[int, ...]]
+
+
+def plan_head(shape: ModelShape, rows: int, itemsize: int) -> Plan:
+    """Return the shapes of the head's buffers of the model's dtype by name."""
+    if shape.head == "lattice":
+        return lattice_head_plan(rows, token_tree(shape.vocab_size).num_levels, FAN_OUT, shape.embed_dim)
+    return head_plan(rows, shape.vocab_size, shape.embed_dim, itemsize)
+
+
+def plan_head_indices(shape: ModelShape, rows: int, itemsize: int) -> Plan:
+    """Return the shapes of the head's buffers with 64-bit items by name."""
+    if shape.head == "lattice":
+        return lattice_head_index_plan(rows, token_tree(shape.vocab_size).num_levels)
+    return head_index_plan(rows, shape.vocab_size, shape.embed_dim, itemsize)
+
+
+def rounded_head_sizes(shape: ModelShape, rows: int) -> tuple[int, int, int]:
+    """Return how many items the operands of the head's products need in each slot, if they are rounded.
+
+    Those of the lattice head are not: most of its products are too small to gain what rounding them costs.
+    """
+    if shape.head == "lattice":
+        return 0, 0, 0
+    return head_operand_sizes(rows, shape.vocab_size, shape.embed_dim, np.dtype(np.float32).itemsize)
+
+
+def view_head(
+    shape: ModelShape, floats: Workspace, indices: Workspace, prefix: str
+) -> HeadBuffers | LatticeHeadBuffers:
+    """Return the head's buffers among those of a model, where their names start with `prefix`."""
+    if shape.head == "full":
+        own = {name: floats[prefix + name] for name in HeadBuffers._fields[:-2]}
+        return HeadBuffers(**own, places=indices[prefix + "places"], wide=indices[prefix + "wide"].view(np.float64))
+    runs = RunIndices(**{name: indices[prefix + name] for name in RunIndices._fields})
+    runs.positions[:] = np.arange(len(runs.positions))
+    return LatticeHeadBuffers(
+        **{name: floats[prefix + name] for name in LatticeHeadBuffers._fields[:-4]},
+        wide=indices[prefix + "wide"].view(np.float64),
+        own=indices[prefix + "own"],
+        node_keys=indices[prefix + "node_keys"],
+        runs=runs,
+    )
+
+
+def head_loss(
+    shape: ModelShape,
+    x: Array,
+    weights: ModelViews,
+    targets: Tokens,
+    buffers: HeadBuffers | LatticeHeadBuffers,
+    operands: Operands,
+) -> float:
+    """Return the sum of -log p(target) in nats over the rows of x (N, C) with a target (N,) >= 0."""
+    if isinstance(buffers, LatticeHeadBuffers):
+        return lattice_head_forward(x, weights.head_table, targets, token_tree(shape.vocab_size), buffers)
+    return head_forward(x, weights.head_table, targets, buffers, operands)
+
+
+def head_loss_and_gradient(
+    shape: ModelShape,
+    x: Array,
+    tables: tuple[ModelViews, ModelViews],
+    targets: Tokens,
+    scale: float,
+    buffers: HeadBuffers | LatticeHeadBuffers,
+    dx: Array,
+    operands: Operands,
+) -> float:
+    """Return what `head_loss` does; overwrite dx (N, C) and the table's gradient with scale * their own.
+
+    tables are views of the weights and of the gradient, whose token table is left ready for the embedding to add to.
+    """
+    weights, gradient = tables
+    if isinstance(buffers, LatticeHeadBuffers):
+        gradient.token_table.fill(0.0)
+        tree, gradients = token_tree(shape.vocab_size), (dx, gradient.head_table)
+        return lattice_head_forward_backward(x, weights.head_table, targets, scale, tree, buffers, gradients)
+    gradients = (dx, gradient.head_table)
+    return head_forward_backward(x, weights.head_table, targets, scale, buffers, gradients, operands)
+
+
+def head_logits(shape: ModelShape, x: Array, weights: ModelViews, out: npt.NDArray[Any]) -> None:
+    """out (N, V) = logits of x (N, C); of the lattice head, log-probabilities."""
+    if shape.head == "lattice":
+        lattice_log_probabilities(x, weights.head_table, token_tree(shape.vocab_size), out)
+    else:
+        gemm.multiply(x, weights.head_table.T, out)

@@ -1,0 +1,154 @@
+"""Compare the lattice softmax with the full head: the same rows and targets, in turn on one pinned core in one process.
+
+    python scripts/bench/lattice_head.py
+    python scripts/bench/lattice_head.py --rounds 40 --blas mkl --core 3 --json
+
+First the heads alone, forward and backward: 4096 rows of width 384 and a vocabulary of 12**4. Targets are drawn from
+Zipf's law, as tokens are in text, and evenly, which is the worst case: the most nodes have a row. Then whole optimizer
+steps of model B with that vocabulary. In each round either has a turn, so that a machine whose speed drifts is as slow
+for both; a ratio compares the two turns of one round. Printed are its median and the middle half of the rounds.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from statistics import median, quantiles
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from crystalline_ray.errors import CrystallineError
+from crystalline_ray.kernels.operands import unrounded
+from crystalline_ray.kernels.workspace import Array, Workspace, steady_state
+from crystalline_ray.model.head import head_loss_and_gradient, plan_head, plan_head_indices, view_head
+from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
+from crystalline_ray.model.views import bind
+from crystalline_ray.training.console import Console
+from crystalline_ray.training.leaf_work import STANDARD, Work, leaf_work
+from crystalline_ray.training.measuring import as_worker, measuring_core
+
+VOCABULARY = 12**4
+ROWS = 4096
+WIDTH = 384
+WARM_UP_ROUNDS = 2
+ZIPF_EXPONENT = 1.3
+HEADS = ("full", "lattice")
+
+Turn = Callable[[], float]
+
+
+def head_turn(head: Any, x: Array, targets: np.ndarray[Any, Any]) -> Turn:
+    """Return a function that runs one head forward and backward, and gives its loss per target."""
+    shape = ModelShape(VOCABULARY, 1, WIDTH, 1, 1, head)
+    layout = ParameterLayout(shape)
+    weights, gradient = initialise(layout, seed=1), np.zeros(layout.size, np.float32)
+    tables, dx = (bind(layout, weights), bind(layout, gradient)), np.empty_like(x)
+    floats = Workspace(plan_head(shape, ROWS, x.itemsize), x.dtype)
+    buffers = view_head(shape, floats, Workspace(plan_head_indices(shape, ROWS, x.itemsize), np.int64), "")
+
+    def turn() -> float:
+        with steady_state():
+            loss = head_loss_and_gradient(shape, x, tables, targets, 1.0 / ROWS, buffers, dx, unrounded)
+        return loss / ROWS
+
+    return turn
+
+
+def duels(rounds: int) -> Iterator[tuple[str, int, int, Callable[[Any], Turn]]]:
+    """Yield what is compared: its name, tokens of a turn, rounds, and what makes the turns of a head."""
+    numbers = np.random.Generator(np.random.Philox(1))
+    x = numbers.standard_normal((ROWS, WIDTH), dtype=np.float32)
+    drawn = {
+        "Zipf": np.minimum(numbers.zipf(ZIPF_EXPONENT, ROWS) - 1, VOCABULARY - 1),
+        "even": numbers.integers(0, VOCABULARY, ROWS),
+    }
+    for name, targets in drawn.items():
+        yield f"{name} targets", ROWS, rounds, lambda head, targets=targets: head_turn(head, x, targets)
+    standard = STANDARD["B"]
+
+    def training(head: Any) -> Turn:
+        shape = standard.shape
+        own = ModelShape(VOCABULARY, shape.seq_len, shape.embed_dim, shape.num_layers, shape.num_heads, head)
+        return leaf_work(Work("B", own, standard.batch_size))
+
+    yield "step of model B", standard.tokens, rounds, training
+
+
+def compare(name: str, tokens: int, rounds: int, make: Callable[[Any], Turn], console: Console) -> dict[str, Any]:
+    """Let the heads run in turn; ratios above 1 are how many times faster the lattice head is."""
+    turns = {head: make(head) for head in HEADS}
+    seconds: dict[str, list[float]] = {head: [] for head in HEADS}
+    losses: dict[str, float] = {}
+    for number in range(WARM_UP_ROUNDS + rounds):
+        if console.is_terminal:
+            console.progress(name, number, WARM_UP_ROUNDS + rounds)
+        for head, turn in turns.items():
+            start = time.perf_counter()
+            losses[head] = turn()
+            seconds[head].append(time.perf_counter() - start)
+    counted = {head: own[WARM_UP_ROUNDS:] for head, own in seconds.items()}
+    ratios = [full / lattice for full, lattice in zip(*counted.values(), strict=True)]
+    lower, middle, upper = quantiles(ratios, n=4, method="inclusive")
+    return {
+        "name": name,
+        "seconds": {head: median(own) for head, own in counted.items()},
+        "tokens_per_second": {head: tokens / median(own) for head, own in counted.items()},
+        "loss": losses,
+        "ratio": {"median": middle, "lower_quartile": lower, "upper_quartile": upper},
+    }
+
+
+def table(results: list[dict[str, Any]]) -> Table:
+    """Lay out the figures for people."""
+    rows = Table("measured", box=None, padding=(0, 2, 0, 0))
+    for column in ("full ms", "lattice ms", "tokens/s", "tokens/s", "faster", "middle half"):
+        rows.add_column(column, justify="right")
+    for result in results:
+        ratio = result["ratio"]
+        rows.add_row(
+            result["name"],
+            *(f"{1e3 * result['seconds'][head]:,.1f}" for head in HEADS),
+            *(f"{result['tokens_per_second'][head]:,.0f}" for head in HEADS),
+            f"{ratio['median']:.2f}",
+            f"{ratio['lower_quartile']:.2f} to {ratio['upper_quartile']:.2f}",
+        )
+    return rows
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=10, help="turns of each head, at least 2 (default: 10)")
+    parser.add_argument("--blas", choices=("numpy", "mkl"), default="numpy", help="library of products")
+    parser.add_argument("--core", type=int, help="core to run on (default: the last that may be used)")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    options = parser.parse_args()
+    if options.rounds < 2:
+        parser.error(f"--rounds {options.rounds}: must be at least 2")
+    return options
+
+
+def main() -> int:
+    """Measure and print; return the exit status."""
+    options = parse()
+    try:
+        core = measuring_core(options.core)
+        with Console(json_output=True) as console, as_worker(core, options.blas):
+            results = [compare(*duel, console) for duel in duels(options.rounds)]
+    except CrystallineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    if options.json:
+        print(json.dumps({"core": core, "rounds": options.rounds, "blas": options.blas, "results": results}))
+        return 0
+    console = Console()
+    console.line(f"core {core}, {options.rounds} rounds, products by {options.blas}")
+    console.show(table(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

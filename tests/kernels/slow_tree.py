@@ -1,0 +1,92 @@
+"""The lattice softmax by its definition: every token walks down the tree by itself, in plain Python and float64.
+
+Beside it what its tests share: random problems, and buffers full of what must not matter.
+"""
+
+from collections import deque
+from functools import lru_cache
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from crystalline_ray.kernels.lattice_head import LatticeHeadBuffers, lattice_head_index_plan, lattice_head_plan
+from crystalline_ray.kernels.runs import RunIndices
+from crystalline_ray.lattice.symmetry import group_members
+from crystalline_ray.lattice.tree import FAN_OUT, TokenTree, token_tree
+
+
+class Step(NamedTuple):
+    """One node on a path: its rows of the table, and which of them the path takes."""
+
+    rows: slice
+    choice: int
+
+
+@lru_cache(maxsize=4)
+def slow_paths(vocab_size: int) -> list[list[Step]]:
+    """Return the path to every token; rows are numbered as nodes come in a breadth-first walk."""
+    paths: list[list[Step]] = [[] for _ in range(vocab_size)]
+    groups = [group_members(group, vocab_size).tolist() for group in range(12)]
+    waiting, rows = deque([[group for group in groups if group]]), 0
+    while waiting:
+        parts = waiting.popleft()
+        for choice, part in enumerate(parts):
+            for token in part:
+                paths[token].append(Step(slice(rows, rows + len(parts)), choice))
+            if len(part) > 1:
+                count = min(12, len(part))
+                bounds = [index * len(part) // count for index in range(count + 1)]
+                waiting.append([part[a:b] for a, b in pairwise(bounds)])
+        rows += len(parts)
+    return paths
+
+
+def slow_log_probability(x: np.ndarray, table: np.ndarray, steps: list[Step]) -> float:
+    """Return log p of the token with this path for one row x (C,)."""
+    total = 0.0
+    for step in steps:
+        scores = table[step.rows].astype(np.float64) @ x.astype(np.float64)
+        total += float(scores[step.choice] - scores.max() - np.log(np.exp(scores - scores.max()).sum()))
+    return total
+
+
+def slow_loss_and_gradients(
+    x: np.ndarray, table: np.ndarray, targets: np.ndarray, scale: float, paths: list[list[Step]]
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Return the loss, scale * dx and scale * dtable of the rows with a target >= 0, in float64."""
+    loss, dx, dtable = 0.0, np.zeros(x.shape), np.zeros(table.shape)
+    for row, target in enumerate(targets):
+        if target < 0:
+            continue
+        loss -= slow_log_probability(x[row], table, paths[target])
+        for step in paths[target]:
+            scores = table[step.rows].astype(np.float64) @ x[row].astype(np.float64)
+            powers = np.exp(scores - scores.max())
+            slopes = scale * powers / powers.sum()
+            slopes[step.choice] -= scale
+            dx[row] += slopes @ table[step.rows]
+            dtable[step.rows] += np.outer(slopes, x[row])
+    return loss, dx, dtable
+
+
+def buffers(rows: int, tree: TokenTree, width: int, dtype: type) -> LatticeHeadBuffers:
+    """Return buffers full of NaN and of indices out of any range."""
+    floats = lattice_head_plan(rows, tree.num_levels, FAN_OUT, width)
+    space = {name: np.full(shape, np.nan, dtype) for name, shape in floats.items()}
+    indices = lattice_head_index_plan(rows, tree.num_levels)
+    wide = np.full(indices.pop("wide"), np.nan)
+    whole = {name: np.full(shape, -(2**40)) for name, shape in indices.items()}
+    runs = RunIndices(**{name: whole.pop(name) for name in RunIndices._fields})
+    runs.positions[:] = np.arange(rows)
+    return LatticeHeadBuffers(**space, wide=wide, own=whole["own"], node_keys=whole["node_keys"], runs=runs)
+
+
+def problem(
+    rows: int, vocab: int, width: int, size: float = 1.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, TokenTree]:
+    """Return x (rows, width), a table and targets, some of them -1, in float64, and the tree."""
+    rng, tree = np.random.default_rng(rows + vocab), token_tree(vocab)
+    targets = np.minimum(rng.zipf(1.2, rows) - 1, vocab - 1)  # some nodes with many rows, some with one, most with none
+    targets[rng.random(rows) < 0.2] = -1
+    return size * rng.standard_normal((rows, width)), rng.standard_normal((tree.num_branches, width)), targets, tree

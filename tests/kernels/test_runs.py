@@ -1,0 +1,31 @@
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crystalline_ray.kernels.runs import RunIndices, each_run, find_runs, run_index_plan, sort_rows
+
+
+def indices(rows: int) -> RunIndices:
+    space = RunIndices(**{name: np.full(shape, -1) for name, shape in run_index_plan(rows).items()})
+    space.positions[:] = np.arange(rows)
+    return space
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(0, 10**6) | st.integers(0, 5), min_size=1, max_size=400))
+def test_rows_are_sorted_and_cut_where_the_key_changes(row_keys: list[int]) -> None:
+    array, scratch = np.array(row_keys, np.int32), indices(len(row_keys))
+    order, keys = sort_rows(array, scratch)
+    assert order.tolist() == sorted(range(len(array)), key=lambda row: row_keys[row])  # sorted() is stable, too
+    assert keys.tolist() == sorted(row_keys)
+    starts, present = find_runs(keys, scratch)
+    assert present.tolist() == sorted(set(row_keys))
+    runs = list(each_run(starts, present, len(array)))
+    assert [key for rows, key in runs for _ in range(rows.start, rows.stop)] == keys.tolist()
+    assert len(runs) == len(set(row_keys))
+
+
+def test_a_part_of_the_rows_has_runs_of_its_own() -> None:
+    scratch = indices(6)
+    starts, present = find_runs(np.array([-1, 4, 4, 2]), scratch)
+    assert list(each_run(starts, present, 4)) == [(slice(0, 1), -1), (slice(1, 3), 4), (slice(3, 4), 2)]

@@ -65,13 +65,32 @@ def test_products_by_mkl(m: int, n: int, k: int, flip_a: bool, flip_b: bool, dty
     a = (rng.standard_normal((k, m)).T if flip_a else rng.standard_normal((m, k))).astype(dtype, order="K")
     b = (rng.standard_normal((n, k)).T if flip_b else rng.standard_normal((k, n))).astype(dtype, order="K")
     out = np.full((m, n), np.nan, dtype)
-    with gemm.using("mkl"):
+    with gemm.using("mkl"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gemm, "_is_small", lambda a, out: False)
         gemm.multiply(a, b, out)
         once = out.copy()
         gemm.add_product(a, b, out)
     expected = (a[:, :, None].astype(np.float64) * b[None]).sum(axis=1)
     np.testing.assert_allclose(once, expected, atol=1e-12 if dtype == "d" else 2e-5)
     np.testing.assert_allclose(out, 2 * expected, atol=2e-12 if dtype == "d" else 4e-5)
+
+
+def test_mkl_gets_the_products_that_are_large_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Recorder:
+        def gemm(self, a: np.ndarray, b: np.ndarray, out: np.ndarray, keep: float) -> bool:
+            asked.append((*a.shape, b.shape[1]))
+            return False
+
+    monkeypatch.setattr(gemm, "_mkl", Recorder())
+    for m, k, n in ((128, 128, 128), (64, 64, 64), (4096, 512, 12), (12, 512, 4096), (128, 512, 64)):
+        a, b, out = np.ones((m, k), "f"), np.ones((k, n), "f"), np.empty((m, n), "f")
+        gemm.multiply(a, b, out)
+        assert (out == k).all()
+        gemm.add_product(a, b, out)
+        assert (out == 2 * k).all()
+    assert asked == [(128, 128, 128)] * 2 + [(128, 512, 64)] * 2
 
 
 @with_mkl

@@ -72,12 +72,13 @@ def mkl_products() -> Products:
     if path is None:
         raise FileNotFoundError(f"no libmkl_rt in {Path(sys.prefix, 'lib')}")
     library = ctypes.CDLL(str(path))
-    # the mode of reproducibility is heeded only before anything else
+    # Layers are heeded before anything else only. Without the sequential one MKL would load OpenMP, which registers
+    # itself by a file in /dev/shm that stays when the process is killed.
+    library.MKL_Set_Interface_Layer(_LP64)
+    library.MKL_Set_Threading_Layer(_SEQUENTIAL)
     status = library.MKL_CBWR_Set(_REPRODUCIBLE)
     if status != 0:
         raise OSError(f"{path}: MKL refuses reproducible results with code {status}")
-    library.MKL_Set_Interface_Layer(_LP64)
-    library.MKL_Set_Threading_Layer(_SEQUENTIAL)
     library.MKL_Set_Num_Threads(1)
     names = {"f": "cblas_sgemm", "d": "cblas_dgemm", BFLOAT16.char: "cblas_gemm_bf16bf16f32"}
     return Products({code: _declared(library, name, code, ctypes.c_int32) for code, name in names.items()})

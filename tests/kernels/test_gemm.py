@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -122,3 +125,16 @@ def test_products_of_bfloat16_add_up_in_float32(m: int, n: int, k: int, flip_a: 
     np.testing.assert_allclose(out, expected, atol=2e-5)  # products of bfloat16 are exact in float32
     gemm.add_product(bits[0].T if flip_a else bits[0], bits[1].T if flip_b else bits[1], out)
     np.testing.assert_allclose(out, 2 * expected, atol=4e-5)
+
+
+@with_mkl
+def test_mkl_comes_without_threads_and_so_without_files_in_shared_memory() -> None:
+    program = """
+import numpy as np
+from crystalline_ray.kernels import gemm
+gemm.use("mkl")
+gemm.multiply(np.ones((256, 256), "f"), np.ones((256, 256), "f"), np.empty((256, 256), "f"))
+print("libmkl_sequential" in (maps := open("/proc/self/maps").read()), "omp5" in maps)
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert found.stdout.split() == ["True", "False"]

@@ -49,10 +49,9 @@ def test_one_token_is_a_crystal() -> None:
     assert [(shell.points, shell.contacts, shell.distance) for shell in crystal.shells] == [(1, 0.0, None)]
 
 
-@pytest.mark.parametrize("learned", [False, True])
-def test_a_picture_is_drawn(tmp_path: Path, learned: bool) -> None:
+def test_a_picture_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    embeddings = np.random.default_rng(0).standard_normal((300, 4)) if learned else None
+    embeddings = np.random.default_rng(0).standard_normal((300, 4))
     plot_crystal(describe_crystal(300, embeddings), tmp_path / "crystal.png")
     assert (tmp_path / "crystal.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ConfigError, match=r"unknown ending '\.bmx'"):

@@ -17,15 +17,18 @@ class Interruption:
 
     def __init__(self) -> None:
         self.reason: str | None = None
-        self._patient = False
+        self._patient = self._ended = False
 
     @contextmanager
     def handled(self, *, patiently: bool) -> Iterator[None]:
         """Take over the signals for a while.
 
         Args:
-            patiently: only note the first signal; otherwise, and for a second Ctrl-C, raise KeyboardInterrupt.
+            patiently: only note the first signal; otherwise, and for a second Ctrl-C, raise KeyboardInterrupt. It is
+                raised again here if it came before and got lost, as in a callback of a library that was starting.
         """
+        if self._ended:
+            raise KeyboardInterrupt
         before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         outer, self._patient = self._patient, patiently
         try:
@@ -38,5 +41,6 @@ class Interruption:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         repeated = self.reason is not None and number == signal.SIGINT
         if not self._patient or repeated:
+            self._ended = True
             raise KeyboardInterrupt
         self.reason = signal.Signals(number).name

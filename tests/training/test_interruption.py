@@ -1,0 +1,26 @@
+"""Signals before and during training."""
+
+import contextlib
+import signal
+
+import pytest
+
+from crystalline_ray.training.interruption import Interruption
+
+
+def test_a_signal_that_got_lost_while_something_started_still_ends_the_program() -> None:
+    interruption = Interruption()
+    with interruption.handled(patiently=False):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt), interruption.handled(patiently=True):
+            pytest.fail("training began")
+
+
+def test_a_signal_during_training_is_noted_and_a_second_one_ends_it() -> None:
+    interruption = Interruption()
+    with interruption.handled(patiently=True):
+        signal.raise_signal(signal.SIGINT)
+        assert interruption.reason == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)

@@ -1,10 +1,15 @@
 """Which library computes matrix products, from which numbers: what the configuration leaves open is decided here."""
 
 from pathlib import Path
+from typing import Literal
 
 from crystalline_ray.config import Config
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels.blas import mkl_library
+from crystalline_ray.kernels.gemm import Library
+
+Precision = Literal["float32", "bfloat16"]
+"""Of the operands of matrix products."""
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _BFLOAT16_FLAGS = ("amx_bf16", "avx512_bf16")
@@ -26,6 +31,12 @@ def decide_arithmetic(config: Config) -> Config:
     if precision == "bfloat16" and blas != "mkl":
         raise ConfigError(f"precision = 'bfloat16' needs blas = 'mkl', got {blas!r}; {_INSTALL}, or use float32")
     return config.model_copy(update={"blas": blas, "precision": precision})
+
+
+def chosen_arithmetic(config: Config) -> tuple[Precision, Library]:
+    """Return `decide_arithmetic`'s precision and library. Raises ConfigError as it does."""
+    decided = decide_arithmetic(config)
+    return ("bfloat16" if decided.precision == "bfloat16" else "float32"), "mkl" if decided.blas == "mkl" else "numpy"
 
 
 def warnings_about(config: Config) -> tuple[str, ...]:

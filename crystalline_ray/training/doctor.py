@@ -18,10 +18,9 @@ from rich.text import Text
 from crystalline_ray.config import Config
 from crystalline_ray.data.progress import Progress
 from crystalline_ray.engine.topology import allowed_cores, detect_topology
-from crystalline_ray.training.arithmetic import cpu_info, decide_arithmetic
+from crystalline_ray.training.arithmetic import chosen_arithmetic, cpu_info
 from crystalline_ray.training.blas import Blas, loaded_blas
 from crystalline_ray.training.durable import readable_bytes
-from crystalline_ray.training.leaf_work import Precision
 from crystalline_ray.training.measuring import as_worker, measuring_core
 from crystalline_ray.training.peak_gemm import measure_peak
 from crystalline_ray.training.plan_view import PlanView, ranges
@@ -151,9 +150,8 @@ def _train(config: Config) -> dict[str, Any]:
 
 def _gemm(config: Config, progress: Progress) -> tuple[dict[str, Any], list[Blas]]:
     """Measure products as a run with `config` would compute them; return also the libraries loaded by then."""
-    core, decided = measuring_core(), decide_arithmetic(config)
-    precision: Precision = "bfloat16" if decided.precision == "bfloat16" else "float32"
-    with as_worker(core, "mkl" if decided.blas == "mkl" else "numpy"):
+    core, (precision, library) = measuring_core(), chosen_arithmetic(config)
+    with as_worker(core, library):
         peak = measure_peak(precision, progress)
         blas = loaded_blas()
     found = {

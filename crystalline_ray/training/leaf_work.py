@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +20,7 @@ from crystalline_ray.spheres.messages import BatchMessage, Commit, UnitMessage
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 from crystalline_ray.spheres.run_spec import model_shape
 from crystalline_ray.spheres.segment import SegmentSphere
-from crystalline_ray.training.arithmetic import decide_arithmetic
-
-Precision = Literal["float32", "bfloat16"]
-"""Of the operands of matrix products."""
+from crystalline_ray.training.arithmetic import Precision, chosen_arithmetic
 
 Batch = npt.NDArray[np.int32]
 
@@ -67,9 +64,8 @@ def find_work(model: str, environ: Mapping[str, str], flags: Mapping[str, Any]) 
     path = None if model in STANDARD else Path(model)
     if path and path.suffix not in (".yaml", ".yml") and not path.is_file():
         raise ConfigError(f"--model {model}: must be {', '.join(STANDARD)} or a YAML configuration file")
-    config = decide_arithmetic(load_config(path, environ, flags))
-    precision: Precision = "bfloat16" if config.precision == "bfloat16" else "float32"
-    blas: Library = "mkl" if config.blas == "mkl" else "numpy"
+    config = load_config(path, environ, flags)
+    precision, blas = chosen_arithmetic(config)
     if model in STANDARD:
         return STANDARD[model]._replace(precision=precision, blas=blas)
     shape = model_shape(config, config.vocab_size)

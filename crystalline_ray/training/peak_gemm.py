@@ -8,7 +8,7 @@ import numpy as np
 from crystalline_ray.data.progress import Progress
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.operands import Bfloat16Operands, unrounded
-from crystalline_ray.training.leaf_work import Precision
+from crystalline_ray.training.arithmetic import Precision
 
 PEAK_SECONDS = 2.0
 

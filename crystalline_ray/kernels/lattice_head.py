@@ -52,6 +52,10 @@ class Tree(Protocol):
         """Branch above each one (R,), -1 at the root."""
 
     @property
+    def below(self) -> Indices:
+        """First branch of the node under each one (R,), ~token where it ends in a token."""
+
+    @property
     def node_stops(self) -> Indices:
         """Branch after the last one of the node to which each belongs (R,)."""
 

@@ -30,6 +30,7 @@ class TokenTree:
             end of the path.
         choices: (D, V) which of the node's branches the path takes, 0 below the end of the path.
         parents: (R,) the branch above each one, -1 at the root.
+        below: (R,) the first branch of the node under each one, ~token where it ends in a token.
         node_stops: (R,) the branch after the last one of the node each belongs to.
         node_starts: (M,) the first branch of each node.
         level_starts: (D + 1,) the first branch of each level, and R.
@@ -40,6 +41,7 @@ class TokenTree:
     first_branches: Integers
     choices: Integers
     parents: Integers
+    below: Integers
     node_stops: Integers
     node_starts: Integers
     level_starts: Integers
@@ -114,8 +116,10 @@ def _tabulate(tokens: Integers, levels: list[_Level]) -> TokenTree:
     places, leaves = np.empty(vocab_size, np.int64), np.empty(vocab_size, np.int64)
     places[tokens], leaves[tokens] = np.arange(vocab_size), leaf_branches
     nodes = np.concatenate(node_starts)
+    below = np.empty_like(parents)
+    below[parents[nodes[1:]]], below[leaves] = nodes[1:], ~np.arange(vocab_size)
     node_stops = np.repeat(np.append(nodes[1:], len(parents)), np.diff(nodes, append=len(parents)))
-    tree = TokenTree(places, leaves, first_branches, choices, parents, node_stops, nodes, level_starts)
+    tree = TokenTree(places, leaves, first_branches, choices, parents, below, node_stops, nodes, level_starts)
     for array in vars(tree).values():
         array.flags.writeable = False
     return tree

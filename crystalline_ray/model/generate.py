@@ -1,8 +1,9 @@
-"""Generation of text: a forward pass with cached keys and values, and sampling from its logits."""
+"""Generation of text: a forward pass with cached keys and values, and sampling from what it predicts."""
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,13 @@ import numpy.typing as npt
 from crystalline_ray.errors import ConfigError, InputError, NonFiniteError
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.activation import gelu_forward
+from crystalline_ray.kernels.lattice_descent import draw_by_descent, most_probable
 from crystalline_ray.kernels.linear import linear_forward
 from crystalline_ray.kernels.norm import norm_forward
 from crystalline_ray.kernels.random import Purpose
 from crystalline_ray.kernels.random import generator as random_generator
 from crystalline_ray.kernels.workspace import Array
+from crystalline_ray.lattice.tree import token_tree
 from crystalline_ray.model.head import head_logits
 from crystalline_ray.model.layout import ModelShape, ParameterLayout
 from crystalline_ray.model.views import BlockViews, LinearViews, NormViews, bind
@@ -61,6 +64,10 @@ class Sampling:
         return int(order[min(picked, len(mass) - 1)])  # a product that rounds up to the total is the last token's
 
 
+_PLAIN = Sampling(temperature=1.0)
+_TOKENS_PER_SEARCHED = 64  # with more of them to find, all at once take less time than a search
+
+
 class Generator:
     """The forward pass of a model for one growing sequence; keys and values of past tokens are kept, not recomputed."""
 
@@ -72,25 +79,49 @@ class Generator:
             (2, shape.num_layers, shape.num_heads, shape.seq_len, shape.head_dim), weights.dtype
         )
         self._used = 0
+        self._last: Array = np.zeros((1, shape.embed_dim), weights.dtype)
 
     @property
     def free(self) -> int:
         """How many more tokens fit the context."""
         return self.shape.seq_len - self._used
 
-    def prefill(self, tokens: Sequence[int]) -> Array:
-        """Forget the past, read 1 to seq_len tokens, and return the logits (V,) of the token that follows them.
+    def prefill(self, tokens: Sequence[int]) -> None:
+        """Forget the past and read 1 to seq_len tokens.
 
         Raises InputError if there are none, too many, or if one is not in [0, V).
         """
         self._used = 0
-        return self._extend(tokens)
+        self._extend(tokens)
 
-    def step(self, token: int) -> Array:
-        """Read one more token and return the logits (V,) that follow it. Raises InputError as `prefill` does."""
-        return self._extend([token])
+    def step(self, token: int) -> None:
+        """Read one more token. Raises InputError as `prefill` does."""
+        self._extend([token])
 
-    def _extend(self, tokens: Sequence[int]) -> Array:
+    def logits(self) -> Array:
+        """Return the logits (V,) of the token that follows those read; of the lattice head, log-probabilities."""
+        logits: Array = np.empty(self.shape.vocab_size, self._last.dtype)
+        head_logits(self.shape, self._last, self._weights, logits[None])
+        return logits
+
+    def draw(self, sampling: Sampling, uniform: float) -> int:
+        """Return the token that a uniform number in [0, 1) picks to follow those read, from their exact distribution.
+
+        A lattice head computes only the nodes that matter where that is exact: for the one most probable token or a few
+        (top_k), and at temperature 1 without top_p. Another temperature is not the same on branches as on tokens.
+        Raises NonFiniteError as `Sampling.draw`, though of the nodes that it looks at only.
+        """
+        if self.shape.head == "lattice":
+            arguments = self._last, self._weights.head_table, token_tree(self.shape.vocab_size)
+            keep = 1 if sampling.temperature == 0.0 else sampling.top_k
+            if keep is not None and keep <= max(1, self.shape.vocab_size // _TOKENS_PER_SEARCHED):
+                tokens, logs = zip(*islice(most_probable(*arguments), keep), strict=True)
+                return int(tokens[sampling.draw(np.array(logs), uniform)])
+            if sampling == _PLAIN:
+                return draw_by_descent(*arguments, uniform)
+        return sampling.draw(self.logits(), uniform)
+
+    def _extend(self, tokens: Sequence[int]) -> None:
         ids = np.asarray(tokens, np.int64)
         if not 1 <= len(ids) <= self.free:
             raise InputError(f"expected 1 to {self.free} tokens, the rest of the context, got {len(ids)}")
@@ -102,9 +133,7 @@ class Generator:
         for layer, block in enumerate(weights.blocks):
             x += self._attention(_norm(x, block.norm_1), layer, block, start)
             x += _mlp(_norm(x, block.norm_2), block)
-        logits: Array = np.empty(self.shape.vocab_size, x.dtype)
-        head_logits(self.shape, _norm(x[-1:], weights.norm), weights, logits[None])
-        return logits
+        self._last = _norm(x[-1:], weights.norm)
 
     def _attention(self, x: Array, layer: int, block: BlockViews, start: int) -> Array:
         count, heads, stop = len(x), self.shape.num_heads, start + len(x)
@@ -140,14 +169,13 @@ def generate(
     """
     if len(prompt) == 0:
         raise InputError("cannot continue an empty prompt: give at least one token")
-    logits = generator.prefill(prompt[-generator.shape.seq_len :])
-    return _continue(generator, [int(token) for token in prompt], logits, max_new_tokens, sampling, seed, stop_token)
+    generator.prefill(prompt[-generator.shape.seq_len :])
+    return _continue(generator, [int(token) for token in prompt], max_new_tokens, sampling, seed, stop_token)
 
 
 def _continue(
     generator: Generator,
     text: list[int],
-    logits: Array,
     max_new_tokens: int,
     sampling: Sampling,
     seed: int,
@@ -155,9 +183,11 @@ def _continue(
 ) -> Iterator[int]:
     half = max(1, generator.shape.seq_len // 2)
     for position in range(max_new_tokens):
-        if position > 0:
-            logits = generator.step(text[-1]) if generator.free else generator.prefill(text[-half:])
-        token = sampling.draw(logits, random_generator(seed, Purpose.SAMPLE, position).random())
+        if position > 0 and generator.free:
+            generator.step(text[-1])
+        elif position > 0:
+            generator.prefill(text[-half:])
+        token = generator.draw(sampling, random_generator(seed, Purpose.SAMPLE, position).random())
         if token == stop_token:
             return
         text.append(token)

@@ -39,8 +39,11 @@ def test_logits_with_a_cache_equal_those_of_training(shape: ModelShape) -> None:
     expected = Transformer(shape, 1, training=False).logits(weights, tokens)[0]
     generator = Generator(shape, weights)
     for start in sorted({1, 1 + shape.seq_len // 2, shape.seq_len}):
-        got = [generator.prefill(tokens[0, :start])]
-        got += [generator.step(token) for token in tokens[0, start:]]
+        generator.prefill(tokens[0, :start])
+        got = [generator.logits()]
+        for token in tokens[0, start:]:
+            generator.step(token)
+            got.append(generator.logits())
         np.testing.assert_allclose(got, expected[start - 1 :], atol=1e-5 * np.abs(expected).max())
         assert generator.free == 0
 
@@ -50,7 +53,8 @@ def test_a_full_cache_is_refused() -> None:
     generator.prefill(range(12))
     with pytest.raises(InputError, match="the rest of the context"):
         generator.step(1)
-    assert generator.prefill([3]).shape == (29,)
+    generator.prefill([3])
+    assert generator.logits().shape == (29,)
 
 
 @pytest.mark.parametrize("shape", [SHAPE, LATTICE])
@@ -113,6 +117,34 @@ def test_tokens_come_as_often_as_the_lattice_head_gives_them_probability() -> No
     counts = Counter(run([3, 1, 4], 1, Sampling(1.0), seed=seed, shape=LATTICE)[0] for seed in range(draws))
     for token, p in enumerate(expected):
         assert abs(counts[token] / draws - p) < 5 * np.sqrt(p * (1 - p) / draws) + 1 / draws
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(0.0), Sampling(0.7, top_k=3), Sampling(1.0, top_k=2, top_p=0.6)], ids=["best", "3", "2"]
+)
+def test_a_lattice_head_picks_among_the_best_without_looking_at_all(
+    sampling: Sampling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = replace(LATTICE, vocab_size=300)
+    generator = Generator(shape, weights_of(shape))
+    generator.prefill([7, 299, 3])
+    logits = generator.logits()
+    monkeypatch.setattr(generator, "logits", lambda: pytest.fail("all tokens were computed"))
+    for uniform in np.linspace(0.0, 0.999, 40):
+        assert generator.draw(sampling, uniform) == sampling.draw(logits, uniform)
+
+
+def test_a_lattice_head_descends_only_where_that_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = Generator(LATTICE, weights_of(LATTICE))
+    generator.prefill([7, 28, 3])
+    logits, asked = generator.logits(), []
+    monkeypatch.setattr(generator, "logits", lambda: asked.append(1) or logits)
+    uniforms = np.linspace(0.0, 0.999, 10)
+    for sampling in (Sampling(0.8), Sampling(1.0, top_p=0.9), Sampling(1.0, top_k=20)):
+        assert [generator.draw(sampling, u) for u in uniforms] == [sampling.draw(logits, u) for u in uniforms]
+    assert len(asked) == 30
+    assert len({generator.draw(Sampling(1.0), uniform) for uniform in uniforms}) > 1
+    assert len(asked) == 30
 
 
 @settings(deadline=None, max_examples=12)

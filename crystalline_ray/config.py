@@ -94,6 +94,10 @@ class ModelConfig(_Section):
         default="full",
         description="full: a logit per token; lattice: a 12-ary tree of small softmaxes, for large vocabularies",
     )
+    neighbour_mixing: bool = Field(
+        default=False,
+        description="Add to each token's embedding a learned share of the mean of its neighbours' in the crystal",
+    )
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:

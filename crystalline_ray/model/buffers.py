@@ -10,6 +10,7 @@ from crystalline_ray.kernels.attention import AttentionBuffers, attention_plan
 from crystalline_ray.kernels.blas import BFLOAT16
 from crystalline_ray.kernels.head import HeadBuffers
 from crystalline_ray.kernels.lattice_head import LatticeHeadBuffers
+from crystalline_ray.kernels.mixing import MixingBuffers, mixing_plan
 from crystalline_ray.kernels.operands import Bfloat16Operands, Operands, unrounded
 from crystalline_ray.kernels.runs import RunIndices, run_index_plan
 from crystalline_ray.kernels.workspace import Array, Workspace, rows_per_block, workspace_bytes
@@ -79,6 +80,7 @@ class Buffers:
     norm: NormActivations
     attention: AttentionBuffers
     head: HeadBuffers | LatticeHeadBuffers
+    mixing: MixingBuffers | None
     gradients: GradientBuffers | None
 
 
@@ -102,6 +104,8 @@ def plan_buffers(shape: ModelShape, batch_size: int, dtype: npt.DTypeLike, *, dr
             attention_plan(batch_size, shape.num_heads, shape.seq_len, shape.head_dim, itemsize, dropout=dropout),
         ),
     }
+    if shape.neighbour_mixing:
+        plan |= _prefixed("mixing", mixing_plan(shape.vocab_size, width, itemsize))
     for index in range(shape.num_layers if training else 1):
         plan |= _block_plan(f"block.{index}", shape, batch_size)
     if training:
@@ -161,6 +165,7 @@ def allocate(
         norm=_norm(space, "norm"),
         attention=attention,
         head=view_head(shape, space, indices, "head."),
+        mixing=_mixing(space) if shape.neighbour_mixing else None,
         gradients=_gradients(space, indices) if training else None,
     )
 
@@ -180,6 +185,10 @@ def _gradients(space: Workspace, indices: Workspace) -> GradientBuffers:
         gathered=flat[: 2 * rows * width].reshape(2, rows, width),
         indices=embedding,
     )
+
+
+def _mixing(space: Workspace) -> MixingBuffers:
+    return MixingBuffers(**{name: space[f"mixing.{name}"] for name in MixingBuffers._fields})
 
 
 def _folded(space: Workspace, out: int) -> LinearViews:

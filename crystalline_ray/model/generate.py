@@ -21,6 +21,7 @@ from crystalline_ray.kernels.workspace import Array
 from crystalline_ray.lattice.tree import token_tree
 from crystalline_ray.model.head import head_logits
 from crystalline_ray.model.layout import ModelShape, ParameterLayout
+from crystalline_ray.model.mixing import fold_mixing
 from crystalline_ray.model.views import BlockViews, LinearViews, NormViews, bind
 
 
@@ -73,8 +74,8 @@ class Generator:
 
     def __init__(self, shape: ModelShape, weights: npt.NDArray[Any]) -> None:
         """Take weights (size,) of the shape's layout, which must not change while the generator is used."""
-        self.shape = shape
-        self._weights = bind(ParameterLayout(shape), weights)
+        self.shape, weights = fold_mixing(shape, weights)
+        self._weights = bind(ParameterLayout(self.shape), weights)
         self._keys, self._values = np.zeros(
             (2, shape.num_layers, shape.num_heads, shape.seq_len, shape.head_dim), weights.dtype
         )

@@ -25,6 +25,9 @@ ALIGNMENT = 16
 HEAD = "head.weight"
 """The lattice head's table: a row per branch of the tree over the tokens, in the tree's order."""
 
+MIXING = "wte.mixing"
+"""Alpha of neighbour mixing, which GPT-2 has not: how much of its neighbours' mean each token's embedding takes in."""
+
 Head = Literal["full", "lattice"]
 """full: logits of all tokens from the token embedding; lattice: a softmax per node of a tree over the tokens."""
 
@@ -33,6 +36,7 @@ Head = Literal["full", "lattice"]
 class ModelShape:
     """What decides the number of parameters of a GPT-2 model and the shape of each.
 
+    neighbour_mixing adds to each token's embedding a learned share of its neighbours' in the crystal (model/mixing.py).
     Raises ConfigError for sizes that are no model.
     """
 
@@ -42,12 +46,13 @@ class ModelShape:
     num_layers: int
     num_heads: int
     head: Head = "full"
+    neighbour_mixing: bool = False
 
     def __post_init__(self) -> None:
         if self.head not in get_args(Head):
             raise ConfigError(f"head must be {' or '.join(get_args(Head))}, got {self.head!r}")
         for field in fields(self):
-            if field.name == "head":
+            if field.type is not int:
                 continue
             value, least = getattr(self, field.name), 2 if field.name == "vocab_size" else 1
             if value < least:
@@ -135,9 +140,10 @@ class ParameterLayout:
 def initialise(layout: ParameterLayout, seed: int) -> npt.NDArray[np.float32]:
     """Return initial weights (size,) in the manner of GPT-2, the same for a seed on every machine of one kind.
 
-    Biases are 0, norms 1, and matrices normal with deviation sqrt(2 / (5 * embed_dim)), the "SmallInit" of Nguyen and
-    Salazar ("Transformers without tears", IWSLT 2019), divided by sqrt(2 * num_layers) for the projections onto the
-    residual stream (Radford et al., "Language models are unsupervised multitask learners", 2019, section 2.3).
+    Biases, and alpha of neighbour mixing, are 0, norms 1, and matrices normal with deviation sqrt(2 / (5 * embed_dim)),
+    the "SmallInit" of Nguyen and Salazar ("Transformers without tears", IWSLT 2019), divided by sqrt(2 * num_layers)
+    for the projections onto the residual stream (Radford et al., "Language models are unsupervised multitask learners",
+    2019, section 2.3).
     GPT-2's constant 0.02 is about the same at its width of 768 (0.023). A narrow model it leaves nearly linear, with
     activations that shrink with the width, and such a model learns much more slowly: docs/log.md has the numbers.
     """
@@ -184,3 +190,5 @@ def _names_and_shapes(shape: ModelShape) -> Iterator[tuple[str, tuple[int, ...]]
     yield "ln_f.bias", (width,)
     if shape.head == "lattice":
         yield HEAD, (token_tree(shape.vocab_size).num_branches, width)
+    if shape.neighbour_mixing:
+        yield MIXING, (1,)

@@ -15,6 +15,7 @@ from crystalline_ray.model.block import BlockMasks, block_backward, block_forwar
 from crystalline_ray.model.buffers import allocate, buffer_bytes
 from crystalline_ray.model.head import head_logits, head_loss, head_loss_and_gradient
 from crystalline_ray.model.layout import ModelShape, ParameterLayout
+from crystalline_ray.model.mixing import mixed, unmix_gradient
 from crystalline_ray.model.views import ModelViews, bind
 
 _NO_DROPOUT = BlockMasks(None, None, None)
@@ -100,10 +101,11 @@ class Transformer:
         if scratch is None:
             raise ValueError("this Transformer was constructed without training=True: it has no buffers for gradients")
         flat_targets = self._check(inputs, targets)
-        views, dviews = self._bind(weights), self._bind(gradient)
+        plain, dviews = self._bind(weights), self._bind(gradient)
         embedding_masks, masks = self._masks(dropout_seed)
         buffers = self._buffers
         with steady_state():
+            views = mixed(plain, buffers.mixing)
             self._forward(views, inputs, embedding_masks, masks)
             for padding in self.layout.padding:
                 gradient[padding] = 0.0
@@ -129,13 +131,14 @@ class Transformer:
                 scratch.gathered,
                 scratch.indices,
             )
+            unmix_gradient(plain, dviews, buffers.mixing)
         return loss
 
     def loss(self, weights: Array, inputs: Tokens, targets: Tokens) -> float:
         """Return the loss of `loss_and_gradient` without dropout, to the bit. Raises ValueError as it does."""
         flat_targets = self._check(inputs, targets)
-        views = self._bind(weights)
         with steady_state():
+            views = mixed(self._bind(weights), self._buffers.mixing)
             self._forward(views, inputs, None, self._masks(None)[1])
             buffers = self._buffers
             return head_loss(self.shape, buffers.out, views, flat_targets, buffers.head, buffers.operands)
@@ -146,9 +149,9 @@ class Transformer:
         Of the lattice head they are log-probabilities.
         """
         self._check(inputs, inputs)
-        views = self._bind(weights)
         out = np.empty((*self._batch, self.shape.vocab_size), self.dtype)
         with steady_state():
+            views = mixed(self._bind(weights), self._buffers.mixing)
             self._forward(views, inputs, None, self._masks(None)[1])
             head_logits(self.shape, self._buffers.out, views, out.reshape(-1, self.shape.vocab_size))
         return out

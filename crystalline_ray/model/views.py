@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy.typing as npt
 
 from crystalline_ray.kernels.workspace import Array
-from crystalline_ray.model.layout import HEAD, ParameterLayout
+from crystalline_ray.model.layout import HEAD, MIXING, ParameterLayout
 
 
 class NormViews(NamedTuple):
@@ -34,13 +34,14 @@ class BlockViews(NamedTuple):
 
 
 class ModelViews(NamedTuple):
-    """All parameters of a model; the full head's table is the token table itself."""
+    """All parameters of a model; the full head's table is the token table itself; mixing (1,) is None without."""
 
     token_table: Array
     position_table: Array
     blocks: tuple[BlockViews, ...]
     norm: NormViews
     head_table: Array
+    mixing: Array | None
 
 
 def bind(layout: ParameterLayout, buffer: npt.NDArray[Any]) -> ModelViews:
@@ -65,4 +66,4 @@ def bind(layout: ParameterLayout, buffer: npt.NDArray[Any]) -> ModelViews:
         for index in range(layout.shape.num_layers)
     )
     head_table = views[HEAD] if layout.shape.head == "lattice" else views["wte.weight"]
-    return ModelViews(views["wte.weight"], views["wpe.weight"], blocks, norm("ln_f"), head_table)
+    return ModelViews(views["wte.weight"], views["wpe.weight"], blocks, norm("ln_f"), head_table, views.get(MIXING))

@@ -24,6 +24,7 @@ def model_shape(config: Config, vocab_size: int) -> ModelShape:
         num_layers=config.num_layers,
         num_heads=config.num_heads,
         head=config.head,
+        neighbour_mixing=config.neighbour_mixing,
     )
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from crystalline_ray.engine.local import LocalEngine
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.blas import mkl_library
-from crystalline_ray.model.layout import initialise
+from crystalline_ray.model.layout import MIXING, initialise
 from crystalline_ray.model.transformer import Transformer
 from crystalline_ray.spheres.build import batch_sources
 from crystalline_ray.spheres.messages import EvaluationRequest, StepRequest
@@ -31,9 +31,10 @@ def digest_of(run, steps=3):
     sum_unit=st.integers(1, 4),
     dropout=st.sampled_from([0.0, 0.2]),
     head=st.sampled_from(["full", "lattice"]),
+    neighbour_mixing=st.booleans(),
 )
 def test_any_tree_gives_the_bits_of_one_leaf(
-    make_run, cores, coordinators, fan_out, micro_batches, sum_unit, dropout, head
+    make_run, cores, coordinators, fan_out, micro_batches, sum_unit, dropout, head, neighbour_mixing
 ):
     largest = 1 + fan_out + fan_out**2 + fan_out**3
     fields = {
@@ -41,6 +42,7 @@ def test_any_tree_gives_the_bits_of_one_leaf(
         "sum_unit": sum_unit,
         "dropout": dropout,
         "head": head,
+        "neighbour_mixing": neighbour_mixing,
         # the last of three steps is ragged and, with many micro-batches, leaves some leaves without work
         "sequences": 2 * 2 * micro_batches + micro_batches,
     }
@@ -63,6 +65,24 @@ def test_any_tree_gives_the_bits_of_one_leaf_with_mkl_too(make_run, precision, h
     # sums this short come out the same from either library in float32
     assert precision == "float32" or alone[0] != other[0]
     assert alone[1] == pytest.approx(other[1], rel=1e-5 if precision == "float32" else 1e-2)
+
+
+def test_an_alpha_frozen_at_zero_trains_the_plain_model_to_the_bit(make_run):
+    weights = []
+    for mixing in (False, True):
+        run = make_run(3, clip_norm=0.0, neighbour_mixing=mixing)  # alpha has a part in the norm that clipping needs
+        with LocalEngine(run) as engine:
+            engine.memory.weights(0)[:] = initialise(run.layout, 1)
+            engine.start(lambda *_: None)
+            for step in range(3):
+                engine.step(StepRequest(step, step, 0.01))
+                views = run.layout.views(engine.memory.weights(step + 1))
+                if mixing:
+                    assert views[MIXING].item() != 0.0
+                    views[MIXING][:] = 0.0
+            weights.append({name: view.copy() for name, view in views.items() if name != MIXING})
+    assert weights[0].keys() == weights[1].keys()
+    assert all(weights[0][name].tobytes() == weights[1][name].tobytes() for name in weights[0])
 
 
 def test_four_levels_give_the_bits_of_one_leaf(make_run):

@@ -10,13 +10,16 @@ from crystalline_ray.errors import ConfigError
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise, weights_digest
 
 SHAPES = st.builds(
-    lambda vocab, length, heads, size, layers, head: ModelShape(vocab, length, heads * size, layers, heads, head),
+    lambda vocab, length, heads, size, layers, head, mixing: ModelShape(
+        vocab, length, heads * size, layers, heads, head, mixing
+    ),
     st.integers(2, 300),
     st.integers(1, 70),
     st.integers(1, 4),
     st.integers(1, 9),
     st.integers(1, 3),
     st.sampled_from(["full", "lattice"]),
+    st.booleans(),
 )
 
 

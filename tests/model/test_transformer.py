@@ -16,6 +16,7 @@ from crystalline_ray.model.transformer import Transformer, workspace_size
 
 SMALL = ModelShape(vocab_size=23, seq_len=7, embed_dim=12, num_layers=2, num_heads=3)
 LATTICE = replace(SMALL, head="lattice")
+MIXED = replace(SMALL, neighbour_mixing=True)
 
 
 def weights_of(shape: ModelShape, dtype: Any = np.float32) -> np.ndarray:
@@ -36,13 +37,16 @@ def tokens_of(shape: ModelShape, batch_size: int, ignored: float = 0.2) -> tuple
 
 
 SHAPES = st.builds(
-    lambda vocab, length, heads, size, layers, head: ModelShape(vocab, length, heads * size, layers, heads, head),
+    lambda vocab, length, heads, size, layers, head, mixing: ModelShape(
+        vocab, length, heads * size, layers, heads, head, mixing
+    ),
     st.integers(2, 60),
     st.sampled_from([1, 2, 9, 66]),
     st.integers(1, 3),
     st.integers(5, 7),  # a norm over a few numbers bends too much for finite differences
     st.integers(1, 2),
     st.sampled_from(["full", "lattice"]),
+    st.booleans(),
 )
 
 
@@ -75,7 +79,7 @@ def test_gradient_of_the_whole_model_equals_finite_differences(shape: ModelShape
         assert not gradient[padding].any()
 
 
-@pytest.mark.parametrize("shape", [SMALL, LATTICE])
+@pytest.mark.parametrize("shape", [SMALL, LATTICE, MIXED])
 def test_gradient_scales_and_ignores_what_was_in_its_buffer(shape: ModelShape) -> None:
     model, weights, (inputs, targets) = Transformer(shape, 3), weights_of(shape), tokens_of(shape, 3)
     first, second = np.full_like(weights, np.nan), np.zeros_like(weights)
@@ -84,7 +88,7 @@ def test_gradient_scales_and_ignores_what_was_in_its_buffer(shape: ModelShape) -
     np.testing.assert_array_equal(first * np.float32(0.25), second)  # a power of two: the same bits
 
 
-@pytest.mark.parametrize("shape", [SMALL, LATTICE])
+@pytest.mark.parametrize("shape", [SMALL, LATTICE, MIXED])
 def test_loss_has_the_bits_of_the_training_forward_pass(shape: ModelShape) -> None:
     weights, (inputs, targets) = weights_of(shape), tokens_of(shape, 3)
     training, evaluating = Transformer(shape, 3, dropout=0.5), Transformer(shape, 3, training=False)
@@ -107,7 +111,7 @@ def test_logits_of_the_lattice_head_are_log_probabilities() -> None:
     np.testing.assert_allclose(np.exp(logits.astype(np.float64)).sum(axis=-1), 1.0, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [SMALL, LATTICE])
+@pytest.mark.parametrize("shape", [SMALL, LATTICE, MIXED])
 def test_loss_moves_when_any_tensor_moves(shape: ModelShape) -> None:
     model, weights, (inputs, targets) = Transformer(shape, 3), weights_of(shape), tokens_of(shape, 3)
     before = model.loss(weights, inputs, targets)
@@ -161,7 +165,7 @@ def test_dropout_keeps_the_loss_on_average() -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [SMALL, LATTICE, ModelShape(300, 70, 48, 1, 4), ModelShape(300, 70, 48, 1, 4, "lattice")]
+    "shape", [SMALL, LATTICE, ModelShape(300, 70, 48, 1, 4), ModelShape(300, 70, 48, 1, 4, "lattice", True)]
 )
 def test_results_have_the_same_bits_wherever_buffers_lie(shape: ModelShape, monkeypatch: pytest.MonkeyPatch) -> None:
     aligned = workspace.aligned_zeros
@@ -178,9 +182,9 @@ def test_results_have_the_same_bits_wherever_buffers_lie(shape: ModelShape, monk
     assert len(results) == 1
 
 
-@pytest.mark.parametrize("head", ["full", "lattice"])
-def test_a_steady_step_allocates_nothing_over_4_kib(head: Any) -> None:
-    shape = ModelShape(vocab_size=1000, seq_len=64, embed_dim=128, num_layers=2, num_heads=4, head=head)
+@pytest.mark.parametrize("switches", [{}, {"head": "lattice"}, {"neighbour_mixing": True}])
+def test_a_steady_step_allocates_nothing_over_4_kib(switches: dict[str, Any]) -> None:
+    shape = ModelShape(vocab_size=1000, seq_len=64, embed_dim=128, num_layers=2, num_heads=4, **switches)
     model, weights, (inputs, targets) = Transformer(shape, 16), weights_of(shape), tokens_of(shape, 16)
     gradient = np.empty_like(weights)
     for _ in range(2):
@@ -197,7 +201,7 @@ def test_a_steady_step_allocates_nothing_over_4_kib(head: Any) -> None:
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("shape", [SMALL, LATTICE])
+@pytest.mark.parametrize("shape", [SMALL, LATTICE, MIXED])
 def test_the_size_of_a_workspace_is_known_before_it_is_allocated(
     dropout: float, training: bool, dtype: Any, shape: ModelShape
 ) -> None:
@@ -215,7 +219,7 @@ def test_memory_grows_with_the_context_not_with_its_square() -> None:
     assert sizes[3] < 2.2 * sizes[2]
 
 
-@pytest.mark.parametrize("shape", [SMALL, LATTICE])
+@pytest.mark.parametrize("shape", [SMALL, LATTICE, MIXED])
 def test_non_finite_weights_give_non_finite_results_and_no_warning(shape: ModelShape) -> None:
     model, weights, (inputs, targets) = Transformer(shape, 3), weights_of(shape), tokens_of(shape, 3)
     gradient = np.empty_like(weights)

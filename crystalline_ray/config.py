@@ -94,6 +94,10 @@ class ModelConfig(_Section):
         default="full",
         description="full: a logit per token; lattice: a 12-ary tree of small softmaxes, for large vocabularies",
     )
+    embedding_init: Literal["normal", "lattice"] = Field(
+        default="normal",
+        description="Initial token embedding; normal: independent; lattice: tokens near in the crystal start similar",
+    )
     neighbour_mixing: bool = Field(
         default=False,
         description="Add to each token's embedding a learned share of the mean of its neighbours' in the crystal",

@@ -173,7 +173,7 @@ def test_digest_follows_what_decides_the_weights_and_nothing_else() -> None:
     assert len(digest) == 64
     other: dict[str, Any] = {
         "tokenizer": "char", "vocab_size": 300, "validation_fraction": 0.2, "seq_len": 64,
-        "embed_dim": 64, "dropout": 0.1, "neighbour_mixing": True,
+        "embed_dim": 64, "dropout": 0.1, "neighbour_mixing": True, "embedding_init": "lattice",
         "batch_size": 4, "global_batch_size": 48, "sum_unit": 2, "steps": 9,
         "optimizer": "sgd", "learning_rate": 0.1, "schedule": "linear", "warmup_steps": 3, "seed": 7,
     }  # fmt: skip

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels.random import Purpose, generator
+from crystalline_ray.lattice.fcc import fcc_points
 from crystalline_ray.lattice.tree import token_tree
 
 ALIGNMENT = 16
@@ -30,6 +31,12 @@ MIXING = "wte.mixing"
 
 Head = Literal["full", "lattice"]
 """full: logits of all tokens from the token embedding; lattice: a softmax per node of a tree over the tokens."""
+
+EmbeddingInit = Literal["normal", "lattice"]
+"""normal: all tokens independent; lattice: the nearer two tokens lie in the crystal, the more alike they are."""
+
+CORRELATION_LENGTH = 1.3
+"""Of the lattice initialisation, in units of the integer grid: contact neighbours, sqrt(2) apart, correlate by 0.55."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,7 @@ class ParameterLayout:
         return tuple(pieces)
 
 
-def initialise(layout: ParameterLayout, seed: int) -> npt.NDArray[np.float32]:
+def initialise(layout: ParameterLayout, seed: int, embedding: EmbeddingInit = "normal") -> npt.NDArray[np.float32]:
     """Return initial weights (size,) in the manner of GPT-2, the same for a seed on every machine of one kind.
 
     Biases, and alpha of neighbour mixing, are 0, norms 1, and matrices normal with deviation sqrt(2 / (5 * embed_dim)),
@@ -146,17 +153,38 @@ def initialise(layout: ParameterLayout, seed: int) -> npt.NDArray[np.float32]:
     2019, section 2.3).
     GPT-2's constant 0.02 is about the same at its width of 768 (0.023). A narrow model it leaves nearly linear, with
     activations that shrink with the width, and such a model learns much more slowly: docs/log.md has the numbers.
+    With `embedding` lattice the token embedding, of the same deviation, is smooth over the crystal instead.
     """
     deviation = math.sqrt(2.0 / (5.0 * layout.shape.embed_dim))
     residual_deviation = deviation / math.sqrt(2.0 * layout.shape.num_layers)
     buffer = np.zeros(layout.size, np.float32)
     for index, (parameter, view) in enumerate(zip(layout.parameters, layout.views(buffer).values(), strict=True)):
-        if parameter.decay:
-            generator(seed, Purpose.INITIALISE, index).standard_normal(dtype=np.float32, out=view)
+        stream = generator(seed, Purpose.INITIALISE, index)
+        if parameter.name == "wte.weight" and embedding == "lattice":
+            _fill_with_features(view, stream)
+            view *= np.float32(deviation)
+        elif parameter.decay:
+            stream.standard_normal(dtype=np.float32, out=view)
             view *= np.float32(residual_deviation if parameter.name.endswith("c_proj.weight") else deviation)
         elif parameter.name.endswith("weight"):
             view.fill(1.0)
     return buffer
+
+
+def _fill_with_features(table: npt.NDArray[np.float32], stream: np.random.Generator) -> None:
+    """Fill a table (V, C) with random Fourier features of the tokens' lattice points, of mean 0 and deviation 1.
+
+    Column c is sqrt(2) cos(w_c . p + b_c) with w_c normal of deviation 1 / L and b_c uniform over the circle (Rahimi
+    and Recht, "Random features for large-scale kernel machines", NIPS 2007, section 3), so that the columns' products
+    for points p and q have the mean exp(-|p - q|^2 / (2 L^2)). L is CORRELATION_LENGTH.
+    """
+    points, width = fcc_points(len(table)).astype(np.float32), table.shape[1]
+    frequencies = stream.standard_normal((3, width), np.float32) / np.float32(CORRELATION_LENGTH)
+    table[:] = 2.0 * math.pi * stream.random(width)
+    for coordinate, frequency in zip(points.T, frequencies, strict=True):
+        table += np.multiply.outer(coordinate, frequency)
+    np.cos(table, out=table)
+    table *= np.float32(math.sqrt(2.0))
 
 
 def weights_digest(buffer: npt.NDArray[Any]) -> str:

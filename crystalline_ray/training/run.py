@@ -136,7 +136,7 @@ def _place_weights(
     """Write initial or saved weights and moments into the engine's memory; return where the run stands."""
     config = run.config
     if resume is None:
-        engine.memory.weights(0)[:] = initialise(run.layout, config.seed)
+        engine.memory.weights(0)[:] = initialise(run.layout, config.seed, config.embedding_init)
         return TrainingState(
             step=0,
             total_steps=run.total_steps,

@@ -89,10 +89,12 @@ def test_resume_goes_on_with_the_run_that_was_saved_last_or_named(
         assert [sphere["role"] for sphere in report["spheres"]] == ["root", "leaf"]
 
 
-def test_a_lattice_head_is_trained_saved_resumed_and_used(
-    workplace: Path, corpus_file: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("switches", ["--head lattice", "--neighbour-mixing --embedding-init lattice"])
+def test_a_model_of_the_crystal_is_trained_saved_resumed_and_used(
+    switches: str, workplace: Path, corpus_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = run_json(capsys, "train", str(corpus_file), *TINY, "--name", "tree", "--head", "lattice")
+    shutil.rmtree("runs/tree", ignore_errors=True)
+    whole = run_json(capsys, "train", str(corpus_file), *TINY, "--name", "tree", *switches.split())
     assert whole["validation_loss"] < whole["first_validation_loss"]
     shutil.rmtree("runs/tree/checkpoints/step_00000006")
     resumed = run_json(capsys, "train", "--name", "tree", "--resume")

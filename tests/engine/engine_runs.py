@@ -9,7 +9,7 @@ from crystalline_ray.spheres.run_spec import RunSpec
 
 def train_steps(engine: Engine, run: RunSpec, steps: int, learning_rate: float = 0.01) -> tuple[str, list[float]]:
     """Start the engine, run steps and a validation; return the digest of the weights and all losses."""
-    engine.memory.weights(0)[:] = initialise(run.layout, run.config.seed)
+    engine.memory.weights(0)[:] = initialise(run.layout, run.config.seed, run.config.embedding_init)
     engine.start(silent)
     losses = [engine.step(StepRequest(step, step, learning_rate)).loss for step in range(steps)]
     losses.append(engine.evaluate(EvaluationRequest(steps, steps, 7)).loss)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crystalline_ray.errors import ConfigError
+from crystalline_ray.lattice.fcc import fcc_points
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise, weights_digest
 
 SHAPES = st.builds(
@@ -104,6 +105,26 @@ def test_initial_weights_have_deviations_that_follow_the_width(width: int) -> No
             assert (view == (1.0 if name.endswith("weight") else 0.0)).all(), name
     for padding in layout.padding:
         assert not weights[padding].any()
+
+
+@pytest.mark.parametrize(("vocab", "width"), [(65, 256), (2000, 96)])
+def test_lattice_initialisation_makes_neighbours_alike_and_the_rest_independent(vocab: int, width: int) -> None:
+    layout = ParameterLayout(ModelShape(vocab, 4, width, 1, 1, "lattice"))
+    weights = [layout.views(initialise(layout, seed, "lattice")) for seed in (1, 1, 2)]
+    table = weights[0]["wte.weight"]
+    assert table.tobytes() == weights[1]["wte.weight"].tobytes() != weights[2]["wte.weight"].tobytes()
+    deviation = np.sqrt(0.4 / width)
+    assert table.std() == pytest.approx(deviation, rel=0.02)
+    assert abs(table.mean()) < 0.1 * deviation
+    points, unit = fcc_points(vocab), table / np.linalg.norm(table, axis=1, keepdims=True)
+    squared = ((points[:, None] - points[None]) ** 2).sum(axis=-1)
+    similarity = unit @ unit.T
+    for distance in (2, 4, 6, 8, 18):
+        mean = similarity[squared == distance].mean()
+        assert mean == pytest.approx(np.exp(-distance / (2 * 1.3**2)), abs=0.06), distance
+    assert 0.5 < similarity[squared == 2].mean() < 0.6
+    plain = layout.views(initialise(layout, 1))
+    assert all((plain[name] == weights[0][name]).all() for name in plain if name != "wte.weight")
 
 
 def test_initial_weights_depend_on_the_seed_and_not_on_other_tensors() -> None:

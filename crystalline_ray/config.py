@@ -127,6 +127,11 @@ class BatchConfig(_Section):
     sum_unit: int = Field(
         default=1, ge=1, le=65_536, description="Micro-batches that one leaf sums in place; part of the fixed sum order"
     )
+    routing: Literal["round_robin", "symmetry"] = Field(
+        default="round_robin",
+        description="Sequences of a step to its twelve groups: round_robin: in their order; symmetry: where most of "
+        "their tokens belong, equally many each",
+    )
     steps: int | None = Field(default=None, ge=1, le=2**31 - 1, description="Optimizer steps to train for")
     epochs: int | None = Field(
         default_factory=lambda data: 1 if data["steps"] is None else None,
@@ -146,6 +151,19 @@ class BatchConfig(_Section):
         if below != self.global_batch_size:
             nearest = " and ".join(str(size) for size in (below, below + self.batch_size) if size)
             raise _conflict(self, "{global_batch_size} must be a multiple of {batch_size}; nearest: " + nearest)
+        return self
+
+    @model_validator(mode="after")
+    def _equal_groups(self) -> Self:
+        row = 12 * self.batch_size
+        below = self.global_batch_size // row * row
+        if self.routing == "symmetry" and below != self.global_batch_size:
+            nearest = " and ".join(str(size) for size in (below, below + row) if size)
+            raise _conflict(
+                self,
+                "{global_batch_size} with {routing} must be twelve groups of equally many micro-batches of "
+                "{batch_size}; nearest: " + nearest,
+            )
         return self
 
     @model_validator(mode="after")

@@ -99,6 +99,13 @@ def test_other_variables_of_the_environment_are_not_ours() -> None:
             r"global_batch_size = 20 .*multiple of batch_size = 8 \(default\); nearest: 16 and 24",
         ),
         ("global_batch_size: 4", r"global_batch_size = 4 .*nearest: 8$"),
+        (
+            "batch_size: 3\nglobal_batch_size: 12\nrouting: symmetry",
+            r"global_batch_size = 12 .* with routing = 'symmetry' .* twelve groups of equally many micro-batches of "
+            r"batch_size = 3 .*; nearest: 36$",
+        ),
+        ("routing: symmetry\nglobal_batch_size: 104", r"global_batch_size = 104 .*; nearest: 96 and 192$"),
+        ("routing: random", r"routing = 'random' .*must be 'round_robin' or 'symmetry'"),
         ("steps: 3\nepochs: 4", r"steps = 3 .* and epochs = 4 .*exclude each other"),
         ("min_learning_rate: 1", r"min_learning_rate = 1.0 .*must not exceed learning_rate = 0.001 \(default\)"),
     ],
@@ -174,7 +181,7 @@ def test_digest_follows_what_decides_the_weights_and_nothing_else() -> None:
     other: dict[str, Any] = {
         "tokenizer": "char", "vocab_size": 300, "validation_fraction": 0.2, "seq_len": 64,
         "embed_dim": 64, "dropout": 0.1, "neighbour_mixing": True, "embedding_init": "lattice",
-        "batch_size": 4, "global_batch_size": 48, "sum_unit": 2, "steps": 9,
+        "batch_size": 4, "global_batch_size": 48, "sum_unit": 2, "routing": "symmetry", "steps": 9,
         "optimizer": "sgd", "learning_rate": 0.1, "schedule": "linear", "warmup_steps": 3, "seed": 7,
     }  # fmt: skip
     for field, value in other.items():

@@ -1,5 +1,6 @@
 """Batches by random access: a sequence's number gives its tokens, with no scan and no state to restore on resume."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -55,21 +56,27 @@ class TrainBatches:
             self._load(epoch, block)
         return self._block_windows[offset]
 
+    def read(self, window: int) -> NDArray[np.unsignedinteger]:
+        """Return the tokens of a window, (T + 1,)."""
+        start = window * self._seq_len
+        return self._tokens.read(start, start + self._seq_len + 1)
+
     def fill(self, first_sequence: int, inputs: NDArray[np.int32], targets: NDArray[np.int32]) -> int:
         """Write batch_size sequences from `first_sequence` on to int32 (B, T) arrays; return the number of targets."""
-        length = self._seq_len
         real = self._batch_size
         if self._total_sequences is not None:
             real = min(real, max(0, self._total_sequences - first_sequence))
-        for row in range(real):
-            start = self.window(first_sequence + row) * length
-            tokens = self._tokens.read(start, start + length + 1)
+        return self.fill_windows([self.window(first_sequence + row) for row in range(real)], inputs, targets)
+
+    def fill_windows(self, windows: Sequence[int], inputs: NDArray[np.int32], targets: NDArray[np.int32]) -> int:
+        """Write these windows, and padding after them, to int32 (B, T) arrays; return the number of targets."""
+        for row, window in enumerate(windows):
+            tokens = self.read(window)
             inputs[row] = tokens[:-1]
             targets[row] = tokens[1:]
-        if real < self._batch_size:
-            inputs[real:] = 0
-            targets[real:] = IGNORED
-        return real * length
+        inputs[len(windows) :] = 0
+        targets[len(windows) :] = IGNORED
+        return len(windows) * self._seq_len
 
     def _load(self, epoch: int, block: int) -> None:
         if self._permutation[0] != epoch:

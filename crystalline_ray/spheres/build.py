@@ -19,6 +19,7 @@ from crystalline_ray.spheres.messages import (
     UnitMessage,
 )
 from crystalline_ray.spheres.root import RootSphere
+from crystalline_ray.spheres.routing import RoutedBatches
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.segment import SegmentSphere
 
@@ -94,6 +95,8 @@ def batch_sources(run: RunSpec) -> tuple[Fill, Fill]:
     dataset = open_dataset(run.dataset)
     training = TrainBatches(dataset.train, seq_len, config.batch_size, config.seed, run.total_sequences)
     validation = ValidationBatches(dataset.validation, seq_len, config.batch_size)
+    if config.routing == "symmetry":
+        return RoutedBatches(training, run).fill, validation.fill
 
     def fill_training(number: int, inputs: Any, targets: Any) -> int:
         return training.fill(number * config.batch_size, inputs, targets)

@@ -11,8 +11,9 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 from crystalline_ray.errors import ConfigError
+from crystalline_ray.lattice.symmetry import GROUPS
 
-SYMMETRY_GROUPS = 12
+SYMMETRY_GROUPS = GROUPS
 """A step's micro-batches always form twelve groups, however many spheres share them out."""
 
 DEDICATED_FROM = 64

@@ -71,15 +71,20 @@ class RunSpec:
         """Optimizer steps of the whole run."""
         return -(-self.total_sequences // self.sequences_per_step)
 
+    def sequences(self, step: int) -> int:
+        """Sequences of a step; fewer than usual only in the last step, none after it."""
+        return max(0, min(self.sequences_per_step, self.total_sequences - step * self.sequences_per_step))
+
     def micro_batches(self, step: int) -> int:
-        """Micro-batches of a step that hold any sequence; fewer than usual only in the last step."""
-        left = self.total_sequences - step * self.sequences_per_step
-        return min(self.micro_batches_per_step, -(-left // self.config.batch_size))
+        """Micro-batches of a step that hold any sequence; routed ones in every group alike, even if they hold none."""
+        size = self.config.batch_size
+        if self.config.routing == "symmetry":
+            return SYMMETRY_GROUPS * -(-self.sequences(step) // (SYMMETRY_GROUPS * size))
+        return -(-self.sequences(step) // size)
 
     def tokens(self, step: int) -> int:
         """Target tokens of a step."""
-        left = self.total_sequences - step * self.sequences_per_step
-        return min(self.sequences_per_step, left) * self.shape.seq_len
+        return self.sequences(step) * self.shape.seq_len
 
     @cached_property
     def layout(self) -> ParameterLayout:

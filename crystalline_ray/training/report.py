@@ -15,6 +15,7 @@ from crystalline_ray.engine.base import SphereStats
 from crystalline_ray.errors import InputError
 from crystalline_ray.training.console import duration, short_count, token_groups
 from crystalline_ray.training.durable import replace_file
+from crystalline_ray.training.routing import RoutingReport
 
 
 class RunReport(BaseModel):
@@ -45,6 +46,8 @@ class RunReport(BaseModel):
     """Tokens in each of the twelve symmetry groups."""
     group_shares: tuple[float, ...] = ()
     """Each group's share of the training tokens."""
+    routing: RoutingReport | None = None
+    """What routing by symmetry achieved; None if sequences went round-robin."""
     spheres: tuple[SphereStats, ...]
 
     @computed_field  # type: ignore[prop-decorator]
@@ -101,6 +104,8 @@ class RunReport(BaseModel):
             rows.append(("faults", f"restarted spheres: {self.restarts}, skipped steps: {self.skipped_steps}"))
         if self.group_sizes and self.group_shares:
             rows.append(("groups", token_groups(self.group_sizes, self.group_shares)))
+        if self.routing is not None:
+            rows.append(("routing", self.routing.describe()))
         # Short names leave room for the whole digest on a terminal of 80 columns: it is there to be copied.
         rows.append(("weights", self.weights_digest))
         return rows

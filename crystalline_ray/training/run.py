@@ -27,6 +27,7 @@ from crystalline_ray.training.introduction import introduce, write_sample
 from crystalline_ray.training.loop import TrainingLoop
 from crystalline_ray.training.metrics import MetricsWriter
 from crystalline_ray.training.report import RunReport
+from crystalline_ray.training.routing import RoutingReport
 from crystalline_ray.training.run_folder import CHECKPOINTS, CONFIG, METRICS, REPORT, run_folder
 
 OpenEngine = Callable[[RunSpec, Console], AbstractContextManager[Engine]]
@@ -202,6 +203,7 @@ def _train(
         skipped_steps=state.skipped_steps,
         group_sizes=dataset.summary["group_sizes"],
         group_shares=dataset.summary["group_shares"],
+        routing=RoutingReport.of(run, dataset, state.step),
         spheres=tuple(engine.stats()),
     )
     report.write(folder / REPORT)

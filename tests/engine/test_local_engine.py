@@ -85,6 +85,31 @@ def test_an_alpha_frozen_at_zero_trains_the_plain_model_to_the_bit(make_run):
     assert all(weights[0][name].tobytes() == weights[1][name].tobytes() for name in weights[0])
 
 
+@settings(deadline=None, max_examples=4)
+@given(
+    cores=st.integers(2, 40),
+    coordinators=st.sampled_from(["shared", "dedicated"]),
+    rounds=st.integers(1, 3),
+    last=st.integers(1, 71),
+    sum_unit=st.integers(1, 2),
+)
+def test_any_tree_gives_the_bits_of_one_leaf_with_routing_too(make_run, cores, coordinators, rounds, last, sum_unit):
+    sequences = 24 * rounds
+    fields = {"routing": "symmetry", "global_batch_size": sequences, "sum_unit": sum_unit, "dropout": 0.1}
+    # the last of three steps leaves some groups a sequence short, or some without any
+    fields["sequences"] = 2 * sequences + min(last, sequences)
+    alone = digest_of(make_run(1, **fields))
+    assert digest_of(make_run(cores, coordinators=coordinators, **fields)) == alone
+
+
+@pytest.mark.parametrize("head", ["full", "lattice"])
+def test_routing_changes_the_order_of_the_sum_and_nothing_else(make_run, head):
+    fields = {"global_batch_size": 48, "sequences": 48 + 5, "head": head}
+    routed, plain = (digest_of(make_run(3, routing=r, **fields), steps=2) for r in ("symmetry", "round_robin"))
+    assert routed[0] != plain[0]
+    assert routed[1] == pytest.approx(plain[1], rel=1e-5)
+
+
 def test_four_levels_give_the_bits_of_one_leaf(make_run):
     fields = {"global_batch_size": 2 * 16, "sum_unit": 3}
     deep = make_run(11, coordinators="shared", fan_out=2, **fields)

@@ -11,6 +11,7 @@ from crystalline_ray.engine.base import SphereStats
 from crystalline_ray.errors import InputError, ResourceError
 from crystalline_ray.training.console import Console
 from crystalline_ray.training.report import RunReport
+from crystalline_ray.training.routing import RoutingReport
 
 
 def make_report(**changes: Any) -> RunReport:
@@ -132,9 +133,20 @@ def test_the_summary_shows_how_the_text_is_shared_among_groups(tmp_path: Path) -
     assert RunReport.read(tmp_path / "report.json") == report
 
 
+def test_the_summary_says_what_routing_achieved(tmp_path: Path) -> None:
+    routing = RoutingReport(steps=40, own_group_share=0.3125, own_token_shares=(0.2,) + (0.1,) * 10 + (0.15,))
+    report = make_report(routing=routing)
+    text = " ".join(rendered(report).split())
+    expected = "31.2 % of sequences in the group that dominates them; own tokens 11.2 % (8.3 % by chance)"
+    assert f"routing {expected}" in text
+    assert "routing" not in rendered(make_report())
+    report.write(tmp_path / "report.json")
+    assert RunReport.read(tmp_path / "report.json") == report
+
+
 def test_a_report_from_before_there_were_groups_is_read(tmp_path: Path) -> None:
     data = json.loads(make_report().to_json())
-    del data["group_sizes"], data["group_shares"]
+    del data["group_sizes"], data["group_shares"], data["routing"]
     (tmp_path / "report.json").write_text(json.dumps(data))
     report = RunReport.read(tmp_path / "report.json")
     assert report == make_report()

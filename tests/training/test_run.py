@@ -100,10 +100,10 @@ def test_thirty_steps_leave_a_run_folder_that_tells_the_whole_story(make_config)
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_at_step_17_and_a_resume_on_more_leaves_change_no_bit(make_config, number):
-    whole = quietly(make_config(steps=30, name="whole", dropout=0.1))
-    cut = make_config(steps=30, name="cut", dropout=0.1)
+@pytest.mark.parametrize(("number", "routing"), [(signal.SIGTERM, "round_robin"), (signal.SIGINT, "symmetry")])
+def test_a_stop_at_step_17_and_a_resume_on_more_leaves_change_no_bit(make_config, number, routing):
+    whole = quietly(make_config(steps=30, name="whole", dropout=0.1, routing=routing))
+    cut = make_config(steps=30, name="cut", dropout=0.1, routing=routing)
     stopped = train(cut, SignalAt(17, number))
     assert (stopped.steps, stopped.stopped) == (17, signal.Signals(number).name)
     folder = cut.runs_dir / "cut"
@@ -112,6 +112,8 @@ def test_a_stop_at_step_17_and_a_resume_on_more_leaves_change_no_bit(make_config
     assert resumed.weights_digest == whole.weights_digest
     assert resumed.first_validation_loss == whole.first_validation_loss
     assert resumed.tokens == whole.tokens
+    assert resumed.routing == whole.routing
+    assert (whole.routing is None) == (routing == "round_robin")
     records = read_metrics(folder / "metrics.jsonl").records
     assert [r["step"] for r in records if "loss" in r] == list(range(1, 31))
     with pytest.raises(CheckpointError, match="has finished all its 30 steps"):
@@ -204,7 +206,8 @@ def test_a_trained_model_beats_the_unigram_and_bigram_entropy_of_its_corpus(make
     assert report.validation_loss < 0.9 * bigram < unigram
 
 
-def test_every_window_of_the_corpus_is_used_exactly_once_an_epoch(make_config):
+@pytest.mark.parametrize("routing", ["round_robin", "symmetry"])
+def test_every_window_of_the_corpus_is_used_exactly_once_an_epoch(make_config, routing):
     """Three epochs, seen where the leaves see them: the token windows that reach the model."""
     from crystalline_ray.spheres.leaf import LeafSphere
 
@@ -219,7 +222,9 @@ def test_every_window_of_the_corpus_is_used_exactly_once_an_epoch(make_config):
         return compute(self, unit)
 
     # 15 leaves in a tree with controls, which borrow and read ahead
-    config = make_config(epochs=3, name="epochs", threads=15, seq_len=61, batch_size=5, global_batch_size=50)
+    config = make_config(
+        epochs=3, name="epochs", threads=15, seq_len=61, batch_size=5, global_batch_size=60, routing=routing
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LeafSphere, "compute", recording)
         quietly(config)
@@ -229,7 +234,7 @@ def test_every_window_of_the_corpus_is_used_exactly_once_an_epoch(make_config):
     for window in range(windows):
         tokens = dataset.train.read(window * 61, window * 61 + 62).astype(np.int32)
         expected[tokens[:-1].tobytes() + tokens[-1:].tobytes()] += 3
-    assert windows % 50 != 0  # the last step is ragged
+    assert windows * 3 % 60 != 0  # the last step is ragged
     assert seen == expected
 
 
@@ -278,8 +283,8 @@ def test_stop_and_resume_across_engines_and_leaf_counts_give_one_digest(make_con
     def in_session(run, console):
         return contextlib.closing(RayEngine(run, ray_session))
 
-    local = quietly(make_config(steps=30, name="local"))
-    config = make_config(steps=30, name="ray", threads=2, engine="ray", pin=False)
+    local = quietly(make_config(steps=30, name="local", routing="symmetry"))
+    config = make_config(steps=30, name="ray", threads=2, engine="ray", pin=False, routing="symmetry")
     stopped = train(config, SignalAt(17), open_engine=in_session)
     assert stopped.steps == 17
     folder = config.runs_dir / "ray"

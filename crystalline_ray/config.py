@@ -210,7 +210,7 @@ class OptimizerConfig(_Section):
 
 
 class ArithmeticConfig(_Section):
-    """With which numbers matrix products are computed, and by which library. Both decide the bits of the result."""
+    """With which numbers, and by which library, products are computed; how gradients travel. All decide the bits."""
 
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="float32",
@@ -218,6 +218,10 @@ class ArithmeticConfig(_Section):
     )
     blas: Literal["auto", "numpy", "mkl"] = Field(
         default="auto", description="Library that computes them; auto: MKL if it is installed, else the one in NumPy"
+    )
+    gradient_compression: Literal["none", "bfloat16", "d3", "e8"] = Field(
+        default="none",
+        description="Code of each symmetry group's gradient, with error feedback: 16 bits a value, or 4 by a lattice",
     )
 
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from crystalline_ray.spheres.dispatch import Dispatcher, Jobs, Worker
+from crystalline_ray.spheres.feedback import GroupSender
 from crystalline_ray.spheres.fold import FoldJobs, Unit, group_units
 from crystalline_ray.spheres.link import Link
 from crystalline_ray.spheres.memory import Memory
@@ -120,9 +121,10 @@ class ControlSphere:
         self._children = [child.id for child in children] or [spec.id]
         self._chunk = max((len(run.plan.children(child.id)) for child in children), default=0) or 1
         self._units = lru_cache(maxsize=2)(self._group_units)
+        self._sender = GroupSender(spec.groups, run, memory)
 
     def run_step(self, order: StepOrder) -> GroupsReady:
-        """Bring the sum of each group's gradients into its accumulator.
+        """Bring the sum of each group's gradients into its accumulator, as its code says it.
 
         Raises:
             DeadlineError, SphereError: a worker is late or dead.
@@ -143,7 +145,8 @@ class ControlSphere:
         # A level-1 leaf waits only for leaves it borrowed: reading ahead would delay its own work.
         idle = _nothing if self._spec.role == "leaf" else read_next_step
         self._dispatcher.run(jobs, workers, idle)
-        return GroupsReady(order.step, self._sums(units, jobs.gradients()))
+        sent = self._sender.send(order.micro_batches, order.version)
+        return GroupsReady(order.step, self._sums(units, jobs.gradients()), sent)
 
     def evaluate(self, order: EvaluationOrder) -> EvaluationReady:
         """Return the losses of a range of validation micro-batches.

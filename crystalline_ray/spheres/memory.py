@@ -1,6 +1,6 @@
-"""The memory of one node that its spheres share: weights, optimizer moments, gradient regions.
+"""The memory of one node that its spheres share: weights, optimizer moments, gradient regions, residuals.
 
-Weights and moments exist in two versions. An update reads version v and writes version v + 1, so a
+Weights, moments and residuals exist in two versions. An update reads version v and writes version v + 1, so a
 step is committed by counting up and a sphere that dies in the middle of an update spoils nothing.
 """
 
@@ -25,19 +25,22 @@ class MemoryLayout:
         parameters: length in floats of one copy of the weights.
         moments: vectors the optimizer keeps per parameter (2 for AdamW, 1 for SGD).
         regions: gradient regions: one accumulator per symmetry group, then the controls' slots.
+        residuals: symmetry groups that remember what the code of their gradient lost; 0 without compression.
     """
 
     parameters: int
     moments: int
     regions: int
+    residuals: int = 0
 
     def rows(self) -> dict[str, int]:
         """Return how many vectors of `parameters` floats each part holds."""
-        return {
+        rows = {
             "weights": VERSIONS,
             "moments": VERSIONS * self.moments,
             "gradients": self.regions,
         }
+        return rows | {"residuals": VERSIONS * self.residuals} if self.residuals else rows
 
     def bytes_of(self, part: str) -> int:
         """Return the size of one part in bytes."""
@@ -63,13 +66,16 @@ class Memory(Protocol):
     def region(self, index: int) -> Floats:
         """Return a gradient region."""
 
+    def residual(self, group: int, version: int) -> Floats:
+        """Return what the codes of a group's gradients have lost up to a version."""
+
 
 class BufferMemory:
     """`Memory` over one writable or read-only buffer per part.
 
     Args:
         layout: the sizes.
-        buffers: objects with the buffer protocol for "weights", "moments" and "gradients".
+        buffers: objects with the buffer protocol for each of `layout.rows()`.
     """
 
     def __init__(self, layout: MemoryLayout, buffers: dict[str, memoryview]) -> None:
@@ -78,6 +84,7 @@ class BufferMemory:
         self._weights = rows["weights"]
         self._moments = rows["moments"]
         self._gradients = rows["gradients"]
+        self._residuals = rows.get("residuals", [])
 
     def _rows(self, buffer: memoryview, count: int) -> Sequence[Floats]:
         flat = np.frombuffer(buffer, np.float32, count * self.layout.parameters)
@@ -94,3 +101,7 @@ class BufferMemory:
     def region(self, index: int) -> Floats:
         """Return a gradient region."""
         return self._gradients[index]
+
+    def residual(self, group: int, version: int) -> Floats:
+        """Return what the codes of a group's gradients have lost up to a version."""
+        return self._residuals[group * VERSIONS + version % VERSIONS]

@@ -33,6 +33,7 @@ class StepResult:
         tokens: target tokens in the global batch.
         gradient_norm: global L2 norm before clipping, NaN if a loss was not finite.
         applied: whether the update was made (it is not when anything was non-finite).
+        gradient_bytes: length of all groups' gradients in the code they travel in.
     """
 
     step: int
@@ -40,6 +41,7 @@ class StepResult:
     tokens: int
     gradient_norm: float
     applied: bool
+    gradient_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +83,11 @@ class GroupSum(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GroupsReady:
-    """Level 1 to root: the gradients of these groups lie in their accumulators."""
+    """Level 1 to root: the gradients of these groups lie in their accumulators; the length of their codes in bytes."""
 
     step: int
     sums: dict[int, GroupSum]
+    gradient_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,16 +48,16 @@ class RootSphere:
         """
         micro_batches = self._run.micro_batches(request.step)
         groups = tuple(range(min(SYMMETRY_GROUPS, micro_batches)))
-        sums = self._gradients(request, micro_batches)
+        sums, sent = self._gradients(request, micro_batches)
         missing = [group for group in groups if group not in sums]
         if missing:
             raise SphereError(f"no gradient for symmetry groups {missing}")
         tokens = sum(sums[group].tokens for group in groups)
         loss = sum(sums[group].loss for group in groups) / tokens
         if not all(sums[group].finite for group in groups):
-            return StepResult(request.step, loss, tokens, math.nan, applied=False)
+            return StepResult(request.step, loss, tokens, math.nan, applied=False, gradient_bytes=sent)
         report = self._commit(request, groups)
-        return StepResult(request.step, loss, tokens, report.gradient_norm, report.applied)
+        return StepResult(request.step, loss, tokens, report.gradient_norm, report.applied, gradient_bytes=sent)
 
     def evaluate(self, request: EvaluationRequest) -> EvaluationResult:
         """Return the loss over the first `batches` validation micro-batches, added in their order.
@@ -76,7 +76,7 @@ class RootSphere:
         tokens = sum(reply.tokens for reply in replies)
         return EvaluationResult(total / tokens, total, tokens)
 
-    def _gradients(self, request: StepRequest, micro_batches: int) -> dict[int, GroupSum]:
+    def _gradients(self, request: StepRequest, micro_batches: int) -> tuple[dict[int, GroupSum], int]:
         scale = 1.0 / self._run.tokens(request.step)
         helpers = self._helpers(micro_batches)
         orders = {
@@ -84,7 +84,8 @@ class RootSphere:
             for sphere in self._level1
         }
         ready: list[GroupsReady] = self._ask(orders, rounds=micro_batches)
-        return {group: total for reply in ready for group, total in reply.sums.items()}
+        sums = {group: total for reply in ready for group, total in reply.sums.items()}
+        return sums, sum(reply.gradient_bytes for reply in ready)
 
     def _commit(self, request: StepRequest, groups: tuple[int, ...]) -> Committed:
         order = Commit(request.step, request.version, groups, request.learning_rate)

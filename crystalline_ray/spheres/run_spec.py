@@ -8,7 +8,7 @@ from crystalline_ray.config import Config
 from crystalline_ray.kernels.gemm import Library
 from crystalline_ray.kernels.optimizers import MOMENTS
 from crystalline_ray.model.layout import ModelShape, ParameterLayout
-from crystalline_ray.spheres.memory import MemoryLayout
+from crystalline_ray.spheres.memory import Floats, Memory, MemoryLayout
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, SpherePlan, SphereSpec
 
 # A worker has at most two units on the way; each waits in a slot of its control until its turn.
@@ -62,6 +62,11 @@ class RunSpec:
         return self.config.micro_batches
 
     @property
+    def groups(self) -> int:
+        """Symmetry groups that have a micro-batch in a full step."""
+        return min(SYMMETRY_GROUPS, self.micro_batches_per_step)
+
+    @property
     def moment_names(self) -> tuple[str, ...]:
         """What the optimizer remembers of every parameter, in the order of the memory."""
         return MOMENTS[self.config.optimizer]
@@ -95,7 +100,7 @@ class RunSpec:
     def slots(self) -> dict[int, range]:
         """Gradient regions of each control (or level-1 leaf, which controls itself) beside the accumulators."""
         slots: dict[int, range] = {}
-        start = min(SYMMETRY_GROUPS, self.micro_batches_per_step)
+        start = self.groups
         for sphere in self.plan.spheres:
             if sphere.role == "control" or sphere.level == 1:
                 count = self._slot_count(sphere)
@@ -115,5 +120,15 @@ class RunSpec:
     @cached_property
     def memory(self) -> MemoryLayout:
         """Sizes of the memory the spheres of one node share."""
-        regions = min(SYMMETRY_GROUPS, self.micro_batches_per_step) + sum(map(len, self.slots.values()))
-        return MemoryLayout(self.layout.size, len(self.moment_names), regions)
+        regions = self.groups + sum(map(len, self.slots.values()))
+        residuals = 0 if self.config.gradient_compression == "none" else self.groups
+        return MemoryLayout(self.layout.size, len(self.moment_names), regions, residuals)
+
+    def state(self, memory: Memory, version: int) -> dict[str, Floats]:
+        """Return what a version needs beside its weights to be trained on: moments, and residuals of compressed groups.
+
+        Each is a float32 array of the layout's size, under the name it has in a checkpoint.
+        """
+        moments = {name: memory.moment(index, version) for index, name in enumerate(self.moment_names)}
+        residuals = {f"residual_{group}": memory.residual(group, version) for group in range(self.memory.residuals)}
+        return moments | residuals

@@ -1,7 +1,8 @@
 """What a checkpoint is on disk, and how one is read back.
 
 `checkpoints/step_NNNNNNNN/` holds the named weights (`model.safetensors`, names and shapes of GPT-2), the optimizer's
-moments (`optimizer.safetensors`, `MOMENT.PARAMETER`), `tokenizer.json`, `state.json`, and, written last,
+moments (`optimizer.safetensors`, `MOMENT.PARAMETER`; beside them, where gradients are compressed, the residual of each
+symmetry group, 4 bytes a parameter, `residual_GROUP.PARAMETER`), `tokenizer.json`, `state.json`, and, written last,
 `MANIFEST.json` with the size and SHA-256 of each. Nothing is pickled, so loading a stranger's checkpoint runs no code.
 """
 

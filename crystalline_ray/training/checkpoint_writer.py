@@ -32,9 +32,9 @@ _LOCK = ".lock"
 class CheckpointWriter:
     """Writes the checkpoints of one run, one at a time, in a background thread.
 
-    `moment_names` are the optimizer's moments, each as large as the weights. Kept are the last `keep_last`
-    checkpoints, the best one, and those whose step is a multiple of `keep_every`. Buffers for the snapshot are
-    allocated here, once. The folder is locked as long as the writer is open.
+    `moment_names` are the optimizer's moments and the residuals, each as large as the weights. Kept are the last
+    `keep_last` checkpoints, the best one, and those whose step is a multiple of `keep_every`. Buffers for the snapshot
+    are allocated here, once. The folder is locked as long as the writer is open.
 
     Raises CheckpointError if another process writes to this folder, ResourceError if it cannot be written to.
     """

@@ -43,6 +43,8 @@ def introduce(
         ("products", f"{config.precision}, by {'MKL' if run.blas == 'mkl' else 'the BLAS in NumPy'}"),
         ("folder", str(folder)),
     ]
+    if config.gradient_compression != "none":
+        rows.insert(-1, ("gradients", f"{config.gradient_compression} codes with error feedback"))
     console.header(f"Run {folder.name}", rows)
     for note in (*dataset.summary["notes"], *run.plan.notes, *idle_leaves(run)):
         console.note(note)

@@ -35,6 +35,7 @@ class TrainingLoop:
     state: TrainingState
     bits_per_byte: float | None = None
     mean_tokens_per_second: float = 0.0
+    gradient_bytes: int = 0
     _skipped_in_a_row: int = 0
     _validated_step: int | None = None
     _started: float = field(default_factory=time.monotonic)
@@ -82,6 +83,7 @@ class TrainingLoop:
         rate = learning_rate(config, step, self.state.total_steps)
         result = self.engine.step(StepRequest(step, self.version, rate))
         self._account(result)
+        self.gradient_bytes = max(self.gradient_bytes, result.gradient_bytes)  # a last step may have fewer groups
         meter.update(result.loss, result.tokens)
         done = self.state.step
         if done % config.log_every == 0 or done == self.state.total_steps or not result.applied:
@@ -179,17 +181,16 @@ class TrainingLoop:
                 "tokens_seen": self.state.tokens_seen,
                 "epoch": self.state.epoch,
                 "skipped_steps": self.state.skipped_steps,
+                "gradient_bytes": result.gradient_bytes,
             },
         )
 
     def _save(self, *, is_best: bool) -> None:
         if self.writer.last_step == self.state.step:
             return
-        moments = {
-            name: self.engine.memory.moment(index, self.version)
-            for index, name in enumerate(self.run_spec.moment_names)
-        }
-        self.writer.save(self.state, self.engine.memory.weights(self.version), moments, is_best=is_best)
+        memory = self.engine.memory
+        moments = self.run_spec.state(memory, self.version)
+        self.writer.save(self.state, memory.weights(self.version), moments, is_best=is_best)
 
     def _log_saved(self) -> None:
         for saved in self.writer.take_saved():

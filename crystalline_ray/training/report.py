@@ -48,6 +48,11 @@ class RunReport(BaseModel):
     """Each group's share of the training tokens."""
     routing: RoutingReport | None = None
     """What routing by symmetry achieved; None if sequences went round-robin."""
+    gradient_compression: str = "none"
+    gradient_bytes: int = 0
+    """Length of all groups' gradients of a full step in the code they travel in; inside a node nothing travels."""
+    gradient_bytes_float32: int = 0
+    """Their length without compression."""
     spheres: tuple[SphereStats, ...]
 
     @computed_field  # type: ignore[prop-decorator]
@@ -106,9 +111,18 @@ class RunReport(BaseModel):
             rows.append(("groups", token_groups(self.group_sizes, self.group_shares)))
         if self.routing is not None:
             rows.append(("routing", self.routing.describe()))
+        if self.gradient_compression != "none" and self.gradient_bytes:
+            rows.append(("gradients", self._compression()))
         # Short names leave room for the whole digest on a terminal of 80 columns: it is there to be copied.
         rows.append(("weights", self.weights_digest))
         return rows
+
+    def _compression(self) -> str:
+        sent, plain = self.gradient_bytes, self.gradient_bytes_float32
+        return (
+            f"{short_count(sent)} bytes a step as {self.gradient_compression} codes, {plain / sent:.2f} times fewer "
+            f"than as float32 ({short_count(plain)}); inside a node they are read from shared memory instead"
+        )
 
     def _fall(self) -> str:
         first, last = self.first_validation_loss, self.validation_loss

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 from crystalline_ray.config import Config, save_config
@@ -123,7 +124,7 @@ def _check_disk(run: RunSpec, folder: Path) -> None:
     check_space(
         folder / CHECKPOINTS,
         shape=run.shape,
-        num_moments=len(run.moment_names),
+        num_moments=len(run.moment_names) + run.memory.residuals,
         total_steps=run.total_steps,
         checkpoint_every=config.checkpoint_every,
         keep_last=config.keep_checkpoints,
@@ -157,8 +158,8 @@ def _place_weights(
         raise CheckpointError(f"{resume} has finished all its {run.total_steps:,} steps: there is nothing to resume")
     version = loaded.state.step - loaded.state.skipped_steps
     engine.memory.weights(version)[:] = loaded.weights
-    for index, name in enumerate(run.moment_names):
-        engine.memory.moment(index, version)[:] = loaded.moments[name]
+    for name, vector in run.state(engine.memory, version).items():
+        vector[:] = loaded.moments[name]
     console.note(f"resuming {resume} from step {loaded.state.step:,}")
     return loaded.state
 
@@ -177,7 +178,7 @@ def _train(
         folder / CHECKPOINTS,
         shape=run.shape,
         tokenizer_json=dataset.tokenizer.to_json(),
-        moment_names=run.moment_names,
+        moment_names=tuple(run.state(engine.memory, 0)),
         keep_last=config.keep_checkpoints,
         keep_every=config.keep_every,
     )
@@ -204,6 +205,9 @@ def _train(
         group_sizes=dataset.summary["group_sizes"],
         group_shares=dataset.summary["group_shares"],
         routing=RoutingReport.of(run, dataset, state.step),
+        gradient_compression=config.gradient_compression,
+        gradient_bytes=loop.gradient_bytes,
+        gradient_bytes_float32=run.groups * run.layout.size * np.dtype(np.float32).itemsize,
         spheres=tuple(engine.stats()),
     )
     report.write(folder / REPORT)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from crystalline_ray.engine.local import LocalEngine
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.blas import mkl_library
-from crystalline_ray.model.layout import MIXING, initialise
+from crystalline_ray.model.layout import MIXING, initialise, weights_digest
 from crystalline_ray.model.transformer import Transformer
 from crystalline_ray.spheres.build import batch_sources
 from crystalline_ray.spheres.messages import EvaluationRequest, StepRequest
@@ -32,9 +32,10 @@ def digest_of(run, steps=3):
     dropout=st.sampled_from([0.0, 0.2]),
     head=st.sampled_from(["full", "lattice"]),
     neighbour_mixing=st.booleans(),
+    compression=st.sampled_from(["none", "bfloat16", "d3", "e8"]),
 )
 def test_any_tree_gives_the_bits_of_one_leaf(
-    make_run, cores, coordinators, fan_out, micro_batches, sum_unit, dropout, head, neighbour_mixing
+    make_run, cores, coordinators, fan_out, micro_batches, sum_unit, dropout, head, neighbour_mixing, compression
 ):
     largest = 1 + fan_out + fan_out**2 + fan_out**3
     fields = {
@@ -43,6 +44,7 @@ def test_any_tree_gives_the_bits_of_one_leaf(
         "dropout": dropout,
         "head": head,
         "neighbour_mixing": neighbour_mixing,
+        "gradient_compression": compression,
         # the last of three steps is ragged and, with many micro-batches, leaves some leaves without work
         "sequences": 2 * 2 * micro_batches + micro_batches,
     }
@@ -151,6 +153,29 @@ def test_clipping_scales_the_whole_gradient_to_the_norm(make_run):
     assert moved[0.0] == pytest.approx(norm, rel=1e-5)
     assert norm > 0.1
     assert moved[0.1] == pytest.approx(0.1, rel=1e-4)
+
+
+@pytest.mark.parametrize("compression", ["none", "bfloat16", "d3", "e8"])
+def test_a_step_that_was_skipped_leaves_no_trace(make_run, compression):
+    digests = []
+    for spoilt in (False, True):
+        run = make_run(2, gradient_compression=compression)
+        with LocalEngine(run) as engine:
+            engine.memory.weights(0)[:] = initialise(run.layout, 1)
+            engine.start(lambda *_: None)
+            first = engine.step(StepRequest(0, 0, 0.01))
+            if spoilt:
+                weight, engine.memory.weights(1)[0] = float(engine.memory.weights(1)[0]), np.nan
+                assert not engine.step(StepRequest(1, 1, 0.01)).applied
+                engine.memory.weights(1)[0] = weight
+            assert engine.step(StepRequest(2, 1, 0.01)).applied
+            state = run.state(engine.memory, 2)
+            digests.append([weights_digest(row) for row in (engine.memory.weights(2), *state.values())])
+        size = run.layout.size
+        expected = {"none": 4 * size, "bfloat16": 2 * size}.get(compression, 194 * -(-size // 384))
+        assert first.gradient_bytes == 12 * expected
+    assert digests[0] == digests[1]
+    assert len(digests[0]) == (3 if compression == "none" else 3 + 12)
 
 
 def test_a_non_finite_gradient_is_not_applied(make_run):

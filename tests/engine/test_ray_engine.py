@@ -21,19 +21,19 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.mark.parametrize(
-    ("cores", "coordinators", "blas"),
+    ("cores", "coordinators", "blas", "compression"),
     [
-        (1, "shared", "numpy"),
+        (1, "shared", "numpy", "none"),
         pytest.param(
-            3, "shared", "mkl", marks=pytest.mark.skipif(mkl_library() is None, reason="MKL is not installed")
+            3, "shared", "mkl", "none", marks=pytest.mark.skipif(mkl_library() is None, reason="MKL is not installed")
         ),
-        (15, "dedicated", "numpy"),
+        (15, "dedicated", "numpy", "e8"),
     ],
     ids=["1 leaf", "3 leaves", "3 levels"],
 )
-def test_ray_gives_the_bits_of_the_local_engine(make_run, ray_session, cores, coordinators, blas):
+def test_ray_gives_the_bits_of_the_local_engine(make_run, ray_session, cores, coordinators, blas, compression):
     # 26 micro-batches: groups of two and three, so controls fold, borrow and leave some leaves idle
-    fields = {"global_batch_size": 2 * 26, "dropout": 0.1, "sum_unit": 2}
+    fields = {"global_batch_size": 2 * 26, "dropout": 0.1, "sum_unit": 2, "gradient_compression": compression}
     if blas == "mkl":  # which computes only what is large enough
         fields |= {"blas": "mkl", "batch_size": 8, "global_batch_size": 8 * 26, "embed_dim": 96}
     local = make_run(1, **fields)

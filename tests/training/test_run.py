@@ -120,6 +120,28 @@ def test_a_stop_at_step_17_and_a_resume_on_more_leaves_change_no_bit(make_config
         quietly(cut, resume=folder)
 
 
+def test_residuals_of_compressed_gradients_survive_a_stop(make_config):
+    fields = {"steps": 24, "global_batch_size": 16, "gradient_compression": "e8"}
+    whole = quietly(make_config(name="whole", **fields))
+    cut = make_config(name="cut", **fields)
+    train(cut, SignalAt(17))
+    folder = cut.runs_dir / "cut"
+    loaded = load_newest(folder / "checkpoints")
+    assert sorted(loaded.moments) == ["mean", *(f"residual_{group}" for group in range(8)), "square"]
+    assert all(loaded.moments[f"residual_{group}"].any() for group in range(8))
+    output = io.StringIO()
+    resumed = train(resume_config(folder / "config.yaml", {}, {"threads": 5}), Console(file=output), resume=folder)
+    assert resumed.weights_digest == whole.weights_digest
+    saved = json.loads((folder / "report.json").read_text())
+    assert saved["gradient_compression"] == "e8"
+    assert saved["gradient_bytes_float32"] == 8 * 4 * loaded.layout.size
+    assert "bytes a step as e8 codes" in output.getvalue()
+    records = read_metrics(folder / "metrics.jsonl").records
+    assert {r["gradient_bytes"] for r in records if "loss" in r} == {saved["gradient_bytes"]}
+    ratio = saved["gradient_bytes_float32"] / saved["gradient_bytes"]
+    assert ratio == pytest.approx(8 / (1 + 2 / 192), rel=0.02)
+
+
 def test_a_damaged_newest_checkpoint_costs_time_but_no_bit(make_config):
     whole = quietly(make_config(steps=25, name="whole"))
     config = make_config(steps=25, name="hurt")

@@ -48,7 +48,7 @@ class RayEngine(Engine):
         self._run = run
         self.arena = Arena(session.new_arena_folder(), run.memory, BOARD_BYTES)
         self.arena.create()
-        self.memory: Memory = self.arena.attach(writable=frozenset({"weights", "moments"}))
+        self.memory: Memory = self.arena.attach(writable=frozenset({"weights", "moments", "residuals"}))
         self._link = RayLink(run.plan, _DRIVER, _nobody)
         self._root: Any = None
         self.processes: list[int] = []

@@ -173,6 +173,22 @@ class BatchConfig(_Section):
         return self
 
 
+class LossConfig(_Section):
+    """What training makes small. Losses are reported as plain cross-entropy all the same."""
+
+    smoothing: Literal["none", "crystal", "uniform"] = Field(
+        default="none",
+        description="Who shares in a target's probability. crystal: the most similar tokens; uniform: all alike",
+    )
+    smoothing_weight: float = Field(default=0.1, ge=0, lt=1, description="How much of it they get together")
+    smoothing_schedule: Literal["constant", "linear"] = Field(
+        default="constant", description="linear: the weight of smoothing falls to 0 by the end of the run"
+    )
+    smoothing_neighbours: int = Field(
+        default=16, ge=1, le=1024, description="How many similar tokens a token has, at most the rest of the vocabulary"
+    )
+
+
 class OptimizerConfig(_Section):
     """How the weights follow the gradient."""
 
@@ -268,13 +284,23 @@ class RunConfig(_Section):
     sample_prompt: str | None = Field(default=None, description="Text that the sample continues; none: an empty one")
 
 
-class Config(DataConfig, ModelConfig, BatchConfig, OptimizerConfig, ArithmeticConfig, TreeConfig, RunConfig):
+class Config(
+    DataConfig, ModelConfig, BatchConfig, LossConfig, OptimizerConfig, ArithmeticConfig, TreeConfig, RunConfig
+):
     """Everything that a training run can be told."""
 
     OPERATIONAL: ClassVar[frozenset[str]] = (
         frozenset(TreeConfig.model_fields) | frozenset(RunConfig.model_fields) | {"cache_dir", "text"}
     ) - {"seed"}
     """Fields that do not change a bit of the weights; of `text`, the content does, and that has a digest of its own."""
+
+    @model_validator(mode="after")
+    def _smoothing_needs_all_logits(self) -> Self:
+        if self.smoothing != "none" and self.head == "lattice":
+            raise _conflict(
+                self, "{smoothing} needs head = 'full', not {head}, which computes only the logits on a target's path"
+            )
+        return self
 
     def digest(self) -> str:
         """BLAKE2b-256 (hex) over the fields that decide the weights: two runs with one digest do one computation."""
@@ -286,6 +312,7 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "Data": DataConfig,
     "Model": ModelConfig,
     "Batch": BatchConfig,
+    "Loss": LossConfig,
     "Optimizer": OptimizerConfig,
     "Arithmetic": ArithmeticConfig,
     "Tree": TreeConfig,

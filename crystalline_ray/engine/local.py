@@ -20,6 +20,7 @@ from crystalline_ray.spheres.messages import EvaluationRequest, EvaluationResult
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.segment import CommitProtocol, Squares
+from crystalline_ray.spheres.similar import place_similar_tokens
 
 _ROOT = 0
 
@@ -44,6 +45,7 @@ class LocalEngine(Engine):
         self._settings.enter_context(flush_to_zero())
         self._settings.enter_context(gemm.using(self._run.blas))
         check_single_thread()
+        place_similar_tokens(self._run, self.memory, progress)
         total = len(self._run.plan.spheres)
         for number in range(total):
             self._link.spheres.append(Sphere(self._run, number, self.memory, self._link))
@@ -140,5 +142,5 @@ class _LocalLink:
 
 def _anonymous_memory(layout: MemoryLayout) -> BufferMemory:
     # mmap gives zeroed, page-aligned memory that costs nothing until it is written.
-    parts = {part: max(1, layout.bytes_of(part)) for part in layout.rows()}
-    return BufferMemory(layout, {part: memoryview(mmap.mmap(-1, size)) for part, size in parts.items()})
+    parts = layout.parts().items()
+    return BufferMemory(layout, {part: memoryview(mmap.mmap(-1, max(1, size))) for part, size in parts})

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.operands import Operands, unrounded
+from crystalline_ray.kernels.smoothing import Objective, Smoothing
 from crystalline_ray.kernels.softmax import exponentials
 from crystalline_ray.kernels.workspace import Array, Tokens, row_blocks, rows_per_block
 
@@ -77,16 +78,23 @@ def head_forward_backward(
     x: Array,
     table: Array,
     targets: Tokens,
-    scale: float,
+    objective: Objective,
     buffers: HeadBuffers,
     gradients: tuple[Array, Array],
     operands: Operands = unrounded,
 ) -> float:
-    """Return what `head_forward` does, and overwrite gradients, dx (N, C) and dtable (V, C), with scale * its own."""
+    """Return what `head_forward` does, and overwrite gradients, dx (N, C) and dtable (V, C), with the objective's.
+
+    Smoothing of targets goes into the gradients alone; with none, or of weight 0, they are scale * those of the loss.
+    """
     loss, (dx, dtable), factor = 0.0, gradients, operands(table, 1)
+    scale, smoothing, weight = objective
     for rows in row_blocks(len(x), len(buffers.logits)):
         loss += _losses(x[rows], factor, targets[rows], buffers, scale, operands)
-        dlogits, inputs = operands(buffers.logits[: rows.stop - rows.start], 0), operands(x[rows], 2)
+        block = buffers.logits[: rows.stop - rows.start]
+        if smoothing is not None and weight:
+            _smooth(block, buffers, smoothing, weight)
+        dlogits, inputs = operands(block, 0), operands(x[rows], 2)
         gemm.multiply(dlogits, factor, dx[rows])
         if rows.start == 0:
             gemm.multiply(dlogits.T, inputs, dtable)
@@ -98,7 +106,11 @@ def head_forward_backward(
 def _losses(
     x: Array, table: Array, targets: Tokens, buffers: HeadBuffers, scale: float | None, operands: Operands
 ) -> float:
-    """Return the loss of one block; with a scale, leave scale * its gradient in the first rows of buffers.logits."""
+    """Return the loss of one block; with a scale, leave scale * its gradient in the first rows of buffers.logits.
+
+    Then buffers.places are those of the targets' items, and the second of buffers.picked is the scale, or 0 in rows
+    without a target.
+    """
     count = len(x)
     inputs, logits = buffers.inputs[:count], buffers.logits[:count]
     totals, shift, (picked, scales) = buffers.totals[:count], buffers.shift[:count], buffers.picked[:, :count]
@@ -120,6 +132,17 @@ def _losses(
         np.subtract(picked, scales, out=picked)
         flat[own] = picked
     return loss
+
+
+def _smooth(dlogits: Array, buffers: HeadBuffers, smoothing: Smoothing, weight: float) -> None:
+    """Turn the gradient that `_losses` has left into that against smoothed targets."""
+    count, flat = len(dlogits), dlogits.reshape(-1)
+    own, (picked, shares) = buffers.places[:count], buffers.picked[:, :count]
+    np.multiply(shares, weight, out=shares)
+    np.take(flat, own, out=picked, mode="clip")
+    np.add(picked, shares, out=picked)
+    flat[own] = picked
+    smoothing.backward(dlogits, own, shares)
 
 
 def head_operand_sizes(rows: int, vocab_size: int, width: int, itemsize: int) -> tuple[int, int, int]:

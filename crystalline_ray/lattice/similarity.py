@@ -9,7 +9,7 @@ of exp(-s d) with weights exp(-s), s > 0, and those kernels are positive definit
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -75,13 +75,14 @@ def similar_ranks(
     gcd_weight: float = GCD_WEIGHT,
     ulam_weight: float = ULAM_WEIGHT,
     dtype: npt.DTypeLike = np.float32,
+    report: Callable[[int], None] | None = None,
 ) -> Neighbours:
     """Return the k largest entries of every row of the kernel outside the diagonal, exactly, rows normalised to 1.
 
     Only pairs that can be among the largest are computed: those close on the spiral, and those whose ratio a + 1 to
     b + 1 is a fraction of small numbers. Every other entry is below a bound; a row whose k-th entry does not exceed it
     is done again with more pairs, in the end with all. With the usual weights the time grows as V; with a ulam_weight
-    near 0 it grows as V**2. Memory beyond the result does not depend on V.
+    near 0 it grows as V**2. Memory beyond the result does not depend on V. `report` gets the rows done so far.
 
     ValueError unless 1 <= k < vocab_size <= 2**31, weights are not negative and at least one is positive.
     """
@@ -90,7 +91,7 @@ def similar_ranks(
     weights = _checked_weights(gcd_weight, ulam_weight)
     found = Neighbours(np.empty((vocab_size, k), np.int32), np.empty((vocab_size, k), dtype))
     rows: Integers = np.arange(vocab_size)
-    radius, parts = _FIRST_RADIUS, _FIRST_PARTS
+    radius, parts, done = _FIRST_RADIUS, _FIRST_PARTS, 0
     while rows.size:
         offsets, fractions = _disc(radius), _fractions(parts)
         if 4 * (len(offsets) + len(fractions)) > vocab_size:
@@ -100,12 +101,18 @@ def similar_ranks(
         for block in _blocks(rows, len(offsets) + len(fractions)):
             candidates = _candidates(block, offsets, fractions, radius, vocab_size)
             left.append(_keep_largest(block, *candidates, weights, bound, found))
+            done += len(block) - len(left[-1])
+            if report:
+                report(done)
         rows = np.concatenate(left)
         radius, parts = 2 * radius, 2 * parts
     everything: Integers = np.arange(vocab_size)
     for block in _blocks(rows, vocab_size):
         others = np.broadcast_to(everything, (len(block), vocab_size))
         _keep_largest(block, others, others != block[:, None], weights, 0.0, found)
+        done += len(block)
+        if report:
+            report(done)
     return found
 
 

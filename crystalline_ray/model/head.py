@@ -1,14 +1,16 @@
 """The output heads: all tokens at once, tied to the token embedding, or a tree of softmaxes with a table of its own.
 
 Both give the loss and its gradient in one pass, and what generation draws from. A softmax of the full head's logits is
-the distribution; the lattice head gives log-probabilities, which are logits of the same distribution.
+the distribution; the lattice head gives log-probabilities, which are logits of the same distribution. Targets can be
+smoothed before the full head only: the lattice head computes no logits but those on the way to a target.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.head import (
     HeadBuffers,
@@ -28,12 +30,22 @@ from crystalline_ray.kernels.lattice_head import (
 )
 from crystalline_ray.kernels.operands import Operands
 from crystalline_ray.kernels.runs import RunIndices
+from crystalline_ray.kernels.smoothing import (
+    Objective,
+    Smoothing,
+    SparseSmoothing,
+    UniformSmoothing,
+    sparse_smoothing_bytes,
+)
 from crystalline_ray.kernels.workspace import Array, Tokens, Workspace
 from crystalline_ray.lattice.tree import FAN_OUT, token_tree
 from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.model.views import ModelViews
 
 Plan = dict[str, tuple[int, ...]]
+
+SmoothedBy = Literal["uniform"] | tuple[npt.NDArray[np.int32], npt.NDArray[np.floating[Any]]]
+"""Who shares in a target's probability: all tokens, or those of a sparse matrix: int32 (V, k) and weights (V, k)."""
 
 
 def plan_head(shape: ModelShape, rows: int, itemsize: int) -> Plan:
@@ -78,6 +90,25 @@ def view_head(
     )
 
 
+def head_smoothing(shape: ModelShape, rows: int, dtype: npt.DTypeLike, by: SmoothedBy) -> Smoothing:
+    """Return the smoothing of targets before the full head. Raises ConfigError for the lattice head."""
+    if shape.head == "lattice":
+        raise ConfigError("targets can be smoothed with head = 'full' only, got head = 'lattice'")
+    if by == "uniform":
+        return UniformSmoothing()
+    ranks, weights = by
+    return SparseSmoothing(ranks, weights.astype(dtype, copy=False), _block_rows(shape, rows, np.dtype(dtype).itemsize))
+
+
+def head_smoothing_bytes(shape: ModelShape, rows: int, itemsize: int, k: int) -> int:
+    """Return what `head_smoothing` allocates for a sparse matrix of k entries a row."""
+    return sparse_smoothing_bytes(_block_rows(shape, rows, itemsize), k, itemsize)
+
+
+def _block_rows(shape: ModelShape, rows: int, itemsize: int) -> int:
+    return head_plan(rows, shape.vocab_size, shape.embed_dim, itemsize)["logits"][0]
+
+
 def head_loss(
     shape: ModelShape,
     x: Array,
@@ -97,12 +128,12 @@ def head_loss_and_gradient(
     x: Array,
     tables: tuple[ModelViews, ModelViews],
     targets: Tokens,
-    scale: float,
+    objective: Objective,
     buffers: HeadBuffers | LatticeHeadBuffers,
     dx: Array,
     operands: Operands,
 ) -> float:
-    """Return what `head_loss` does; overwrite dx (N, C) and the table's gradient with scale * their own.
+    """Return what `head_loss` does; overwrite dx (N, C) and the table's gradient with those of the objective.
 
     tables are views of the weights and of the gradient, whose token table is left ready for the embedding to add to.
     """
@@ -110,9 +141,10 @@ def head_loss_and_gradient(
     if isinstance(buffers, LatticeHeadBuffers):
         gradient.token_table.fill(0.0)
         tree, gradients = token_tree(shape.vocab_size), (dx, gradient.head_table)
+        scale = objective.scale
         return lattice_head_forward_backward(x, weights.head_table, targets, scale, tree, buffers, gradients)
     gradients = (dx, gradient.head_table)
-    return head_forward_backward(x, weights.head_table, targets, scale, buffers, gradients, operands)
+    return head_forward_backward(x, weights.head_table, targets, objective, buffers, gradients, operands)
 
 
 def head_logits(shape: ModelShape, x: Array, weights: ModelViews, out: npt.NDArray[Any]) -> None:

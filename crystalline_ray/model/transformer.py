@@ -10,10 +10,18 @@ from crystalline_ray.kernels.blas import mkl_products
 from crystalline_ray.kernels.dropout import Masks, dropout_backward, dropout_forward
 from crystalline_ray.kernels.embedding import embedding_backward, embedding_forward
 from crystalline_ray.kernels.norm import norm_backward, norm_forward
+from crystalline_ray.kernels.smoothing import Objective
 from crystalline_ray.kernels.workspace import Array, Tokens, steady_state
 from crystalline_ray.model.block import BlockMasks, block_backward, block_forward
 from crystalline_ray.model.buffers import allocate, buffer_bytes
-from crystalline_ray.model.head import head_logits, head_loss, head_loss_and_gradient
+from crystalline_ray.model.head import (
+    SmoothedBy,
+    head_logits,
+    head_loss,
+    head_loss_and_gradient,
+    head_smoothing,
+    head_smoothing_bytes,
+)
 from crystalline_ray.model.layout import ModelShape, ParameterLayout
 from crystalline_ray.model.mixing import mixed, unmix_gradient
 from crystalline_ray.model.views import ModelViews, bind
@@ -30,9 +38,15 @@ def workspace_size(
     dtype: npt.DTypeLike = np.float32,
     training: bool = True,
     bfloat16: bool = False,
+    similar: int = 0,
 ) -> int:
-    """Return `Transformer.workspace_bytes` for these arguments, without allocating anything."""
-    return buffer_bytes(shape, batch_size, dtype, dropout=dropout > 0, training=training, bfloat16=bfloat16)
+    """Return `Transformer.workspace_bytes` for these arguments, without allocating anything.
+
+    similar is k where targets are smoothed by k similar tokens.
+    """
+    size = buffer_bytes(shape, batch_size, dtype, dropout=dropout > 0, training=training, bfloat16=bfloat16)
+    rows, itemsize = batch_size * shape.seq_len, np.dtype(dtype).itemsize
+    return size + (head_smoothing_bytes(shape, rows, itemsize, similar) if similar else 0)
 
 
 class Transformer:
@@ -51,14 +65,16 @@ class Transformer:
         dtype: npt.DTypeLike = np.float32,
         training: bool = True,
         bfloat16: bool = False,
+        smoothed_by: SmoothedBy | None = None,
     ) -> None:
         """Plan and allocate the workspace; without `training` there is none for gradients, and little for layers.
 
         With `bfloat16` the linear layers' and the head's products read their operands rounded to bfloat16 and add up in
-        float32, which takes MKL, but for a lattice head's; weights, gradients and all else stay float32.
+        float32, which takes MKL, but for a lattice head's; weights, gradients and all else stay float32. `smoothed_by`
+        says which tokens share in the probability of a target, if they are given a share.
 
-        Raises ConfigError if batch_size is below 1, dropout is not in [0, 1), or bfloat16 goes with another dtype than
-        float32; FileNotFoundError if it needs MKL and that is not installed.
+        Raises ConfigError if batch_size is below 1, dropout is not in [0, 1), bfloat16 goes with another dtype than
+        float32, or smoothing with the lattice head; FileNotFoundError if it needs MKL and that is not installed.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
@@ -74,12 +90,13 @@ class Transformer:
         self._batch = (batch_size, shape.seq_len)
         self._dropout = dropout
         self._buffers = allocate(shape, batch_size, dtype, dropout=dropout > 0, training=training, bfloat16=bfloat16)
+        self._smoothing = head_smoothing(shape, batch_size * shape.seq_len, dtype, smoothed_by) if smoothed_by else None
         self._bound: dict[int, ModelViews] = {}
 
     @property
     def workspace_bytes(self) -> int:
         """Bytes allocated at construction."""
-        return self._buffers.num_bytes
+        return self._buffers.num_bytes + (self._smoothing.num_bytes if self._smoothing else 0)
 
     def loss_and_gradient(
         self,
@@ -90,16 +107,22 @@ class Transformer:
         *,
         scale: float,
         dropout_seed: tuple[int, int] | None,
+        smoothing_weight: float = 0.0,
     ) -> float:
         """Return the sum of -log p(target) in nats, and overwrite gradient with scale * its derivative.
 
+        With a smoothing weight e the gradient is that of the cross-entropy against (1 - e) onehot(target) + e Q, where
+        each row of Q sums to 1; what is returned stays the same.
+
         weights, gradient (size,) of the layout and the dtype; inputs, targets (B, T) in [0, V). A target of -1 counts
         neither in the loss nor in the gradient. dropout_seed is (seed, global index of the micro-batch); None is no
-        dropout. Raises ValueError for other shapes, dtypes or tokens, or if constructed without training.
+        dropout. Raises ValueError for other shapes, dtypes or tokens, or if constructed without what it takes.
         """
         scratch = self._buffers.gradients
         if scratch is None:
             raise ValueError("this Transformer was constructed without training=True: it has no buffers for gradients")
+        if smoothing_weight and self._smoothing is None:
+            raise ValueError("this Transformer was constructed without smoothed_by: nobody can share with the targets")
         flat_targets = self._check(inputs, targets)
         plain, dviews = self._bind(weights), self._bind(gradient)
         embedding_masks, masks = self._masks(dropout_seed)
@@ -110,8 +133,9 @@ class Transformer:
             for padding in self.layout.padding:
                 gradient[padding] = 0.0
             dnorm, tables = scratch.dheads, (views, dviews)
+            objective = Objective(scale, self._smoothing, smoothing_weight)
             loss = head_loss_and_gradient(
-                self.shape, buffers.out, tables, flat_targets, scale, buffers.head, dnorm, buffers.operands
+                self.shape, buffers.out, tables, flat_targets, objective, buffers.head, dnorm, buffers.operands
             )
             scratch.dx.fill(0.0)
             norm_backward(

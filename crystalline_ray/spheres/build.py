@@ -22,6 +22,7 @@ from crystalline_ray.spheres.root import RootSphere
 from crystalline_ray.spheres.routing import RoutedBatches
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.segment import SegmentSphere
+from crystalline_ray.spheres.similar import smoothed_by
 
 Handlers = dict[type, Callable[[Any], Any]]
 
@@ -84,6 +85,7 @@ class Sphere:
             seed=run.config.seed,
             bfloat16=run.config.precision == "bfloat16",
             sum_unit=run.config.sum_unit,
+            smoothed_by=smoothed_by(run, memory),
         )
         self._parts.append(leaf)
         return {UnitMessage: leaf.compute, EvaluationUnit: leaf.evaluate}

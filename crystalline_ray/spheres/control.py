@@ -134,7 +134,7 @@ class ControlSphere:
 
         def message(unit: Unit, region: int) -> UnitMessage:
             batches = tuple(self._training.take(first + number) for number in unit.micro_batches)
-            return UnitMessage(order.step, order.version, region, order.scale, batches)
+            return UnitMessage(order.step, order.version, region, order.scale, order.smoothing_weight, batches)
 
         def read_next_step() -> None:
             following = first + self._run.micro_batches_per_step
@@ -192,7 +192,8 @@ class DeepControlSphere:
         units = [Unit(order.region, position, (position,)) for position in range(len(order.batches))]
 
         def message(unit: Unit, region: int) -> UnitMessage:
-            return UnitMessage(order.step, order.version, region, order.scale, (order.batches[unit.position],))
+            batches = (order.batches[unit.position],)
+            return UnitMessage(order.step, order.version, region, order.scale, order.smoothing_weight, batches)
 
         jobs = FoldJobs(self._memory, self._slots, units, message)
         self._run(jobs)

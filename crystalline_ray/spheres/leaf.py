@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from crystalline_ray.model.head import SmoothedBy
 from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.model.transformer import Transformer
 from crystalline_ray.spheres.memory import Memory
@@ -26,6 +27,7 @@ class LeafSphere:
         seed: of the run; keys the dropout together with the micro-batch's number.
         bfloat16: whether matrix products read operands rounded to bfloat16.
         sum_unit: the most micro-batches in a unit; above 1 a private gradient is kept to add from.
+        smoothed_by: who shares in the probability of a target, if anybody does.
     """
 
     def __init__(
@@ -38,11 +40,12 @@ class LeafSphere:
         seed: int,
         bfloat16: bool,
         sum_unit: int,
+        smoothed_by: SmoothedBy | None = None,
     ) -> None:
         self.batches = 0
         self._memory = memory
         self._seed = seed
-        self._transformer = Transformer(shape, batch_size, dropout=dropout, bfloat16=bfloat16)
+        self._transformer = Transformer(shape, batch_size, dropout=dropout, bfloat16=bfloat16, smoothed_by=smoothed_by)
         self._scratch = np.empty(memory.layout.parameters if sum_unit > 1 else 0, np.float32)
 
     def compute(self, unit: UnitMessage) -> GradientMessage:
@@ -58,6 +61,7 @@ class LeafSphere:
                 batch.targets,
                 scale=unit.scale,
                 dropout_seed=(self._seed, batch.index),
+                smoothing_weight=unit.smoothing_weight,
             )
             if position:
                 np.add(region, gradient, out=region)

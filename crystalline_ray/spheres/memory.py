@@ -4,6 +4,7 @@ Weights, moments and residuals exist in two versions. An update reads version v 
 step is committed by counting up and a sphere that dies in the middle of an update spoils nothing.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+Ranks = NDArray[np.int32]
 
 VERSIONS = 2
 _FLOAT_BYTES = 4
+_RANK_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -26,15 +29,17 @@ class MemoryLayout:
         moments: vectors the optimizer keeps per parameter (2 for AdamW, 1 for SGD).
         regions: gradient regions: one accumulator per symmetry group, then the controls' slots.
         residuals: symmetry groups that remember what the code of their gradient lost; 0 without compression.
+        similar: rows and columns of the table of similar tokens.
     """
 
     parameters: int
     moments: int
     regions: int
     residuals: int = 0
+    similar: tuple[int, int] = (0, 0)
 
     def rows(self) -> dict[str, int]:
-        """Return how many vectors of `parameters` floats each part holds."""
+        """Return how many vectors of `parameters` floats the parts that consist of them hold."""
         rows = {
             "weights": VERSIONS,
             "moments": VERSIONS * self.moments,
@@ -42,14 +47,16 @@ class MemoryLayout:
         }
         return rows | {"residuals": VERSIONS * self.residuals} if self.residuals else rows
 
-    def bytes_of(self, part: str) -> int:
-        """Return the size of one part in bytes."""
-        return self.rows()[part] * self.parameters * _FLOAT_BYTES
+    def parts(self) -> dict[str, int]:
+        """Return the size of each part in bytes; a part that no run needs is left out."""
+        sizes = {part: count * self.parameters * _FLOAT_BYTES for part, count in self.rows().items()}
+        table = math.prod(self.similar) * (_RANK_BYTES + _FLOAT_BYTES)
+        return {**sizes, "similar": table} if table else sizes
 
     @property
     def total_bytes(self) -> int:
         """Size of all parts in bytes."""
-        return sum(self.bytes_of(part) for part in self.rows())
+        return sum(self.parts().values())
 
 
 class Memory(Protocol):
@@ -69,13 +76,16 @@ class Memory(Protocol):
     def residual(self, group: int, version: int) -> Floats:
         """Return what the codes of a group's gradients have lost up to a version."""
 
+    def similar(self) -> tuple[Ranks, Floats]:
+        """Return the table of similar tokens: ranks (V, k) int32 and weights (V, k) float32."""
+
 
 class BufferMemory:
     """`Memory` over one writable or read-only buffer per part.
 
     Args:
         layout: the sizes.
-        buffers: objects with the buffer protocol for each of `layout.rows()`.
+        buffers: objects with the buffer protocol, by the names of the layout's parts.
     """
 
     def __init__(self, layout: MemoryLayout, buffers: dict[str, memoryview]) -> None:
@@ -85,6 +95,7 @@ class BufferMemory:
         self._moments = rows["moments"]
         self._gradients = rows["gradients"]
         self._residuals = rows.get("residuals", [])
+        self._similar = buffers.get("similar", memoryview(b""))
 
     def _rows(self, buffer: memoryview, count: int) -> Sequence[Floats]:
         flat = np.frombuffer(buffer, np.float32, count * self.layout.parameters)
@@ -105,3 +116,10 @@ class BufferMemory:
     def residual(self, group: int, version: int) -> Floats:
         """Return what the codes of a group's gradients have lost up to a version."""
         return self._residuals[group * VERSIONS + version % VERSIONS]
+
+    def similar(self) -> tuple[Ranks, Floats]:
+        """Return the table of similar tokens."""
+        shape = self.layout.similar
+        count = math.prod(shape)
+        ranks = np.frombuffer(self._similar, np.int32, count).reshape(shape)
+        return ranks, np.frombuffer(self._similar, np.float32, count, count * _RANK_BYTES).reshape(shape)

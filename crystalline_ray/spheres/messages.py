@@ -16,12 +16,13 @@ class StepRequest:
     Attributes:
         step: number of the step in the run, from 0.
         version: weights version to start from; equals the number of updates applied so far.
-        learning_rate: already scheduled.
+        learning_rate, smoothing_weight: already scheduled.
     """
 
     step: int
     version: int
     learning_rate: float
+    smoothing_weight: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class StepOrder:
     Attributes:
         micro_batches: how many micro-batches the step has; indices follow from the groups.
         scale: factor of every gradient, 1 / target tokens of the global batch.
+        smoothing_weight: share of each target's probability that other tokens get.
         helpers: workers to use, own ones first.
     """
 
@@ -66,6 +68,7 @@ class StepOrder:
     version: int
     micro_batches: int
     scale: float
+    smoothing_weight: float
     helpers: tuple[Helper, ...]
 
 
@@ -146,6 +149,7 @@ class UnitMessage:
     version: int
     region: int
     scale: float
+    smoothing_weight: float
     batches: tuple[BatchMessage, ...]
 
 

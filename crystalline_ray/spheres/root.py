@@ -80,7 +80,9 @@ class RootSphere:
         scale = 1.0 / self._run.tokens(request.step)
         helpers = self._helpers(micro_batches)
         orders = {
-            sphere: StepOrder(request.step, request.version, micro_batches, scale, helpers[sphere])
+            sphere: StepOrder(
+                request.step, request.version, micro_batches, scale, request.smoothing_weight, helpers[sphere]
+            )
             for sphere in self._level1
         }
         ready: list[GroupsReady] = self._ask(orders, rounds=micro_batches)

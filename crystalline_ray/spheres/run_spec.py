@@ -8,6 +8,7 @@ from crystalline_ray.config import Config
 from crystalline_ray.kernels.gemm import Library
 from crystalline_ray.kernels.optimizers import MOMENTS
 from crystalline_ray.model.layout import ModelShape, ParameterLayout
+from crystalline_ray.model.transformer import workspace_size
 from crystalline_ray.spheres.memory import Floats, Memory, MemoryLayout
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, SpherePlan, SphereSpec
 
@@ -91,6 +92,25 @@ class RunSpec:
         """Target tokens of a step."""
         return self.sequences(step) * self.shape.seq_len
 
+    @property
+    def similar_tokens(self) -> int:
+        """Entries in a row of the table of similar tokens; 0 if nothing reads it."""
+        if self.config.smoothing != "crystal":
+            return 0
+        return min(self.config.smoothing_neighbours, self.shape.vocab_size - 1)
+
+    @property
+    def leaf_bytes(self) -> int:
+        """What each leaf allocates for its own work."""
+        config = self.config
+        return workspace_size(
+            self.shape,
+            config.batch_size,
+            dropout=config.dropout,
+            bfloat16=config.precision == "bfloat16",
+            similar=self.similar_tokens,
+        )
+
     @cached_property
     def layout(self) -> ParameterLayout:
         """Where each parameter lies."""
@@ -122,7 +142,8 @@ class RunSpec:
         """Sizes of the memory the spheres of one node share."""
         regions = self.groups + sum(map(len, self.slots.values()))
         residuals = 0 if self.config.gradient_compression == "none" else self.groups
-        return MemoryLayout(self.layout.size, len(self.moment_names), regions, residuals)
+        table = (self.shape.vocab_size, self.similar_tokens) if self.similar_tokens else (0, 0)
+        return MemoryLayout(self.layout.size, len(self.moment_names), regions, residuals, table)
 
     def state(self, memory: Memory, version: int) -> dict[str, Floats]:
         """Return what a version needs beside its weights to be trained on: moments, and residuals of compressed groups.

@@ -88,7 +88,7 @@ def leaf_work(work: Work) -> Callable[[], float]:
     shape, config = work.shape, Config(batch_size=work.batch_size)
     layout = ParameterLayout(shape)
     sizes = MemoryLayout(layout.size, moments=2, regions=1)
-    memory = BufferMemory(sizes, {part: aligned_zeros(sizes.bytes_of(part)).data for part in sizes.rows()})
+    memory = BufferMemory(sizes, {part: aligned_zeros(size).data for part, size in sizes.parts().items()})
     memory.weights(0)[:] = initialise(layout, seed=1)
     leaf = LeafSphere(
         memory,
@@ -105,7 +105,7 @@ def leaf_work(work: Work) -> Callable[[], float]:
 
     def step() -> float:
         nonlocal version
-        reply = leaf.compute(UnitMessage(version, version, 0, 1.0 / work.tokens, (batch,)))
+        reply = leaf.compute(UnitMessage(version, version, 0, 1.0 / work.tokens, 0.0, (batch,)))
         protocol = segments.commit(Commit(version, version, (0,), _LEARNING_RATE))
         posts = next(protocol)
         try:

@@ -15,7 +15,7 @@ from crystalline_ray.training.console import Console
 from crystalline_ray.training.interruption import Interruption
 from crystalline_ray.training.meter import Meter
 from crystalline_ray.training.metrics import MetricsWriter
-from crystalline_ray.training.schedule import learning_rate
+from crystalline_ray.training.schedule import learning_rate, smoothing_weight
 
 # One bad batch is skipped; when this many updates in a row are not finite, the run has diverged.
 _MOST_SKIPPED_IN_A_ROW = 10
@@ -81,7 +81,8 @@ class TrainingLoop:
     def _step(self, meter: Meter) -> None:
         config, step = self.run_spec.config, self.state.step
         rate = learning_rate(config, step, self.state.total_steps)
-        result = self.engine.step(StepRequest(step, self.version, rate))
+        weight = smoothing_weight(config, step, self.state.total_steps)
+        result = self.engine.step(StepRequest(step, self.version, rate, weight))
         self._account(result)
         self.gradient_bytes = max(self.gradient_bytes, result.gradient_bytes)  # a last step may have fewer groups
         meter.update(result.loss, result.tokens)

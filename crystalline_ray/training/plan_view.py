@@ -13,7 +13,6 @@ from rich.tree import Tree
 
 from crystalline_ray.config import Config
 from crystalline_ray.errors import ResourceError
-from crystalline_ray.model.transformer import workspace_size
 from crystalline_ray.spheres.plan import SpherePlan, SphereSpec
 from crystalline_ray.spheres.run_spec import RunSpec, model_shape
 from crystalline_ray.training.console import short_count
@@ -50,15 +49,11 @@ class PlanView:
         Raises ResourceError if a leaf's share is more than this machine could ever give.
         """
         shared = self._run.memory
-        config = self._run.config
         try:
-            leaf = workspace_size(
-                self._run.shape, config.batch_size, dropout=config.dropout, bfloat16=config.precision == "bfloat16"
-            )
+            leaf = self._run.leaf_bytes
         except MemoryError as error:
             raise ResourceError(f"the model is too large for the memory of this machine: {error}") from None
-        parts = {part: shared.bytes_of(part) for part in shared.rows()}
-        return {**parts, "shared": shared.total_bytes, "per_leaf": leaf}
+        return {**shared.parts(), "shared": shared.total_bytes, "per_leaf": leaf}
 
     def render(self) -> RenderableType:
         """Return the tree and the facts below it, for `Console.show`."""
@@ -92,7 +87,7 @@ class PlanView:
             f"{config.micro_batches:,} micro-batches of {config.batch_size} sequences, "
             f"{config.global_batch_size * config.seq_len:,} tokens",
         )
-        parts = ", ".join(f"{part} {readable_bytes(memory[part])}" for part in run.memory.rows())
+        parts = ", ".join(f"{part} {readable_bytes(memory[part])}" for part in run.memory.parts())
         yield "memory", f"{readable_bytes(memory['shared'])} shared ({parts})"
         yield "", f"{readable_bytes(memory['per_leaf'])} for each leaf's own work"
         for note in self._notes:

@@ -16,7 +16,6 @@ from crystalline_ray.engine.ray.arena import arena_root, check_room
 from crystalline_ray.engine.topology import allowed_cores
 from crystalline_ray.errors import CheckpointError, ResourceError
 from crystalline_ray.model.layout import initialise, weights_digest
-from crystalline_ray.model.transformer import workspace_size
 from crystalline_ray.spheres.plan import SpherePlan, plan_spheres
 from crystalline_ray.spheres.run_spec import RunSpec, model_shape
 from crystalline_ray.training.arithmetic import decide_arithmetic, warnings_about
@@ -88,9 +87,7 @@ def check_memory(run: RunSpec) -> None:
     """Raise ResourceError if this machine has not the shared or main memory that the run needs."""
     if run.config.engine == "ray":
         check_room(arena_root(), run.memory)
-    workspace = workspace_size(
-        run.shape, run.config.batch_size, dropout=run.config.dropout, bfloat16=run.config.precision == "bfloat16"
-    )
+    workspace = run.leaf_bytes
     needed = run.memory.total_bytes + len(run.plan.leaves) * workspace
     available = psutil.virtual_memory().available
     if needed > available:

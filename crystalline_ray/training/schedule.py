@@ -1,8 +1,8 @@
-"""The learning rate of a step."""
+"""What a schedule decides for a step: the learning rate and the weight of smoothing."""
 
 import math
 
-from crystalline_ray.config import OptimizerConfig
+from crystalline_ray.config import LossConfig, OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:
@@ -23,6 +23,17 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
     left = 1.0 - done if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
     # Rounding must not carry the rate below its floor or above its peak.
     return min(max(floor + (peak - floor) * left, floor), peak)
+
+
+def smoothing_weight(config: LossConfig, step: int, total_steps: int) -> float:
+    """Return the share that other tokens get of each target's probability in step `step`, counted from 0.
+
+    A `linear` schedule takes the same from it in every step and would reach 0 in the first step after the last.
+    """
+    if config.smoothing == "none":
+        return 0.0
+    left = 1.0 - step / total_steps if config.smoothing_schedule == "linear" else 1.0
+    return config.smoothing_weight * left
 
 
 def warmup(config: OptimizerConfig, total_steps: int) -> int:

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from crystalline_ray.errors import CrystallineError
 from crystalline_ray.kernels.operands import unrounded
+from crystalline_ray.kernels.smoothing import Objective
 from crystalline_ray.kernels.workspace import Array, Workspace, steady_state
 from crystalline_ray.model.head import head_loss_and_gradient, plan_head, plan_head_indices, view_head
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
@@ -51,7 +52,7 @@ def head_turn(head: Any, x: Array, targets: np.ndarray[Any, Any]) -> Turn:
 
     def turn() -> float:
         with steady_state():
-            loss = head_loss_and_gradient(shape, x, tables, targets, 1.0 / ROWS, buffers, dx, unrounded)
+            loss = head_loss_and_gradient(shape, x, tables, targets, Objective(1.0 / ROWS), buffers, dx, unrounded)
         return loss / ROWS
 
     return turn

@@ -33,9 +33,20 @@ def digest_of(run, steps=3):
     head=st.sampled_from(["full", "lattice"]),
     neighbour_mixing=st.booleans(),
     compression=st.sampled_from(["none", "bfloat16", "d3", "e8"]),
+    smoothing=st.sampled_from(["none", "crystal", "uniform"]),
 )
 def test_any_tree_gives_the_bits_of_one_leaf(
-    make_run, cores, coordinators, fan_out, micro_batches, sum_unit, dropout, head, neighbour_mixing, compression
+    make_run,
+    cores,
+    coordinators,
+    fan_out,
+    micro_batches,
+    sum_unit,
+    dropout,
+    head,
+    neighbour_mixing,
+    compression,
+    smoothing,
 ):
     largest = 1 + fan_out + fan_out**2 + fan_out**3
     fields = {
@@ -45,6 +56,7 @@ def test_any_tree_gives_the_bits_of_one_leaf(
         "head": head,
         "neighbour_mixing": neighbour_mixing,
         "gradient_compression": compression,
+        "smoothing": smoothing if head == "full" else "none",
         # the last of three steps is ragged and, with many micro-batches, leaves some leaves without work
         "sequences": 2 * 2 * micro_batches + micro_batches,
     }
@@ -59,6 +71,8 @@ def test_any_tree_gives_the_bits_of_one_leaf_with_mkl_too(make_run, precision, h
     # large enough that most products are MKL's
     fields = {"batch_size": 8, "global_batch_size": 8 * 5, "embed_dim": 96, "dropout": 0.1}
     fields |= {"blas": "mkl", "precision": precision, "head": head}
+    if precision == "bfloat16" and head == "full":
+        fields |= {"smoothing": "crystal"}
     alone = digest_of(make_run(1, **fields))
     assert alone == digest_of(make_run(1, **fields))
     assert alone == digest_of(make_run(7, **fields))
@@ -110,6 +124,12 @@ def test_routing_changes_the_order_of_the_sum_and_nothing_else(make_run, head):
     routed, plain = (digest_of(make_run(3, routing=r, **fields), steps=2) for r in ("symmetry", "round_robin"))
     assert routed[0] != plain[0]
     assert routed[1] == pytest.approx(plain[1], rel=1e-5)
+
+
+def test_smoothing_of_no_weight_gives_the_bits_of_none(make_run):
+    plain = digest_of(make_run(1))
+    assert digest_of(make_run(1, smoothing="crystal", smoothing_weight=0.0)) == plain
+    assert digest_of(make_run(1, smoothing="crystal"))[0] != plain[0]
 
 
 def test_four_levels_give_the_bits_of_one_leaf(make_run):

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crystalline_ray.kernels.head import HeadBuffers, head_forward, head_forward_backward, head_index_plan, head_plan
+from crystalline_ray.kernels.smoothing import Objective
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid:RuntimeWarning")
 
@@ -43,14 +44,14 @@ def test_loss_equals_the_definition(rows: int, vocab: int, width: int, size: flo
     loss = head_forward(x, table, targets, scratch)
     assert loss == pytest.approx(expected, rel=1e-5, abs=1e-5)
     dx, dtable = np.empty_like(x), np.empty_like(table)
-    assert head_forward_backward(x, table, targets, 0.5, scratch, (dx, dtable)) == loss
+    assert head_forward_backward(x, table, targets, Objective(0.5), scratch, (dx, dtable)) == loss
 
 
 @pytest.mark.parametrize(("rows", "vocab", "width", "size"), [(1, 2, 1, 1.0), (7, 5, 3, 1.0), (70, 3, 2, 60.0)])
 def test_gradients_equal_finite_differences(rows: int, vocab: int, width: int, size: float) -> None:
     x, table, targets = problem(rows, vocab, width, size)
     dx, dtable = np.empty_like(x), np.empty_like(table)
-    head_forward_backward(x, table, targets, 0.25, buffers(rows, vocab, width, np.float64), (dx, dtable))
+    head_forward_backward(x, table, targets, Objective(0.25), buffers(rows, vocab, width, np.float64), (dx, dtable))
 
     def loss() -> float:
         return 0.25 * reference(x, table, targets)
@@ -65,7 +66,7 @@ def test_many_blocks_equal_one_product() -> None:
     scratch = buffers(rows, vocab, width, np.float64)
     assert len(scratch.powers) < len(scratch.logits) < rows
     dx, dtable = np.empty_like(x), np.empty_like(table)
-    loss = head_forward_backward(x, table, targets, 1.0, scratch, (dx, dtable))
+    loss = head_forward_backward(x, table, targets, Objective(1.0), scratch, (dx, dtable))
     logits = x @ table.T
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     probabilities[np.arange(rows), targets] -= 1.0
@@ -78,7 +79,7 @@ def test_many_blocks_equal_one_product() -> None:
 def test_rows_without_a_target_count_for_nothing() -> None:
     x, table, _ = problem(9, 6, 4, 1.0)
     dx, dtable = np.empty_like(x), np.empty_like(table)
-    loss = head_forward_backward(x, table, np.full(9, -1), 1.0, buffers(9, 6, 4, np.float64), (dx, dtable))
+    loss = head_forward_backward(x, table, np.full(9, -1), Objective(1.0), buffers(9, 6, 4, np.float64), (dx, dtable))
     assert loss == 0.0
     assert not dx.any()
     assert not dtable.any()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels import blas, gemm, workspace
+from crystalline_ray.lattice.similarity import similar_ranks
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
 from crystalline_ray.model.transformer import Transformer, workspace_size
 
@@ -77,6 +78,37 @@ def test_gradient_of_the_whole_model_equals_finite_differences(shape: ModelShape
         assert abs(0.5 * slope - gradient @ direction) < 1e-6 * (1.0 + size), parameter.name
     for padding in model.layout.padding:
         assert not gradient[padding].any()
+
+
+@pytest.mark.parametrize("smoothing", ["crystal", "uniform"])
+def test_gradient_of_smoothed_targets_equals_finite_differences_of_the_logits(smoothing: str) -> None:
+    similar, weight, (inputs, targets) = similar_ranks(23, 5, dtype=np.float64), 0.3, tokens_of(SMALL, 3)
+    model = Transformer(SMALL, 3, dtype=np.float64, smoothed_by=similar if smoothing == "crystal" else "uniform")
+    shares = np.full((23, 23), 1.0 / 23)
+    if smoothing == "crystal":
+        shares[:] = 0.0
+        np.put_along_axis(shares, similar.ranks.astype(int), similar.weights, axis=1)
+    q = (1.0 - weight) * np.eye(23)[targets] + weight * shares[targets]
+    weights = weights_of(SMALL, np.float64)
+    gradient = np.full_like(weights, np.nan)
+
+    def objective(weights: np.ndarray) -> float:
+        logits = model.logits(weights, inputs)
+        log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+        return -float((q * log_p).sum(axis=-1)[targets >= 0].sum())
+
+    options: Any = {"scale": 0.5, "dropout_seed": None, "smoothing_weight": weight}
+    loss = model.loss_and_gradient(weights, gradient, inputs, targets, **options)
+    assert loss == model.loss(weights, inputs, targets)
+    rng = np.random.default_rng(8)
+    for parameter in model.layout.parameters:
+        direction = np.zeros_like(weights)
+        direction[parameter.offset : parameter.offset + parameter.size] = rng.standard_normal(parameter.size)
+        once, twice = (
+            objective(weights + step * direction) - objective(weights - step * direction) for step in (3e-5, 6e-5)
+        )
+        slope = (8.0 * once - twice) / 36e-5
+        assert 0.5 * slope == pytest.approx(gradient @ direction, rel=1e-6, abs=1e-6), parameter.name
 
 
 @pytest.mark.parametrize("shape", [SMALL, LATTICE, MIXED])
@@ -182,15 +214,20 @@ def test_results_have_the_same_bits_wherever_buffers_lie(shape: ModelShape, monk
     assert len(results) == 1
 
 
-@pytest.mark.parametrize("switches", [{}, {"head": "lattice"}, {"neighbour_mixing": True}])
-def test_a_steady_step_allocates_nothing_over_4_kib(switches: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("switches", "smoothed"),
+    [({}, False), ({}, True), ({"head": "lattice"}, False), ({"neighbour_mixing": True}, False)],
+)
+def test_a_steady_step_allocates_nothing_over_4_kib(switches: dict[str, Any], smoothed: bool) -> None:
     shape = ModelShape(vocab_size=1000, seq_len=64, embed_dim=128, num_layers=2, num_heads=4, **switches)
-    model, weights, (inputs, targets) = Transformer(shape, 16), weights_of(shape), tokens_of(shape, 16)
+    weights, (inputs, targets) = weights_of(shape), tokens_of(shape, 16)
+    model = Transformer(shape, 16, smoothed_by=similar_ranks(1000, 16) if smoothed else None)
+    options: Any = {"scale": 1.0, "dropout_seed": None, "smoothing_weight": 0.1 if smoothed else 0.0}
     gradient = np.empty_like(weights)
     for _ in range(2):
-        model.loss_and_gradient(weights, gradient, inputs, targets, scale=1.0, dropout_seed=None)
+        model.loss_and_gradient(weights, gradient, inputs, targets, **options)
     tracemalloc.start()
-    model.loss_and_gradient(weights, gradient, inputs, targets, scale=1.0, dropout_seed=None)
+    model.loss_and_gradient(weights, gradient, inputs, targets, **options)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     # three buffers of 4 KiB that NumPy's iterator holds to broadcast, and its bookkeeping
@@ -207,6 +244,11 @@ def test_the_size_of_a_workspace_is_known_before_it_is_allocated(
 ) -> None:
     model = Transformer(shape, 3, dropout=dropout, training=training, dtype=dtype)
     assert workspace_size(shape, 3, dropout=dropout, training=training, dtype=dtype) == model.workspace_bytes
+
+
+def test_the_scratch_of_smoothing_is_part_of_the_workspace() -> None:
+    model = Transformer(SMALL, 3, smoothed_by=similar_ranks(23, 5))
+    assert workspace_size(SMALL, 3, similar=5) == model.workspace_bytes > workspace_size(SMALL, 3)
 
 
 def test_memory_grows_with_the_context_not_with_its_square() -> None:
@@ -268,6 +310,12 @@ def test_wrong_buffers_and_uses_are_refused() -> None:
         model.loss(weights[16:], inputs, targets)
     with pytest.raises(ValueError, match="training"):
         model.loss_and_gradient(weights, weights.copy(), inputs, targets, scale=1.0, dropout_seed=None)
+    with pytest.raises(ValueError, match="smoothed_by"):
+        Transformer(SMALL, 3).loss_and_gradient(
+            weights, weights.copy(), inputs, targets, scale=1.0, dropout_seed=None, smoothing_weight=0.1
+        )
+    with pytest.raises(ConfigError, match="head = 'full' only"):
+        Transformer(LATTICE, 3, smoothed_by="uniform")
     with pytest.raises(ConfigError, match="batch_size"):
         Transformer(SMALL, 0)
     with pytest.raises(ConfigError, match="dropout"):

@@ -22,7 +22,7 @@ class Node:
         run = RunSpec(config, SHAPE, plan_spheres([[None]]), tmp_path, 10**9)
         self.layout = run.layout
         sizes = run.memory
-        self.memory = BufferMemory(sizes, {part: memoryview(bytearray(sizes.bytes_of(part))) for part in sizes.rows()})
+        self.memory = BufferMemory(sizes, {part: memoryview(bytearray(size)) for part, size in sizes.parts().items()})
         self.sender = GroupSender(tuple(range(12)), run, self.memory)
 
     def gradient(self, seed: int) -> np.ndarray:
@@ -96,5 +96,5 @@ def test_bytes_are_those_of_the_codes(tmp_path):
 
 def test_without_compression_nothing_is_touched_or_kept(tmp_path):
     node = Node(tmp_path, "none")
-    assert "residuals" not in node.memory.layout.rows()
+    assert "residuals" not in node.memory.layout.parts()
     assert (node.send(0, 5)[0] == node.gradient(5)).all()

@@ -16,7 +16,7 @@ SIZE = 16
 
 def memory_with(regions: int) -> BufferMemory:
     layout = MemoryLayout(parameters=SIZE, moments=0, regions=regions)
-    buffers = {part: memoryview(bytearray(max(4, layout.bytes_of(part)))) for part in layout.rows()}
+    buffers = {part: memoryview(bytearray(max(4, size))) for part, size in layout.parts().items()}
     return BufferMemory(layout, buffers)
 
 

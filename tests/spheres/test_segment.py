@@ -14,7 +14,7 @@ LAYOUT = ParameterLayout(SHAPE)
 
 def filled_memory(moments: int) -> BufferMemory:
     layout = MemoryLayout(LAYOUT.size, moments, regions=12)
-    memory = BufferMemory(layout, {part: memoryview(bytearray(layout.bytes_of(part))) for part in layout.rows()})
+    memory = BufferMemory(layout, {part: memoryview(bytearray(size)) for part, size in layout.parts().items()})
     rng = np.random.default_rng(5)
     memory.weights(3)[:] = rng.standard_normal(LAYOUT.size)
     for index in range(moments):

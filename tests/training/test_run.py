@@ -100,10 +100,17 @@ def test_thirty_steps_leave_a_run_folder_that_tells_the_whole_story(make_config)
     )
 
 
-@pytest.mark.parametrize(("number", "routing"), [(signal.SIGTERM, "round_robin"), (signal.SIGINT, "symmetry")])
-def test_a_stop_at_step_17_and_a_resume_on_more_leaves_change_no_bit(make_config, number, routing):
-    whole = quietly(make_config(steps=30, name="whole", dropout=0.1, routing=routing))
-    cut = make_config(steps=30, name="cut", dropout=0.1, routing=routing)
+@pytest.mark.parametrize(
+    ("number", "fields"),
+    [
+        (signal.SIGTERM, {"routing": "round_robin"}),
+        (signal.SIGINT, {"routing": "symmetry", "smoothing": "crystal", "smoothing_schedule": "linear"}),
+    ],
+    ids=["SIGTERM", "SIGINT, symmetry, crystal"],
+)
+def test_a_stop_at_step_17_and_a_resume_on_more_leaves_change_no_bit(make_config, number, fields):
+    whole = quietly(make_config(steps=30, name="whole", dropout=0.1, **fields))
+    cut = make_config(steps=30, name="cut", dropout=0.1, **fields)
     stopped = train(cut, SignalAt(17, number))
     assert (stopped.steps, stopped.stopped) == (17, signal.Signals(number).name)
     folder = cut.runs_dir / "cut"
@@ -113,7 +120,7 @@ def test_a_stop_at_step_17_and_a_resume_on_more_leaves_change_no_bit(make_config
     assert resumed.first_validation_loss == whole.first_validation_loss
     assert resumed.tokens == whole.tokens
     assert resumed.routing == whole.routing
-    assert (whole.routing is None) == (routing == "round_robin")
+    assert (whole.routing is None) == (fields["routing"] == "round_robin")
     records = read_metrics(folder / "metrics.jsonl").records
     assert [r["step"] for r in records if "loss" in r] == list(range(1, 31))
     with pytest.raises(CheckpointError, match="has finished all its 30 steps"):

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crystalline_ray.config import OptimizerConfig
-from crystalline_ray.training.schedule import learning_rate, warmup
+from crystalline_ray.config import LossConfig, OptimizerConfig
+from crystalline_ray.training.schedule import learning_rate, smoothing_weight, warmup
 
 SCHEDULES = ("cosine", "linear", "constant")
 
@@ -90,3 +90,13 @@ def test_known_values(schedule: str, expected: list[float]) -> None:
 def test_a_warm_up_that_is_not_given_leaves_a_short_run_time_to_learn(total_steps: int, expected: int) -> None:
     assert warmup(OptimizerConfig(), total_steps) == expected
     assert warmup(OptimizerConfig(warmup_steps=7), total_steps) == 7
+
+
+def test_the_weight_of_smoothing_stays_or_falls_to_nothing() -> None:
+    assert [smoothing_weight(LossConfig(smoothing="crystal", smoothing_weight=0.2), step, 3) for step in (0, 2)] == [
+        0.2,
+        0.2,
+    ]
+    linear = LossConfig(smoothing="uniform", smoothing_weight=0.2, smoothing_schedule="linear")
+    assert [smoothing_weight(linear, step, 4) for step in range(5)] == pytest.approx([0.2, 0.15, 0.1, 0.05, 0.0])
+    assert smoothing_weight(LossConfig(smoothing_weight=0.2), 0, 3) == 0.0

@@ -43,7 +43,7 @@ class Arena:
         """
         check_room(self.folder.parent, self.layout)
         self.folder.mkdir(mode=0o700)
-        for part in (*self.layout.rows(), BOARD):
+        for part in (*self.layout.parts(), BOARD):
             descriptor = os.open(self.folder / part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             try:
                 os.posix_fallocate(descriptor, 0, self._size(part))
@@ -60,7 +60,7 @@ class Arena:
         Raises:
             FileNotFoundError: the arena is gone.
         """
-        return BufferMemory(self.layout, {part: self._map(part, part in writable) for part in self.layout.rows()})
+        return BufferMemory(self.layout, {part: self._map(part, part in writable) for part in self.layout.parts()})
 
     def attach_board(self) -> memoryview:
         """Map the board of the level-1 spheres, writable."""
@@ -72,7 +72,7 @@ class Arena:
             shutil.rmtree(self.folder)
 
     def _size(self, part: str) -> int:
-        return self.board_bytes if part == BOARD else max(1, self.layout.bytes_of(part))
+        return self.board_bytes if part == BOARD else max(1, self.layout.parts()[part])
 
     def _map(self, part: str, writable: bool) -> memoryview:
         flags, access = (os.O_RDWR, mmap.ACCESS_WRITE) if writable else (os.O_RDONLY, mmap.ACCESS_READ)

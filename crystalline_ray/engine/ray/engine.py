@@ -17,6 +17,7 @@ from crystalline_ray.errors import DeadlineError, SphereError
 from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.messages import EvaluationRequest, EvaluationResult, StepRequest, StepResult
 from crystalline_ray.spheres.run_spec import RunSpec
+from crystalline_ray.spheres.similar import place_similar_tokens
 
 _ROOT = 0
 _DRIVER = -1
@@ -48,7 +49,7 @@ class RayEngine(Engine):
         self._run = run
         self.arena = Arena(session.new_arena_folder(), run.memory, BOARD_BYTES)
         self.arena.create()
-        self.memory: Memory = self.arena.attach(writable=frozenset({"weights", "moments", "residuals"}))
+        self.memory: Memory = self.arena.attach(writable=frozenset({"weights", "moments", "residuals", "similar"}))
         self._link = RayLink(run.plan, _DRIVER, _nobody)
         self._root: Any = None
         self.processes: list[int] = []
@@ -59,6 +60,7 @@ class RayEngine(Engine):
         Raises:
             CrystallineError: a sphere could not be made, or not in time.
         """
+        place_similar_tokens(self._run, self.memory, progress)
         total = len(self._run.plan.spheres)
         progress("Starting spheres", 0, total)
         self._root = ROOT_HOST.remote(self._run, _ROOT, self.arena)

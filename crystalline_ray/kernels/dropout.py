@@ -1,7 +1,7 @@
 """Dropout (Srivastava et al., JMLR 15, 2014, section 4; scaled during training) with masks that are computed, not kept.
 
-A mask is a function of (seed, micro-batch, site, block of rows), so the backward pass computes it a second time instead
-of storing it, and no mask depends on which worker computes it.
+A mask is a function of (seed, micro-batch, site, part, block of rows), so the backward pass computes it a second time
+instead of storing it, and no mask depends on which worker computes it.
 """
 
 from dataclasses import dataclass
@@ -16,17 +16,23 @@ _LEVELS = 1 << 16
 
 @dataclass(frozen=True)
 class Masks:
-    """The masks of one site (a place in the model) for one micro-batch. `rate` is rounded to a multiple of 2**-16."""
+    """The masks of one site (a place in the model) for one part of a micro-batch, of fewer than 2**32 blocks.
+
+    `rate` is rounded to a multiple of 2**-16.
+    """
 
     rate: float
     seed: int
     micro_batch: int
     site: int
+    part: int = 0
 
     def fill(self, mask: Array, block: int) -> None:
         """Fill the contiguous mask of one block of rows with 0 (probability `rate`) and 1 / (1 - rate)."""
         threshold = min(round(self.rate * _LEVELS), _LEVELS - 1)
-        stream = generator(self.seed, Purpose.DROPOUT, self.micro_batch, self.site, block).bit_generator
+        stream = generator(
+            self.seed, Purpose.DROPOUT, self.micro_batch, self.site, self.part << 32 | block
+        ).bit_generator
         words = stream.random_raw(-(-mask.size // 4))
         kept = words.astype("<u8", copy=False).view("<u2")[: mask.size] >= threshold
         np.multiply(kept.reshape(mask.shape), mask.dtype.type(_LEVELS / (_LEVELS - threshold)), out=mask)

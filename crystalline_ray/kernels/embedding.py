@@ -20,15 +20,14 @@ def embedding_forward(tokens: Tokens, token_table: Array, position_table: Array,
 def embedding_backward(
     dout: Array, tokens: Tokens, dtoken_table: Array, dposition_table: Array, scratch: Array, indices: RunIndices
 ) -> None:
-    """Add the gradient of the token table to dtoken_table; overwrite dposition_table.
+    """Add the gradients of the tables to dtoken_table (V, C) and dposition_table (T or more, C).
 
-    dout (B, T, C); tokens (B, T); dtoken_table (V, C); dposition_table (T or more, C), zeroed beyond T;
-    scratch (2, B * T, C). A sort puts the rows of one token side by side, in the order of their positions in the batch,
-    so that each sum is one reduction in an order that depends on nothing else.
+    dout (B, T, C); tokens (B, T); scratch (2, B * T, C). A sort puts the rows of one token side by side, as they are in
+    the batch, so that each sum is one reduction in an order that depends on nothing else.
     """
     batch, length, width = dout.shape
-    np.add.reduce(dout, axis=0, out=dposition_table[:length])
-    dposition_table[length:].fill(0.0)
+    for sequence in dout:
+        np.add(dposition_table[:length], sequence, out=dposition_table[:length])
     order, keys = sort_rows(tokens.reshape(-1), indices)
     starts, present = find_runs(keys, indices)
     gathered, sums = scratch[0], scratch[1, : len(present)]

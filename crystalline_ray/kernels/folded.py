@@ -9,8 +9,6 @@ normalisation the subtraction of its mean.
 import numpy as np
 
 from crystalline_ray.kernels import gemm
-from crystalline_ray.kernels.linear import linear_backward
-from crystalline_ray.kernels.operands import Operands, unrounded
 from crystalline_ray.kernels.workspace import Array
 
 
@@ -27,24 +25,14 @@ def fold_norm_forward(gain: Array, shift: Array, weight: Array, bias: Array, fol
     gemm.add_product(shift[None], weight, folded_bias[None])
 
 
-def folded_backward(
-    dout: Array,
-    normalised: Array,
-    folded: Array,
-    weight: Array,
-    gain: Array,
-    shift: Array,
-    dnormalised: Array,
-    gradients: tuple[Array, Array, Array, Array],
-    operands: Operands = unrounded,
+def fold_norm_backward(
+    gain: Array, shift: Array, weight: Array, dgain: Array, dshift: Array, dweight: Array, dbias: Array
 ) -> None:
-    """Overwrite dnormalised (N, I), whose rows sum to 0, and the gradients.
+    """Turn dweight (I, O) in place from the gradient of the folded weight into that of `weight`; overwrite the others.
 
-    Those are of gain, shift (I,), weight (I, O) and bias (O,). dout (N, O); normalised (N, I); the others as
-    `fold_norm_forward` took and left them.
+    gain, shift, dgain, dshift (I,); weight (I, O); dbias (O,), the same for both biases. All of it is linear in dweight
+    and dbias, so those of all parts of a micro-batch are added up first, and this is done once.
     """
-    dgain, dshift, dweight, dbias = gradients
-    linear_backward(dout, normalised, folded, dnormalised, dweight, dbias, operands)
     np.vecdot(weight, dweight, out=dgain)
     gemm.multiply(weight, dbias[:, None], dshift[:, None])
     np.multiply(dweight, gain[:, None], out=dweight)

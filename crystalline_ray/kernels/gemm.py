@@ -82,6 +82,12 @@ def column_sums(x: Array, out: Array) -> None:
     np.matmul(_ones(x.shape[0], x.dtype.char), x, out=out)
 
 
+def add_column_sums(x: Array, out: Array, scratch: Array) -> None:
+    """Add the sums of x (R, C) over its rows to out (C,); scratch (C,)."""
+    column_sums(x, scratch)
+    np.add(out, scratch, out=out)
+
+
 def _is_small(a: blas.Matrix, out: Array) -> bool:
     """Whether a product is one of many, thin, or small, at which NumPy's BLAS is faster than MKL, up to six times."""
     return out.ndim != 2 or min(out.shape) < _THIN or out.size * a.shape[1] < _FEW_OPERATIONS

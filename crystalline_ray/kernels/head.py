@@ -83,7 +83,8 @@ def head_forward_backward(
     gradients: tuple[Array, Array],
     operands: Operands = unrounded,
 ) -> float:
-    """Return what `head_forward` does, and overwrite gradients, dx (N, C) and dtable (V, C), with the objective's.
+    """Return what `head_forward` does; with gradients dx (N, C) and dtable (V, C), overwrite dx with the objective's
+    gradient, and add that of the table to dtable.
 
     Smoothing of targets goes into the gradients alone; with none, or of weight 0, they are scale * those of the loss.
     """
@@ -96,10 +97,7 @@ def head_forward_backward(
             _smooth(block, buffers, smoothing, weight)
         dlogits, inputs = operands(block, 0), operands(x[rows], 2)
         gemm.multiply(dlogits, factor, dx[rows])
-        if rows.start == 0:
-            gemm.multiply(dlogits.T, inputs, dtable)
-        else:
-            gemm.add_product(dlogits.T, inputs, dtable)
+        gemm.add_product(dlogits.T, inputs, dtable)
     return loss
 
 

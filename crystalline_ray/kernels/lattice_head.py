@@ -86,14 +86,14 @@ class LatticeHeadBuffers(NamedTuple):
 
 
 def lattice_head_plan(rows: int, num_levels: int, fan_out: int, width: int) -> dict[str, tuple[int, ...]]:
-    """Return shapes of LatticeHeadBuffers: x, dx, product (N, C); scores, powers (D, N, K); totals, shift (D, N, 1);
-    picked (D, N). K is the most branches of a node.
+    """Return shapes of LatticeHeadBuffers: x, dx (N, C); product (N or K, C), whichever is more; scores, powers
+    (D, N, K); totals, shift (D, N, 1); picked (D, N). K is the most branches of a node.
     """
     per_row = (num_levels, rows)
     return {
         "x": (rows, width),
         "dx": (rows, width),
-        "product": (rows, width),
+        "product": (max(rows, fan_out), width),
         "scores": (*per_row, fan_out),
         "powers": (*per_row, fan_out),
         "totals": (*per_row, 1),
@@ -127,8 +127,8 @@ def lattice_head_forward_backward(
     buffers: LatticeHeadBuffers,
     gradients: tuple[Array, Array],
 ) -> float:
-    """Return what `lattice_head_forward` does, and overwrite gradients, dx (N, C) and dtable (R, C), with scale * its
-    own; rows of nodes that no target passes get zeros.
+    """Return what `lattice_head_forward` does; with gradients dx (N, C) and dtable (R, C), overwrite dx with scale *
+    its gradient, and add that of the table to dtable: nothing to rows of nodes that no target passes.
     """
     loss, (dx, dtable), scores = _losses(x, table, targets, tree, buffers), gradients, buffers.scores
     count = _rows_with_target(targets)
@@ -138,22 +138,19 @@ def lattice_head_forward_backward(
     np.take(flat, buffers.own, out=buffers.picked, mode="clip")
     np.subtract(buffers.picked, scale, out=buffers.picked)
     flat[buffers.own.reshape(-1)] = buffers.picked.reshape(-1)
-    done = 0
     for level in range(len(scores) if count else 0):
         for rows, first in each_run(*_nodes(tree, level, count, buffers), count):
             if first < 0:
                 continue
             stop = tree.node_stops.item(first)
-            dtable[done:first] = 0.0
-            done = stop
             _node_backward(
                 buffers.x[rows],
                 table[first:stop],
                 scores[level, rows, : stop - first],
                 (buffers.dx[rows], dtable[first:stop]),
-                buffers.product[: rows.stop - rows.start] if level else None,
+                buffers.product,
+                first=level == 0,
             )
-    dtable[done:] = 0.0
     buffers.dx[count:] = 0.0
     dx[buffers.runs.order] = buffers.dx
     return loss
@@ -220,19 +217,24 @@ def _score_level(table: Array, tree: Tree, level: int, count: int, buffers: Latt
 
 
 def _node_backward(
-    x: Array, weight: Array, dscores: Array, gradients: tuple[Array, Array], product: Array | None
+    x: Array, weight: Array, dscores: Array, gradients: tuple[Array, Array], product: Array, *, first: bool
 ) -> None:
-    """Overwrite the gradient of a node's weight (K, C) and add that of x (n, C), without a product overwrite it too."""
+    """Add to the gradients of x (n, C) and of a node's weight (K, C), but overwrite the first of x.
+
+    Small products are made in `product`, as large as either, and added: that takes less than a call that adds.
+    """
     dx, dweight = gradients
+    weights_own = product[: len(weight)]
     if len(x) == 1:  # BLAS has no advantage here, and NumPy's product is slow without one
-        np.multiply(dscores.T, x, out=dweight)
+        np.multiply(dscores.T, x, out=weights_own)
     else:
-        gemm.multiply(dscores.T, x, dweight)
-    if product is None:
+        gemm.multiply(dscores.T, x, weights_own)
+    np.add(dweight, weights_own, out=dweight)
+    if first:
         gemm.multiply(dscores, weight, dx)
-    else:  # for small products adding takes less than a call that adds
-        gemm.multiply(dscores, weight, product)
-        np.add(dx, product, out=dx)
+    else:
+        gemm.multiply(dscores, weight, product[: len(x)])
+        np.add(dx, product[: len(x)], out=dx)
 
 
 def _nodes(tree: Tree, level: int, count: int, buffers: LatticeHeadBuffers) -> tuple[Indices, Indices]:

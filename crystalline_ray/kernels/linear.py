@@ -15,13 +15,20 @@ def linear_forward(x: Array, weight: Array, bias: Array, out: Array, operands: O
 
 
 def linear_backward(
-    dout: Array, x: Array, weight: Array, dx: Array, dweight: Array, dbias: Array, operands: Operands = unrounded
+    dout: Array,
+    x: Array,
+    weight: Array,
+    dx: Array,
+    dweight: Array,
+    dbias: Array,
+    scratch: Array,
+    operands: Operands = unrounded,
 ) -> None:
-    """Overwrite dx (N, I), dweight (I, O) and dbias (O,), given dout (N, O)."""
+    """Overwrite dx (N, I) and add to dweight (I, O) and dbias (O,), given dout (N, O); scratch (O or more,)."""
     factor = operands(dout, 0)
     gemm.multiply(factor, operands(weight, 1).T, dx)
-    gemm.multiply(operands(x, 1).T, factor, dweight)
-    gemm.column_sums(dout, dbias)
+    gemm.add_product(operands(x, 1).T, factor, dweight)
+    gemm.add_column_sums(dout, dbias, scratch[: len(dbias)])
 
 
 def residual_forward(

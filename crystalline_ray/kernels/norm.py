@@ -73,20 +73,18 @@ def norm_backward(
     dbias: Array,
     scratch: tuple[Array, Array],
 ) -> None:
-    """Add the gradient of the normalisation's input to dx; overwrite dgain and dbias; destroy dout.
+    """Add the gradient of the normalisation's input to dx; likewise to dgain and dbias; destroy dout.
 
     dout, normalised, dx (N, C); inverse_deviation (N, 1); gain, dgain, dbias (C,); scratch: the scratch and column of
     `normalise_backward`.
     """
     width, partial = dout.shape[1], np.empty_like(dgain)
-    gemm.column_sums(dout, dbias)
-    dgain.fill(0.0)
+    gemm.add_column_sums(dout, dbias, partial)
     for rows in row_blocks(dout.shape[0], rows_per_block(width, dout.itemsize)):
         block = dout[rows]
         product, mean = (part[: len(block)] for part in scratch)
         np.multiply(block, normalised[rows], out=product)
-        gemm.column_sums(product, partial)
-        np.add(dgain, partial, out=dgain)
+        gemm.add_column_sums(product, dgain, partial)
         np.multiply(block, gain, out=block)
         gemm.row_sums(block, mean)
         np.divide(mean, width, out=mean)

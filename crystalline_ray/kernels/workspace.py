@@ -23,10 +23,12 @@ _ITERATOR_ITEMS = 1024
 class Workspace:
     """Named buffers in one cache-line aligned allocation that is zeroed, and so backed by memory, from the start."""
 
-    def __init__(self, plan: Mapping[str, Sequence[int]], dtype: npt.DTypeLike) -> None:
-        """Allocate one buffer of `dtype` per entry of the plan, which maps names to shapes."""
-        self.num_bytes = workspace_bytes(plan, dtype)
-        space, end = aligned_zeros(self.num_bytes), 0
+    def __init__(
+        self, plan: Mapping[str, Sequence[int]], dtype: npt.DTypeLike, space: npt.NDArray[np.uint8] | None = None
+    ) -> None:
+        """Allocate one buffer of `dtype` per entry of the plan, which maps names to shapes, or cut it from `space`."""
+        self.num_bytes, end = workspace_bytes(plan, dtype), 0
+        space = aligned_zeros(self.num_bytes) if space is None else space
         self._buffers: dict[str, npt.NDArray[Any]] = {}
         for name, shape in plan.items():
             start, end = end, end + workspace_bytes({name: shape}, dtype)
@@ -35,6 +37,12 @@ class Workspace:
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         return self._buffers[name]
+
+
+def workspaces_in_turn(plans: Sequence[Mapping[str, Sequence[int]]], dtype: npt.DTypeLike) -> list[Workspace]:
+    """Return one workspace per plan, all in the same memory: no two of them hold anything at the same time."""
+    space = aligned_zeros(max(workspace_bytes(plan, dtype) for plan in plans))
+    return [Workspace(plan, dtype, space) for plan in plans]
 
 
 @contextmanager

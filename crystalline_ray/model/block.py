@@ -5,12 +5,12 @@ from typing import NamedTuple
 from crystalline_ray.kernels.activation import gelu_backward, gelu_forward
 from crystalline_ray.kernels.attention import attention_backward, attention_forward
 from crystalline_ray.kernels.dropout import Masks
-from crystalline_ray.kernels.folded import fold_norm_forward, folded_backward
+from crystalline_ray.kernels.folded import fold_norm_backward, fold_norm_forward
 from crystalline_ray.kernels.linear import linear_backward, linear_forward, residual_backward, residual_forward
 from crystalline_ray.kernels.norm import normalise_backward, normalise_forward
 from crystalline_ray.kernels.workspace import Array
 from crystalline_ray.model.buffers import BlockActivations, Buffers, GradientBuffers, NormActivations
-from crystalline_ray.model.views import BlockViews, LinearViews, NormViews
+from crystalline_ray.model.views import BlockViews, LinearViews
 
 
 class BlockMasks(NamedTuple):
@@ -53,24 +53,28 @@ def block_backward(
     scratch: GradientBuffers,
     masks: BlockMasks,
 ) -> None:
-    """Turn scratch.dx (N, C), the gradient of the block's output, into that of its input; overwrite `gradient`."""
+    """Turn scratch.dx (N, C), the gradient of the block's output, into that of its input, and add to `gradient`.
+
+    Where a normalisation is folded into a linear layer, the gradient is that of the folded layer until `unfold`.
+    """
     dx, dbranch, dhidden = scratch.dx, scratch.dbranch, scratch.dhidden
     batch, _, length, _ = kept.inverse_totals.shape
     dout = residual_backward(dx, dbranch, masks.mlp_out, buffers.rows)
-    linear_backward(dout, kept.activated, weights.contract.weight, dhidden, *gradient.contract, buffers.operands)
+    linear_backward(
+        dout, kept.activated, weights.contract.weight, dhidden, *gradient.contract, scratch.sums, buffers.operands
+    )
     gelu_backward(dhidden, kept.hidden, dhidden)
     fold_norm_forward(*weights.norm_2, *weights.expand, *buffers.folded_expand)
-    _normed_linear_backward(
-        dhidden,
-        kept.norm_2,
-        (weights.norm_2, weights.expand, buffers.folded_expand),
-        (gradient.norm_2, gradient.expand),
-        buffers,
-        scratch,
-    )
+    _normed_linear_backward(dhidden, kept.norm_2, buffers.folded_expand, gradient.expand, buffers, scratch)
     dout = residual_backward(dx, dbranch, masks.attention_out, buffers.rows)
     linear_backward(
-        dout, kept.heads, weights.attention_out.weight, scratch.dheads, *gradient.attention_out, buffers.operands
+        dout,
+        kept.heads,
+        weights.attention_out.weight,
+        scratch.dheads,
+        *gradient.attention_out,
+        scratch.sums,
+        buffers.operands,
     )
     attention_backward(
         _sequences(scratch.dheads, batch, length),
@@ -83,39 +87,28 @@ def block_backward(
         masks.attention,
     )
     fold_norm_forward(*weights.norm_1, *weights.qkv, *buffers.folded_qkv)
-    _normed_linear_backward(
-        scratch.dqkv,
-        kept.norm_1,
-        (weights.norm_1, weights.qkv, buffers.folded_qkv),
-        (gradient.norm_1, gradient.qkv),
-        buffers,
-        scratch,
-    )
+    _normed_linear_backward(scratch.dqkv, kept.norm_1, buffers.folded_qkv, gradient.qkv, buffers, scratch)
+
+
+def unfold(weights: BlockViews, gradient: BlockViews) -> None:
+    """Turn what `block_backward` has added up over all rows into the gradient of the layers apart."""
+    for norm, linear, dnorm, dlinear in (
+        (weights.norm_1, weights.qkv, gradient.norm_1, gradient.qkv),
+        (weights.norm_2, weights.expand, gradient.norm_2, gradient.expand),
+    ):
+        fold_norm_backward(*norm, linear.weight, *dnorm, *dlinear)
 
 
 def _normed_linear_backward(
     dout: Array,
     kept: NormActivations,
-    weights: tuple[NormViews, LinearViews, LinearViews],
-    gradients: tuple[NormViews, LinearViews],
+    folded: LinearViews,
+    gradient: LinearViews,
     buffers: Buffers,
     scratch: GradientBuffers,
 ) -> None:
-    """Add the gradient of a normalisation's input to scratch.dx, given that of the linear layer's output after it.
-
-    The weights are those of the two, and of the layer they are folded into.
-    """
-    norm, linear, folded = weights
-    folded_backward(
-        dout,
-        kept.normalised,
-        folded.weight,
-        linear.weight,
-        *norm,
-        scratch.dbranch,
-        (*gradients[0], *gradients[1]),
-        buffers.operands,
-    )
+    """Add the gradient of a normalisation's input to scratch.dx, given that of the layer's output it is folded into."""
+    linear_backward(dout, kept.normalised, folded.weight, scratch.dbranch, *gradient, scratch.sums, buffers.operands)
     normalise_backward(scratch.dbranch, *kept, scratch.dx, buffers.rows, buffers.column)
 
 

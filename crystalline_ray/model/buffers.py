@@ -13,10 +13,19 @@ from crystalline_ray.kernels.lattice_head import LatticeHeadBuffers
 from crystalline_ray.kernels.mixing import MixingBuffers, mixing_plan
 from crystalline_ray.kernels.operands import Bfloat16Operands, Operands, unrounded
 from crystalline_ray.kernels.runs import RunIndices, run_index_plan
-from crystalline_ray.kernels.workspace import Array, Workspace, rows_per_block, workspace_bytes
+from crystalline_ray.kernels.workspace import (
+    Array,
+    Workspace,
+    rows_per_block,
+    workspace_bytes,
+    workspaces_in_turn,
+)
 from crystalline_ray.model.head import Plan, plan_head, plan_head_indices, rounded_head_sizes, view_head
 from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.model.views import LinearViews
+
+_PART_ROWS = 1024
+"""Rows from which on more of them make products no faster (docs/log.md), and activations only take more memory."""
 
 
 class NormActivations(NamedTuple):
@@ -42,7 +51,8 @@ class BlockActivations(NamedTuple):
 class GradientBuffers(NamedTuple):
     """Gradients of activations, one block after the other: dx, dbranch, dheads (N, C), dhidden (N, 4C), dqkv (N, 3C).
 
-    dqkv and gathered (2, N, C) lie in the memory of dhidden, which is not alive when they are.
+    dqkv and gathered (2, N, C) lie in the memory of dhidden, which is not alive when they are; dx lies in that of the
+    residual stream, dbranch in that of the branch. sums (4C,) is scratch.
     """
 
     dx: Array
@@ -51,18 +61,20 @@ class GradientBuffers(NamedTuple):
     dhidden: Array
     dqkv: Array
     gathered: Array
+    sums: Array
     indices: RunIndices
 
 
 @dataclass(frozen=True)
 class Buffers:
-    """All buffers of one model and batch shape, with N = B * T rows of width C.
+    """All buffers of one model for B sequences at a time, with N = B * T rows of width C.
 
     x (N, C) is the residual stream, branch (N, C) what dropout takes from before it is added; rows (R, C), column
     (R, 1) and wide_rows (2, R, 4C) hold one block of rows; out (N, C) is what the head reads; tokens (B, T) are the
-    inputs. folded_qkv, folded_expand
-    share the memory of one layer's weights after they have taken in the normalisation before it. Without training all
-    blocks share one set of activations, and there are no gradients.
+    inputs. folded_qkv, folded_expand share the memory of one layer's weights after they have taken in the normalisation
+    before it. Without training all blocks share one set of activations, and there are no gradients. The head works in
+    the memory of what holds nothing while it does: of all but out, dheads, mixing and the activations of blocks and
+    norm.
     """
 
     num_bytes: int
@@ -84,40 +96,50 @@ class Buffers:
     gradients: GradientBuffers | None
 
 
-def plan_buffers(shape: ModelShape, batch_size: int, dtype: npt.DTypeLike, *, dropout: bool, training: bool) -> Plan:
-    """Return the shapes of all buffers of the model's dtype by name."""
-    rows, width, itemsize = batch_size * shape.seq_len, shape.embed_dim, np.dtype(dtype).itemsize
+def sequences_per_part(batch_size: int, seq_len: int) -> int:
+    """Return how many sequences of a micro-batch are worked on at a time.
+
+    They are the fewest that divide it evenly and make up `_PART_ROWS` rows: a function of the micro-batch's shape
+    alone, as the bits of a gradient depend on it.
+    """
+    fewest = min(batch_size, -(-_PART_ROWS // seq_len))
+    return next(count for count in range(fewest, batch_size + 1) if batch_size % count == 0)
+
+
+def plan_kept(shape: ModelShape, batch_size: int, itemsize: int, *, training: bool) -> Plan:
+    """Return the shapes, by name, of the buffers that hold something while the head works."""
+    rows, width = batch_size * shape.seq_len, shape.embed_dim
+    plan: Plan = {"out": (rows, width), **_norm_plan("norm", rows, width)}
+    if shape.neighbour_mixing:
+        plan |= _prefixed("mixing", mixing_plan(shape.vocab_size, width, itemsize))
+    for index in range(shape.num_layers if training else 1):
+        plan |= _block_plan(f"block.{index}", shape, batch_size)
+    return plan | ({"dheads": (rows, width)} if training else {})
+
+
+def plan_passing(shape: ModelShape, batch_size: int, itemsize: int, *, dropout: bool, training: bool) -> Plan:
+    """Return the shapes of the others of the model's dtype, but for the head's."""
+    rows, width = batch_size * shape.seq_len, shape.embed_dim
     block_rows = min(rows, rows_per_block(width, itemsize))
     plan: Plan = {
         "x": (rows, width),
         "branch": (rows, width),
         "rows": (block_rows, width),
         "column": (block_rows, 1),
-        "out": (rows, width),
         "folded": (4 * width * width,),
         "folded_bias": (4 * width,),
         "wide_rows": (2, min(rows, rows_per_block(4 * width, itemsize)), 4 * width),
-        **_norm_plan("norm", rows, width),
-        **_prefixed("head", plan_head(shape, rows, itemsize)),
         **_prefixed(
             "attention",
             attention_plan(batch_size, shape.num_heads, shape.seq_len, shape.head_dim, itemsize, dropout=dropout),
         ),
     }
-    if shape.neighbour_mixing:
-        plan |= _prefixed("mixing", mixing_plan(shape.vocab_size, width, itemsize))
-    for index in range(shape.num_layers if training else 1):
-        plan |= _block_plan(f"block.{index}", shape, batch_size)
-    if training:
-        plan |= {"dx": (rows, width), "dheads": (rows, width), "dhidden": (rows, 4 * width)}
-    return plan
+    return plan | ({"dhidden": (rows, 4 * width), "sums": (4 * width,)} if training else {})
 
 
-def plan_indices(shape: ModelShape, batch_size: int, dtype: npt.DTypeLike, *, training: bool) -> Plan:
-    """Return the shapes of all buffers with 64-bit items by name."""
-    rows, itemsize = batch_size * shape.seq_len, np.dtype(dtype).itemsize
-    plan = {"tokens": (batch_size, shape.seq_len)} | _prefixed("head", plan_head_indices(shape, rows, itemsize))
-    return plan | (_prefixed("embedding", run_index_plan(rows)) if training else {})
+def plan_indices(shape: ModelShape, batch_size: int, *, training: bool) -> Plan:
+    """Return the shapes of all buffers with 64-bit items by name, but for the head's."""
+    return {"tokens": (batch_size, shape.seq_len)} | (run_index_plan(batch_size * shape.seq_len) if training else {})
 
 
 def operand_sizes(shape: ModelShape, batch_size: int) -> list[int]:
@@ -131,11 +153,15 @@ def buffer_bytes(
     shape: ModelShape, batch_size: int, dtype: npt.DTypeLike, *, dropout: bool, training: bool, bfloat16: bool
 ) -> int:
     """Return the bytes of all buffers without allocating any."""
-    floats = plan_buffers(shape, batch_size, dtype, dropout=dropout, training=training)
+    itemsize = np.dtype(dtype).itemsize
+    passing = plan_passing(shape, batch_size, itemsize, dropout=dropout, training=training)
+    head = plan_head(shape, batch_size * shape.seq_len, itemsize)
     slots = {str(slot): (size,) for slot, size in enumerate(operand_sizes(shape, batch_size))} if bfloat16 else {}
     return (
-        workspace_bytes(floats, dtype)
-        + workspace_bytes(plan_indices(shape, batch_size, dtype, training=training), np.int64)
+        workspace_bytes(plan_kept(shape, batch_size, itemsize, training=training), dtype)
+        + max(workspace_bytes(passing, dtype), workspace_bytes(head, dtype))
+        + workspace_bytes(plan_indices(shape, batch_size, training=training), np.int64)
+        + workspace_bytes(plan_head_indices(shape, batch_size * shape.seq_len, itemsize), np.int64)
         + workspace_bytes(slots, BFLOAT16)
     )
 
@@ -144,45 +170,58 @@ def allocate(
     shape: ModelShape, batch_size: int, dtype: npt.DTypeLike, *, dropout: bool, training: bool, bfloat16: bool
 ) -> Buffers:
     """Allocate all buffers at once."""
-    space = Workspace(plan_buffers(shape, batch_size, dtype, dropout=dropout, training=training), dtype)
-    indices = Workspace(plan_indices(shape, batch_size, dtype, training=training), np.int64)
+    itemsize = np.dtype(dtype).itemsize
+    kept = Workspace(plan_kept(shape, batch_size, itemsize, training=training), dtype)
+    passing, head = workspaces_in_turn(
+        [
+            plan_passing(shape, batch_size, itemsize, dropout=dropout, training=training),
+            plan_head(shape, batch_size * shape.seq_len, itemsize),
+        ],
+        dtype,
+    )
+    indices = Workspace(plan_indices(shape, batch_size, training=training), np.int64)
+    head_indices = Workspace(plan_head_indices(shape, batch_size * shape.seq_len, itemsize), np.int64)
     operands = Bfloat16Operands(operand_sizes(shape, batch_size)) if bfloat16 else None
-    attention = AttentionBuffers(**{name: space[f"attention.{name}"] for name in AttentionBuffers._fields})
-    blocks = tuple(_block(space, f"block.{index}") for index in range(shape.num_layers if training else 1))
+    attention = AttentionBuffers(**{name: passing[f"attention.{name}"] for name in AttentionBuffers._fields})
+    blocks = tuple(_block(kept, f"block.{index}") for index in range(shape.num_layers if training else 1))
     return Buffers(
-        num_bytes=space.num_bytes + indices.num_bytes + (operands.num_bytes if operands else 0),
+        num_bytes=kept.num_bytes
+        + max(passing.num_bytes, head.num_bytes)
+        + indices.num_bytes
+        + head_indices.num_bytes
+        + (operands.num_bytes if operands else 0),
         operands=operands or unrounded,
-        x=space["x"],
-        branch=space["branch"],
-        rows=space["rows"],
-        column=space["column"],
-        folded_qkv=_folded(space, 3 * shape.embed_dim),
-        folded_expand=_folded(space, 4 * shape.embed_dim),
-        out=space["out"],
+        x=passing["x"],
+        branch=passing["branch"],
+        rows=passing["rows"],
+        column=passing["column"],
+        folded_qkv=_folded(passing, 3 * shape.embed_dim),
+        folded_expand=_folded(passing, 4 * shape.embed_dim),
+        out=kept["out"],
         tokens=indices["tokens"],
-        wide_rows=space["wide_rows"],
+        wide_rows=passing["wide_rows"],
         blocks=blocks if training else blocks * shape.num_layers,
-        norm=_norm(space, "norm"),
+        norm=_norm(kept, "norm"),
         attention=attention,
-        head=view_head(shape, space, indices, "head."),
-        mixing=_mixing(space) if shape.neighbour_mixing else None,
-        gradients=_gradients(space, indices) if training else None,
+        head=view_head(shape, head, head_indices),
+        mixing=_mixing(kept) if shape.neighbour_mixing else None,
+        gradients=_gradients(kept["dheads"], passing, indices) if training else None,
     )
 
 
-def _gradients(space: Workspace, indices: Workspace) -> GradientBuffers:
-    dhidden = space["dhidden"]
-    rows, width = space["dx"].shape
+def _gradients(dheads: Array, passing: Workspace, indices: Workspace) -> GradientBuffers:
+    dhidden, (rows, width) = passing["dhidden"], dheads.shape
     flat = dhidden.reshape(-1)
-    embedding = RunIndices(**{name: indices[f"embedding.{name}"] for name in RunIndices._fields})
+    embedding = RunIndices(**{name: indices[name] for name in RunIndices._fields})
     embedding.positions[:] = np.arange(rows)
     return GradientBuffers(
-        dx=space["dx"],
-        dbranch=space["branch"],
-        dheads=space["dheads"],
+        dx=passing["x"],
+        dbranch=passing["branch"],
+        dheads=dheads,
         dhidden=dhidden,
         dqkv=flat[: 3 * rows * width].reshape(rows, 3 * width),
         gathered=flat[: 2 * rows * width].reshape(2, rows, width),
+        sums=passing["sums"],
         indices=embedding,
     )
 

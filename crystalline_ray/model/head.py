@@ -72,20 +72,18 @@ def rounded_head_sizes(shape: ModelShape, rows: int) -> tuple[int, int, int]:
     return head_operand_sizes(rows, shape.vocab_size, shape.embed_dim, np.dtype(np.float32).itemsize)
 
 
-def view_head(
-    shape: ModelShape, floats: Workspace, indices: Workspace, prefix: str
-) -> HeadBuffers | LatticeHeadBuffers:
-    """Return the head's buffers among those of a model, where their names start with `prefix`."""
+def view_head(shape: ModelShape, floats: Workspace, indices: Workspace) -> HeadBuffers | LatticeHeadBuffers:
+    """Return the buffers of a head in workspaces of its plans."""
     if shape.head == "full":
-        own = {name: floats[prefix + name] for name in HeadBuffers._fields[:-2]}
-        return HeadBuffers(**own, places=indices[prefix + "places"], wide=indices[prefix + "wide"].view(np.float64))
-    runs = RunIndices(**{name: indices[prefix + name] for name in RunIndices._fields})
+        own = {name: floats[name] for name in HeadBuffers._fields[:-2]}
+        return HeadBuffers(**own, places=indices["places"], wide=indices["wide"].view(np.float64))
+    runs = RunIndices(**{name: indices[name] for name in RunIndices._fields})
     runs.positions[:] = np.arange(len(runs.positions))
     return LatticeHeadBuffers(
-        **{name: floats[prefix + name] for name in LatticeHeadBuffers._fields[:-4]},
-        wide=indices[prefix + "wide"].view(np.float64),
-        own=indices[prefix + "own"],
-        node_keys=indices[prefix + "node_keys"],
+        **{name: floats[name] for name in LatticeHeadBuffers._fields[:-4]},
+        wide=indices["wide"].view(np.float64),
+        own=indices["own"],
+        node_keys=indices["node_keys"],
         runs=runs,
     )
 
@@ -133,13 +131,12 @@ def head_loss_and_gradient(
     dx: Array,
     operands: Operands,
 ) -> float:
-    """Return what `head_loss` does; overwrite dx (N, C) and the table's gradient with those of the objective.
+    """Return what `head_loss` does; overwrite dx (N, C) with the objective's gradient, and add that of the table.
 
-    tables are views of the weights and of the gradient, whose token table is left ready for the embedding to add to.
+    tables are views of the weights and of the gradient.
     """
     weights, gradient = tables
     if isinstance(buffers, LatticeHeadBuffers):
-        gradient.token_table.fill(0.0)
         tree, gradients = token_tree(shape.vocab_size), (dx, gradient.head_table)
         scale = objective.scale
         return lattice_head_forward_backward(x, weights.head_table, targets, scale, tree, buffers, gradients)

@@ -1,5 +1,6 @@
 """GPT-2 (Radford et al., 2019): loss, gradient and logits of a batch, on buffers allocated once."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ from crystalline_ray.kernels.dropout import Masks, dropout_backward, dropout_for
 from crystalline_ray.kernels.embedding import embedding_backward, embedding_forward
 from crystalline_ray.kernels.norm import norm_backward, norm_forward
 from crystalline_ray.kernels.smoothing import Objective
-from crystalline_ray.kernels.workspace import Array, Tokens, steady_state
-from crystalline_ray.model.block import BlockMasks, block_backward, block_forward
-from crystalline_ray.model.buffers import allocate, buffer_bytes
+from crystalline_ray.kernels.workspace import Array, Tokens, row_blocks, steady_state
+from crystalline_ray.model.block import BlockMasks, block_backward, block_forward, unfold
+from crystalline_ray.model.buffers import GradientBuffers, allocate, buffer_bytes, sequences_per_part
 from crystalline_ray.model.head import (
     SmoothedBy,
     head_logits,
@@ -44,14 +45,17 @@ def workspace_size(
 
     similar is k where targets are smoothed by k similar tokens.
     """
-    size = buffer_bytes(shape, batch_size, dtype, dropout=dropout > 0, training=training, bfloat16=bfloat16)
-    rows, itemsize = batch_size * shape.seq_len, np.dtype(dtype).itemsize
+    part = sequences_per_part(batch_size, shape.seq_len)
+    size = buffer_bytes(shape, part, dtype, dropout=dropout > 0, training=training, bfloat16=bfloat16)
+    rows, itemsize = part * shape.seq_len, np.dtype(dtype).itemsize
     return size + (head_smoothing_bytes(shape, rows, itemsize, similar) if similar else 0)
 
 
 class Transformer:
     """Forward and backward pass for batches of one shape (B, T), B = batch_size and T = shape.seq_len.
 
+    A batch is worked on in equal parts of whole sequences, one after the other, so that activations do not grow with it
+    without end. How many depends on its shape alone, and their gradients and losses are added in order.
     Nothing of a model's size is allocated after construction, and results are the same bits wherever buffers lie.
     Values that overflow become infinite or NaN in the results, without a warning: whoever adds gradients looks there.
     """
@@ -89,8 +93,10 @@ class Transformer:
         self.dtype: np.dtype[Any] = np.dtype(dtype)
         self._batch = (batch_size, shape.seq_len)
         self._dropout = dropout
-        self._buffers = allocate(shape, batch_size, dtype, dropout=dropout > 0, training=training, bfloat16=bfloat16)
-        self._smoothing = head_smoothing(shape, batch_size * shape.seq_len, dtype, smoothed_by) if smoothed_by else None
+        self._part = (sequences_per_part(batch_size, shape.seq_len), shape.seq_len)
+        self._buffers = allocate(shape, self._part[0], dtype, dropout=dropout > 0, training=training, bfloat16=bfloat16)
+        rows = self._part[0] * shape.seq_len
+        self._smoothing = head_smoothing(shape, rows, dtype, smoothed_by) if smoothed_by else None
         self._bound: dict[int, ModelViews] = {}
 
     @property
@@ -123,49 +129,31 @@ class Transformer:
             raise ValueError("this Transformer was constructed without training=True: it has no buffers for gradients")
         if smoothing_weight and self._smoothing is None:
             raise ValueError("this Transformer was constructed without smoothed_by: nobody can share with the targets")
-        flat_targets = self._check(inputs, targets)
-        plain, dviews = self._bind(weights), self._bind(gradient)
-        embedding_masks, masks = self._masks(dropout_seed)
-        buffers = self._buffers
+        self._check(inputs, targets)
+        plain, dviews, loss = self._bind(weights), self._bind(gradient), 0.0
+        objective = Objective(scale, self._smoothing, smoothing_weight)
         with steady_state():
-            views = mixed(plain, buffers.mixing)
-            self._forward(views, inputs, embedding_masks, masks)
-            for padding in self.layout.padding:
-                gradient[padding] = 0.0
-            dnorm, tables = scratch.dheads, (views, dviews)
-            objective = Objective(scale, self._smoothing, smoothing_weight)
-            loss = head_loss_and_gradient(
-                self.shape, buffers.out, tables, flat_targets, objective, buffers.head, dnorm, buffers.operands
-            )
-            scratch.dx.fill(0.0)
-            norm_backward(
-                dnorm, *buffers.norm, views.norm.gain, scratch.dx, *dviews.norm, (buffers.rows, buffers.column)
-            )
-            for block in reversed(range(self.shape.num_layers)):
-                block_backward(
-                    views.blocks[block], dviews.blocks[block], buffers.blocks[block], buffers, scratch, masks[block]
-                )
-            if embedding_masks is not None:
-                dropout_backward(scratch.dx, embedding_masks, buffers.rows)
-            embedding_backward(
-                self._sequences(scratch.dx),
-                inputs,
-                dviews.token_table,
-                dviews.position_table,
-                scratch.gathered,
-                scratch.indices,
-            )
-            unmix_gradient(plain, dviews, buffers.mixing)
+            gradient.fill(0.0)
+            tables = mixed(plain, self._buffers.mixing), dviews
+            for part, sequences in enumerate(self._parts()):
+                tokens = inputs[sequences], targets[sequences].reshape(-1)
+                loss += self._add_part(tables, tokens, objective, self._masks(dropout_seed, part), scratch)
+            for own_weights, own_gradient in zip(plain.blocks, dviews.blocks, strict=True):
+                unfold(own_weights, own_gradient)
+            unmix_gradient(plain, dviews, self._buffers.mixing)
         return loss
 
     def loss(self, weights: Array, inputs: Tokens, targets: Tokens) -> float:
         """Return the loss of `loss_and_gradient` without dropout, to the bit. Raises ValueError as it does."""
-        flat_targets = self._check(inputs, targets)
+        self._check(inputs, targets)
+        buffers, loss = self._buffers, 0.0
         with steady_state():
-            views = mixed(self._bind(weights), self._buffers.mixing)
-            self._forward(views, inputs, None, self._masks(None)[1])
-            buffers = self._buffers
-            return head_loss(self.shape, buffers.out, views, flat_targets, buffers.head, buffers.operands)
+            views = mixed(self._bind(weights), buffers.mixing)
+            for sequences in self._parts():
+                self._forward(views, inputs[sequences], *self._masks(None, 0))
+                own_targets = targets[sequences].reshape(-1)
+                loss += head_loss(self.shape, buffers.out, views, own_targets, buffers.head, buffers.operands)
+        return loss
 
     def logits(self, weights: Array, inputs: Tokens) -> Array:
         """Return a new array (B, T, V) of logits, without dropout. Raises ValueError as `loss_and_gradient`.
@@ -176,13 +164,51 @@ class Transformer:
         out = np.empty((*self._batch, self.shape.vocab_size), self.dtype)
         with steady_state():
             views = mixed(self._bind(weights), self._buffers.mixing)
-            self._forward(views, inputs, None, self._masks(None)[1])
-            head_logits(self.shape, self._buffers.out, views, out.reshape(-1, self.shape.vocab_size))
+            for sequences in self._parts():
+                self._forward(views, inputs[sequences], *self._masks(None, 0))
+                head_logits(self.shape, self._buffers.out, views, out[sequences].reshape(-1, self.shape.vocab_size))
         return out
 
     def release(self) -> None:
         """Forget the buffers of weights and gradients seen so far, so that their memory can be unmapped."""
         self._bound.clear()
+
+    def _parts(self) -> Iterator[slice]:
+        return row_blocks(self._batch[0], self._part[0])
+
+    def _add_part(
+        self,
+        tables: tuple[ModelViews, ModelViews],
+        tokens: tuple[Tokens, Tokens],
+        objective: Objective,
+        masks: tuple[Masks | None, tuple[BlockMasks, ...]],
+        scratch: GradientBuffers,
+    ) -> float:
+        """Return the loss of a part, and add its gradient, in which norms are still folded into layers."""
+        (views, dviews), (inputs, targets), (embedding_masks, block_masks) = tables, tokens, masks
+        buffers = self._buffers
+        self._forward(views, inputs, *masks)
+        dnorm = scratch.dheads
+        loss = head_loss_and_gradient(
+            self.shape, buffers.out, tables, targets, objective, buffers.head, dnorm, buffers.operands
+        )
+        scratch.dx.fill(0.0)
+        norm_backward(dnorm, *buffers.norm, views.norm.gain, scratch.dx, *dviews.norm, (buffers.rows, buffers.column))
+        for block in reversed(range(self.shape.num_layers)):
+            block_backward(
+                views.blocks[block], dviews.blocks[block], buffers.blocks[block], buffers, scratch, block_masks[block]
+            )
+        if embedding_masks is not None:
+            dropout_backward(scratch.dx, embedding_masks, buffers.rows)
+        embedding_backward(
+            self._sequences(scratch.dx),
+            inputs,
+            dviews.token_table,
+            dviews.position_table,
+            scratch.gathered,
+            scratch.indices,
+        )
+        return loss
 
     def _forward(
         self, views: ModelViews, inputs: Tokens, embedding_masks: Masks | None, masks: tuple[BlockMasks, ...]
@@ -195,10 +221,10 @@ class Transformer:
             block_forward(weights, kept, buffers, block_masks)
         norm_forward(buffers.x, *views.norm, buffers.out, *buffers.norm)
 
-    def _masks(self, dropout_seed: tuple[int, int] | None) -> tuple[Masks | None, tuple[BlockMasks, ...]]:
+    def _masks(self, dropout_seed: tuple[int, int] | None, part: int) -> tuple[Masks | None, tuple[BlockMasks, ...]]:
         if dropout_seed is None or self._dropout == 0.0:
             return None, (_NO_DROPOUT,) * self.shape.num_layers
-        sites = [Masks(self._dropout, *dropout_seed, site) for site in range(1 + 3 * self.shape.num_layers)]
+        sites = [Masks(self._dropout, *dropout_seed, site, part) for site in range(1 + 3 * self.shape.num_layers)]
         return sites[0], tuple(BlockMasks(*sites[first : first + 3]) for first in range(1, len(sites), 3))
 
     def _bind(self, buffer: Array) -> ModelViews:
@@ -213,7 +239,7 @@ class Transformer:
             self._bound[address] = views
         return views
 
-    def _check(self, inputs: Tokens, targets: Tokens) -> Tokens:
+    def _check(self, inputs: Tokens, targets: Tokens) -> None:
         for name, tokens, least in (("inputs", inputs, 0), ("targets", targets, -1)):
             if tokens.shape != self._batch or tokens.dtype.kind not in "iu":
                 raise ValueError(f"{name} must be integers of shape {self._batch}, got {tokens.dtype} {tokens.shape}")
@@ -221,7 +247,6 @@ class Transformer:
                 raise ValueError(
                     f"{name} must be in [{least}, {self.shape.vocab_size}), got {tokens.min()} to {tokens.max()}"
                 )
-        return targets.reshape(-1)
 
     def _sequences(self, x: Array) -> Array:
-        return x.reshape(*self._batch, x.shape[1])
+        return x.reshape(*self._part, x.shape[1])

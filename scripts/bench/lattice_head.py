@@ -48,7 +48,7 @@ def head_turn(head: Any, x: Array, targets: np.ndarray[Any, Any]) -> Turn:
     weights, gradient = initialise(layout, seed=1), np.zeros(layout.size, np.float32)
     tables, dx = (bind(layout, weights), bind(layout, gradient)), np.empty_like(x)
     floats = Workspace(plan_head(shape, ROWS, x.itemsize), x.dtype)
-    buffers = view_head(shape, floats, Workspace(plan_head_indices(shape, ROWS, x.itemsize), np.int64), "")
+    buffers = view_head(shape, floats, Workspace(plan_head_indices(shape, ROWS, x.itemsize), np.int64))
 
     def turn() -> float:
         with steady_state():

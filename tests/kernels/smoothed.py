@@ -49,5 +49,5 @@ def gradients_of(given: Problem, objective: Objective) -> tuple[float, np.ndarra
         places=np.full(shapes["places"], -1),
         wide=np.full(shapes["wide"], np.nan),
     )
-    dx, dtable = np.empty_like(x), np.empty_like(table)
+    dx, dtable = np.full_like(x, np.nan), np.zeros_like(table)
     return head_forward_backward(*given, objective, scratch, (dx, dtable)), dx, dtable

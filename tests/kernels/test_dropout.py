@@ -17,16 +17,16 @@ def test_masks_drop_at_their_rate_and_keep_the_mean(rate: float) -> None:
 
 
 @settings(deadline=None, max_examples=20)
-@given(st.integers(0, 2**63), st.integers(0, 10**9), st.integers(0, 100), st.integers(0, 1000))
-def test_every_part_of_a_name_decides_the_mask(seed: int, micro_batch: int, site: int, block: int) -> None:
-    def bits(seed: int, micro_batch: int, site: int, block: int) -> bytes:
+@given(st.integers(0, 2**63), st.integers(0, 10**9), st.integers(0, 100), st.integers(0, 99), st.integers(0, 1000))
+def test_every_word_of_a_name_decides_the_mask(seed: int, micro_batch: int, site: int, part: int, block: int) -> None:
+    def bits(seed: int, micro_batch: int, site: int, part: int, block: int) -> bytes:
         mask = np.empty(256, np.float32)
-        Masks(0.5, seed, micro_batch, site).fill(mask, block)
+        Masks(0.5, seed, micro_batch, site, part).fill(mask, block)
         return mask.tobytes()
 
-    name = (seed, micro_batch, site, block)
-    others = {bits(*(part + (place == changed) for place, part in enumerate(name))) for changed in range(4)}
-    assert len(others) == 4
+    name = (seed, micro_batch, site, part, block)
+    others = {bits(*(word + (place == changed) for place, word in enumerate(name))) for changed in range(5)}
+    assert len(others) == 5
     assert bits(*name) not in others
     assert bits(*name) == bits(*name)
 

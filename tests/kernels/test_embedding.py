@@ -31,9 +31,10 @@ def test_forward_and_backward_equal_loops(batch: int, length: int, width: int, v
     np.testing.assert_array_equal(out, reference(tokens, table, positions))
 
     before = rng.standard_normal(table.shape)
-    dtable, dpositions = before.copy(), np.full(positions.shape, np.nan)
+    before_positions = rng.standard_normal(positions.shape)
+    dtable, dpositions = before.copy(), before_positions.copy()
     embedding_backward(out, tokens, dtable, dpositions, np.empty((2, batch * length, width)), indices(batch * length))
-    expected, expected_positions = before.copy(), np.zeros_like(positions)
+    expected, expected_positions = before.copy(), before_positions.copy()
     for row in range(batch):
         for place in range(length):
             expected[tokens[row, place]] += out[row, place]
@@ -46,7 +47,7 @@ def test_backward_equals_finite_differences() -> None:
     rng = np.random.default_rng(0)
     tokens = np.array([[1, 4, 1], [1, 0, 4]])
     table, positions, dout = rng.standard_normal((5, 2)), rng.standard_normal((3, 2)), rng.standard_normal((2, 3, 2))
-    dtable, dpositions = np.zeros_like(table), np.empty_like(positions)
+    dtable, dpositions = np.zeros_like(table), np.zeros_like(positions)
     embedding_backward(dout, tokens, dtable, dpositions, np.empty((2, 6, 2)), indices(6))
 
     def loss() -> float:
@@ -70,7 +71,7 @@ def test_the_bits_of_a_sum_depend_on_its_rows_only(count: int) -> None:
         dtable = np.zeros((50, 16), np.float32)
         scratch = np.empty((2, count + others, 16), np.float32)
         embedding_backward(
-            dout, tokens, dtable, np.empty((count + others, 16), np.float32), scratch, indices(count + others)
+            dout, tokens, dtable, np.zeros((count + others, 16), np.float32), scratch, indices(count + others)
         )
         sums.append(dtable[0])
     assert (sums[0] == sums[1]).all()

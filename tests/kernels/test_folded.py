@@ -4,8 +4,8 @@ from differences import numeric_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crystalline_ray.kernels.folded import fold_norm_forward, folded_backward
-from crystalline_ray.kernels.linear import linear_forward
+from crystalline_ray.kernels.folded import fold_norm_backward, fold_norm_forward
+from crystalline_ray.kernels.linear import linear_backward, linear_forward
 from crystalline_ray.kernels.norm import normalise_backward, normalise_forward
 
 
@@ -38,13 +38,22 @@ class Layer:
     def backward(self) -> list[np.ndarray]:
         """Return the gradients of x, gain, shift, weight, bias."""
         self.forward()
-        parts = [np.full_like(part, np.nan) for part in (self.gain, self.shift, self.weight, self.bias)]
+        dgain, dshift = np.full_like(self.gain, np.nan), np.full_like(self.shift, np.nan)
+        dweight, dbias = np.zeros_like(self.weight), np.zeros_like(self.bias)
         dnormalised, dx = np.empty_like(self.x), np.zeros_like(self.x)
-        folded_backward(
-            self.dout, self.kept[0], self.folded[0], self.weight, self.gain, self.shift, dnormalised, tuple(parts)
-        )
+        for rows in (slice(0, len(self.x) // 2), slice(len(self.x) // 2, None)):  # as two parts of a micro-batch
+            linear_backward(
+                self.dout[rows],
+                self.kept[0][rows],
+                self.folded[0],
+                dnormalised[rows],
+                dweight,
+                dbias,
+                np.empty_like(dbias),
+            )
+        fold_norm_backward(self.gain, self.shift, self.weight, dgain, dshift, dweight, dbias)
         normalise_backward(dnormalised, *self.kept, dx, np.empty_like(dx), np.empty_like(dx[:, :1]))
-        return [dx, *parts]
+        return [dx, dgain, dshift, dweight, dbias]
 
     def reference(self) -> np.ndarray:
         x, gain, shift, weight, bias = (

@@ -43,14 +43,14 @@ def test_loss_equals_the_definition(rows: int, vocab: int, width: int, size: flo
     scratch = buffers(rows, vocab, width, np.float32)
     loss = head_forward(x, table, targets, scratch)
     assert loss == pytest.approx(expected, rel=1e-5, abs=1e-5)
-    dx, dtable = np.empty_like(x), np.empty_like(table)
+    dx, dtable = np.full_like(x, np.nan), np.zeros_like(table)
     assert head_forward_backward(x, table, targets, Objective(0.5), scratch, (dx, dtable)) == loss
 
 
 @pytest.mark.parametrize(("rows", "vocab", "width", "size"), [(1, 2, 1, 1.0), (7, 5, 3, 1.0), (70, 3, 2, 60.0)])
 def test_gradients_equal_finite_differences(rows: int, vocab: int, width: int, size: float) -> None:
     x, table, targets = problem(rows, vocab, width, size)
-    dx, dtable = np.empty_like(x), np.empty_like(table)
+    dx, dtable = np.full_like(x, np.nan), np.zeros_like(table)
     head_forward_backward(x, table, targets, Objective(0.25), buffers(rows, vocab, width, np.float64), (dx, dtable))
 
     def loss() -> float:
@@ -65,7 +65,7 @@ def test_many_blocks_equal_one_product() -> None:
     x, table, targets = problem(rows, vocab, width, 1.0)
     scratch = buffers(rows, vocab, width, np.float64)
     assert len(scratch.powers) < len(scratch.logits) < rows
-    dx, dtable = np.empty_like(x), np.empty_like(table)
+    dx, dtable = np.full_like(x, np.nan), np.ones_like(table)
     loss = head_forward_backward(x, table, targets, Objective(1.0), scratch, (dx, dtable))
     logits = x @ table.T
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -73,12 +73,12 @@ def test_many_blocks_equal_one_product() -> None:
     probabilities[targets < 0] = 0.0
     assert loss == pytest.approx(reference(x, table, targets), rel=1e-12)
     np.testing.assert_allclose(dx, probabilities @ table, atol=1e-12)
-    np.testing.assert_allclose(dtable, probabilities.T @ x, atol=1e-12)
+    np.testing.assert_allclose(dtable - 1.0, probabilities.T @ x, atol=1e-12)
 
 
 def test_rows_without_a_target_count_for_nothing() -> None:
     x, table, _ = problem(9, 6, 4, 1.0)
-    dx, dtable = np.empty_like(x), np.empty_like(table)
+    dx, dtable = np.full_like(x, np.nan), np.zeros_like(table)
     loss = head_forward_backward(x, table, np.full(9, -1), Objective(1.0), buffers(9, 6, 4, np.float64), (dx, dtable))
     assert loss == 0.0
     assert not dx.any()

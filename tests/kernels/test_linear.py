@@ -25,13 +25,14 @@ def test_forward_equals_the_definition(rows: int, width_in: int, width_out: int)
 def test_backward_equals_finite_differences() -> None:
     rng = np.random.default_rng(1)
     x, weight, bias, dout = (rng.standard_normal(shape) for shape in ((6, 3), (3, 5), 5, (6, 5)))
-    dx, dweight, dbias = np.empty_like(x), np.empty_like(weight), np.empty_like(bias)
-    linear_backward(dout, x, weight, dx, dweight, dbias)
+    before = rng.standard_normal(weight.shape), rng.standard_normal(bias.shape)
+    dx, dweight, dbias = np.full_like(x, np.nan), before[0].copy(), before[1].copy()
+    linear_backward(dout, x, weight, dx, dweight, dbias, np.full(7, np.nan))
 
     def loss() -> float:
         return float((np.einsum("ni,io->no", x, weight) * dout + bias * dout).sum())
 
-    for got, variable in ((dx, x), (dweight, weight), (dbias, bias)):
+    for got, variable in ((dx, x), (dweight - before[0], weight), (dbias - before[1], bias)):
         np.testing.assert_allclose(got, numeric_gradient(loss, variable), atol=1e-8)
 
 

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crystalline_ray.kernels.workspace import Workspace, row_blocks, rows_per_block, workspace_bytes
+from crystalline_ray.kernels.workspace import Workspace, row_blocks, rows_per_block, workspace_bytes, workspaces_in_turn
 
 SHAPES = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=4), min_size=1, max_size=8)
 
@@ -22,6 +22,18 @@ def test_buffers_are_aligned_zeroed_and_apart(shapes: list[list[int]], dtype: ty
     for value, name in enumerate(plan, 1):
         assert (space[name] == value).all()
     assert sum(space[name].nbytes for name in plan) <= space.num_bytes == workspace_bytes(plan, dtype)
+
+
+def test_workspaces_in_turn_share_their_memory_from_its_start() -> None:
+    plans = {"a": (40,), "b": (3, 5)}, {"c": (7,), "d": (2,)}
+    first, second = workspaces_in_turn(plans, np.float32)
+    first["a"].fill(1.0)
+    first["b"].fill(2.0)
+    np.testing.assert_array_equal(second["c"], 1.0)
+    assert first["a"].ctypes.data == second["c"].ctypes.data
+    second["d"].fill(3.0)
+    assert (first["b"] == 2.0).all()
+    assert first["a"][16:18].tolist() == [3.0, 3.0]  # one cache line after the first buffer
 
 
 @settings(deadline=None, max_examples=30)

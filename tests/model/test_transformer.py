@@ -1,6 +1,8 @@
 """The whole model: gradient, loss, causality, dropout, memory and bits."""
 
 import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels import blas, gemm, workspace
 from crystalline_ray.lattice.similarity import similar_ranks
+from crystalline_ray.model import buffers
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
 from crystalline_ray.model.transformer import Transformer, workspace_size
 
@@ -37,6 +40,14 @@ def tokens_of(shape: ModelShape, batch_size: int, ignored: float = 0.2) -> tuple
     return inputs, targets
 
 
+@contextmanager
+def part_rows(rows: int) -> Iterator[None]:
+    """Have models that are made within take this many rows at a time where the batch allows it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(buffers, "_PART_ROWS", rows)
+        yield
+
+
 SHAPES = st.builds(
     lambda vocab, length, heads, size, layers, head, mixing: ModelShape(
         vocab, length, heads * size, layers, heads, head, mixing
@@ -52,9 +63,12 @@ SHAPES = st.builds(
 
 
 @settings(deadline=None, max_examples=12)
-@given(SHAPES, st.integers(1, 3), st.sampled_from([0.0, 0.3]))
-def test_gradient_of_the_whole_model_equals_finite_differences(shape: ModelShape, batch: int, dropout: float) -> None:
-    model = Transformer(shape, batch, dropout=dropout, dtype=np.float64)
+@given(SHAPES, st.integers(1, 3), st.sampled_from([0.0, 0.3]), st.booleans())
+def test_gradient_of_the_whole_model_equals_finite_differences(
+    shape: ModelShape, batch: int, dropout: float, parts: bool
+) -> None:
+    with part_rows(1 if parts else 1024):
+        model = Transformer(shape, batch, dropout=dropout, dtype=np.float64)
     weights, (inputs, targets) = weights_of(shape, np.float64), tokens_of(shape, batch)
     gradient, other = np.full_like(weights, np.nan), np.empty_like(weights)
     seed = (5, 6) if dropout else None
@@ -109,6 +123,46 @@ def test_gradient_of_smoothed_targets_equals_finite_differences_of_the_logits(sm
         )
         slope = (8.0 * once - twice) / 36e-5
         assert 0.5 * slope == pytest.approx(gradient @ direction, rel=1e-6, abs=1e-6), parameter.name
+
+
+@settings(deadline=None, max_examples=8)
+@given(SHAPES, st.sampled_from([(2, 1), (6, 2), (6, 3)]))
+def test_parts_give_what_the_whole_micro_batch_gives(shape: ModelShape, cut: tuple[int, int]) -> None:
+    batch, sequences = cut
+    weights, (inputs, targets) = weights_of(shape, np.float64), tokens_of(shape, batch)
+    results, sizes = [], []
+    for rows in (sequences * shape.seq_len, 10**6):
+        with part_rows(rows):
+            model = Transformer(shape, batch, dtype=np.float64)
+        gradient = np.full_like(weights, np.nan)
+        loss = model.loss_and_gradient(weights, gradient, inputs, targets, scale=0.5, dropout_seed=None)
+        assert model.loss(weights, inputs, targets) == loss
+        results.append((loss, gradient, model.logits(weights, inputs)))
+        sizes.append(model.workspace_bytes)
+    for part, whole in zip(*results, strict=True):
+        np.testing.assert_allclose(part, whole, rtol=0, atol=1e-12 * (1.0 + np.abs(whole).max()))
+    assert sizes[0] < sizes[1]
+
+
+@given(st.integers(1, 100), st.integers(1, 3000))
+def test_parts_are_equal_and_as_small_as_products_allow(batch: int, length: int) -> None:
+    part = buffers.sequences_per_part(batch, length)
+    assert batch % part == 0
+    assert part == batch or part * length >= 1024
+    smaller = [count for count in range(1, part) if batch % count == 0]
+    assert all(count * length < 1024 for count in smaller)
+
+
+def test_dropout_is_another_in_every_part() -> None:
+    weights, (inputs, targets) = weights_of(SMALL), tokens_of(SMALL, 1)
+    losses = []
+    for copies in (1, 2):
+        with part_rows(1):
+            model = Transformer(SMALL, copies, dropout=0.2)
+        tokens = np.tile(inputs, (copies, 1)), np.tile(targets, (copies, 1))
+        gradient = np.empty_like(weights)
+        losses.append(model.loss_and_gradient(weights, gradient, *tokens, scale=1.0, dropout_seed=(1, 0)) / copies)
+    assert losses[0] != losses[1]
 
 
 @pytest.mark.parametrize("shape", [SMALL, LATTICE, MIXED])
@@ -215,13 +269,19 @@ def test_results_have_the_same_bits_wherever_buffers_lie(shape: ModelShape, monk
 
 
 @pytest.mark.parametrize(
-    ("switches", "smoothed"),
-    [({}, False), ({}, True), ({"head": "lattice"}, False), ({"neighbour_mixing": True}, False)],
+    ("switches", "smoothed", "rows"),
+    [
+        ({}, False, 1024),
+        ({}, True, 256),
+        ({"head": "lattice"}, False, 256),
+        ({"neighbour_mixing": True}, False, 256),
+    ],
 )
-def test_a_steady_step_allocates_nothing_over_4_kib(switches: dict[str, Any], smoothed: bool) -> None:
+def test_a_steady_step_allocates_nothing_over_4_kib(switches: dict[str, Any], smoothed: bool, rows: int) -> None:
     shape = ModelShape(vocab_size=1000, seq_len=64, embed_dim=128, num_layers=2, num_heads=4, **switches)
     weights, (inputs, targets) = weights_of(shape), tokens_of(shape, 16)
-    model = Transformer(shape, 16, smoothed_by=similar_ranks(1000, 16) if smoothed else None)
+    with part_rows(rows):
+        model = Transformer(shape, 16, smoothed_by=similar_ranks(1000, 16) if smoothed else None)
     options: Any = {"scale": 1.0, "dropout_seed": None, "smoothing_weight": 0.1 if smoothed else 0.0}
     gradient = np.empty_like(weights)
     for _ in range(2):
@@ -232,7 +292,7 @@ def test_a_steady_step_allocates_nothing_over_4_kib(switches: dict[str, Any], sm
     tracemalloc.stop()
     # three buffers of 4 KiB that NumPy's iterator holds to broadcast, and its bookkeeping
     assert peak < 16 * 1024
-    assert model.workspace_bytes > 16 * 2**20
+    assert model.workspace_bytes > 16 * 2**10 * rows
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])

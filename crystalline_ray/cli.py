@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _PLAN_FIELDS = (
-    "coordinators", "vocab_size", "seq_len", "embed_dim", "num_layers", "num_heads", "head", "dropout",
-    "batch_size", "global_batch_size", "sum_unit", "optimizer", "precision",
+    "coordinators", "vocab_size", "seq_len", "embed_dim", "num_layers", "num_heads", "head", "head_tree",
+    "dropout", "batch_size", "global_batch_size", "sum_unit", "optimizer", "precision",
 )  # fmt: skip
 
 _json_option = click.option(

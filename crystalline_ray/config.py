@@ -94,6 +94,11 @@ class ModelConfig(_Section):
         default="full",
         description="full: a logit per token; lattice: a 12-ary tree of small softmaxes, for large vocabularies",
     )
+    head_tree: Literal["shells", "frequency", "embedding"] = Field(
+        default="shells",
+        description="The lattice head's tree in each symmetry group; shells: by rank; frequency: short paths to common "
+        "tokens; embedding: tokens that the text uses alike side by side",
+    )
     embedding_init: Literal["normal", "lattice"] = Field(
         default="normal",
         description="Initial token embedding; normal: independent; lattice: tokens near in the crystal start similar",
@@ -102,6 +107,12 @@ class ModelConfig(_Section):
         default=False,
         description="Add to each token's embedding a learned share of the mean of its neighbours' in the crystal",
     )
+
+    @model_validator(mode="after")
+    def _tree_has_head(self) -> Self:
+        if self.head == "full" and self.head_tree != ModelConfig.model_fields["head_tree"].default:
+            raise _conflict(self, "{head_tree} needs head = 'lattice': with {head} there is no tree")
+        return self
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:

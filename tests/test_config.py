@@ -93,6 +93,10 @@ def test_other_variables_of_the_environment_are_not_ours() -> None:
         ("tokenizer: words", r"tokenizer = 'words' .*must be 'bpe' or 'char'"),
         ("vocab_size: 255", r"vocab_size = 255 .*at least 256 with tokenizer = 'bpe' \(default\)"),
         ("embed_dim: 130", r"num_heads = 4 \(default\) must divide embed_dim = 130 .*; nearest: 2 and 5"),
+        (
+            "head_tree: frequency",
+            r"head_tree = 'frequency' .* needs head = 'lattice': with head = 'full' \(default\) there",
+        ),
         ("num_heads: 200", r"num_heads = 200 .* must divide embed_dim = 128 \(default\); nearest: 128$"),
         (
             "global_batch_size: 20",

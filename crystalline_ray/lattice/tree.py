@@ -2,9 +2,10 @@
 
 Members of a group are taken in the order of their ranks, which is that of their distance from the origin of the
 lattice, and split into twelve consecutive parts whose sizes differ by at most one; so is every part, until a part is
-one token. A node has a branch for each part that is not empty, and never one alone. Nodes are numbered level by level
-and, within a level, from left to right, and so are the branches of all of them together. A softmax over the tree
-has a row for each branch (Morin and Bengio, "Hierarchical probabilistic neural network language model", AISTATS 2005).
+one token. Another tree has an outline that says what lies below the first branch (`learned_trees`). A node has a branch
+for each part that is not empty, and never one alone. Nodes are numbered level by level and, within a level, from left
+to right, and so are the branches of all of them together. A softmax over the tree has a row for each branch (Morin and
+Bengio, "Hierarchical probabilistic neural network language model", AISTATS 2005).
 """
 
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ from functools import lru_cache
 import numpy as np
 
 from crystalline_ray.lattice.integers import Integers, checked_count
+from crystalline_ray.lattice.outline import FAN_OUT, read_outline
 from crystalline_ray.lattice.symmetry import GROUPS, group_members
 
-FAN_OUT = 12
-"""Branches of a node, at most."""
+SHELLS = "shells"
+"""Stands for the outline of the tree by shells, which follows from the size of the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +75,41 @@ class _Level:
 
 
 @lru_cache(maxsize=8)
-def token_tree(vocab_size: int) -> TokenTree:
-    """Return the tree over the ranks below vocab_size; raises ValueError below 2."""
+def token_tree(vocab_size: int, outline: str = SHELLS) -> TokenTree:
+    """Return the tree of an outline, or by shells, over the ranks below vocab_size.
+
+    Raises ValueError if they are fewer than 2 or the outline is not one of a tree over them.
+    """
     if checked_count(vocab_size, "vocab_size") < 2:
         raise ValueError(f"a tree needs at least 2 tokens, got vocab_size {vocab_size}")
+    if outline != SHELLS:
+        tokens, counts = read_outline(outline, vocab_size)
+        return _tabulate(tokens, _outlined(counts))
     groups = [group_members(group, vocab_size) for group in range(GROUPS)]
-    tokens = np.concatenate(groups)
     bounds = np.cumsum([len(group) for group in groups if len(group)])
     levels = [_Level(np.zeros_like(bounds), np.concatenate(([0], bounds[:-1])), bounds)]
     while (inner := levels[-1].stops - levels[-1].starts > 1).any():
         levels.append(_split(levels[-1].starts[inner], levels[-1].stops[inner]))
-    return _tabulate(tokens, levels)
+    return _tabulate(np.concatenate(groups), levels)
+
+
+def _outlined(counts: Integers) -> list[_Level]:
+    """Return the levels of an outline's tree from how many branches the root and then each branch have."""
+    stops = [0, 1]
+    while stops[-1] < len(counts):
+        stops.append(stops[-1] + int(counts[stops[-2] : stops[-1]].sum()))
+    parts = np.split(counts, stops[1:-1])
+    nodes = [part[part > 0] for part in parts[:-1]]
+    firsts = [np.cumsum(node) - node for node in nodes]
+    widths = [np.ones_like(part) for part in parts]  # how many tokens are below each branch, from the last level up
+    for depth in reversed(range(len(nodes))):
+        widths[depth][parts[depth] > 0] = np.add.reduceat(widths[depth + 1], firsts[depth])
+    levels, starts = [], np.zeros(1, np.int64)
+    for part, node, first, width in zip(parts, nodes, firsts, widths[1:], strict=False):
+        before = np.cumsum(width) - width
+        starts = before + np.repeat(starts[part > 0] - before[first], node)
+        levels.append(_Level(np.repeat(np.arange(len(node)), node), starts, starts + width))
+    return levels
 
 
 def _split(starts: Integers, stops: Integers) -> _Level:

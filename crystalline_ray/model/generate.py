@@ -18,7 +18,6 @@ from crystalline_ray.kernels.norm import norm_forward
 from crystalline_ray.kernels.random import Purpose
 from crystalline_ray.kernels.random import generator as random_generator
 from crystalline_ray.kernels.workspace import Array
-from crystalline_ray.lattice.tree import token_tree
 from crystalline_ray.model.head import head_logits
 from crystalline_ray.model.layout import ModelShape, ParameterLayout
 from crystalline_ray.model.mixing import fold_mixing
@@ -113,7 +112,7 @@ class Generator:
         Raises NonFiniteError as `Sampling.draw`, though of the nodes that it looks at only.
         """
         if self.shape.head == "lattice":
-            arguments = self._last, self._weights.head_table, token_tree(self.shape.vocab_size)
+            arguments = self._last, self._weights.head_table, self.shape.tree
             keep = 1 if sampling.temperature == 0.0 else sampling.top_k
             if keep is not None and keep <= max(1, self.shape.vocab_size // _TOKENS_PER_SEARCHED):
                 tokens, logs = zip(*islice(most_probable(*arguments), keep), strict=True)

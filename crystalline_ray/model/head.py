@@ -38,7 +38,7 @@ from crystalline_ray.kernels.smoothing import (
     sparse_smoothing_bytes,
 )
 from crystalline_ray.kernels.workspace import Array, Tokens, Workspace
-from crystalline_ray.lattice.tree import FAN_OUT, token_tree
+from crystalline_ray.lattice.outline import FAN_OUT
 from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.model.views import ModelViews
 
@@ -51,14 +51,14 @@ SmoothedBy = Literal["uniform"] | tuple[npt.NDArray[np.int32], npt.NDArray[np.fl
 def plan_head(shape: ModelShape, rows: int, itemsize: int) -> Plan:
     """Return the shapes of the head's buffers of the model's dtype by name."""
     if shape.head == "lattice":
-        return lattice_head_plan(rows, token_tree(shape.vocab_size).num_levels, FAN_OUT, shape.embed_dim)
+        return lattice_head_plan(rows, shape.tree.num_levels, FAN_OUT, shape.embed_dim)
     return head_plan(rows, shape.vocab_size, shape.embed_dim, itemsize)
 
 
 def plan_head_indices(shape: ModelShape, rows: int, itemsize: int) -> Plan:
     """Return the shapes of the head's buffers with 64-bit items by name."""
     if shape.head == "lattice":
-        return lattice_head_index_plan(rows, token_tree(shape.vocab_size).num_levels)
+        return lattice_head_index_plan(rows, shape.tree.num_levels)
     return head_index_plan(rows, shape.vocab_size, shape.embed_dim, itemsize)
 
 
@@ -117,7 +117,7 @@ def head_loss(
 ) -> float:
     """Return the sum of -log p(target) in nats over the rows of x (N, C) with a target (N,) >= 0."""
     if isinstance(buffers, LatticeHeadBuffers):
-        return lattice_head_forward(x, weights.head_table, targets, token_tree(shape.vocab_size), buffers)
+        return lattice_head_forward(x, weights.head_table, targets, shape.tree, buffers)
     return head_forward(x, weights.head_table, targets, buffers, operands)
 
 
@@ -137,7 +137,7 @@ def head_loss_and_gradient(
     """
     weights, gradient = tables
     if isinstance(buffers, LatticeHeadBuffers):
-        tree, gradients = token_tree(shape.vocab_size), (dx, gradient.head_table)
+        tree, gradients = shape.tree, (dx, gradient.head_table)
         scale = objective.scale
         return lattice_head_forward_backward(x, weights.head_table, targets, scale, tree, buffers, gradients)
     gradients = (dx, gradient.head_table)
@@ -147,6 +147,6 @@ def head_loss_and_gradient(
 def head_logits(shape: ModelShape, x: Array, weights: ModelViews, out: npt.NDArray[Any]) -> None:
     """out (N, V) = logits of x (N, C); of the lattice head, log-probabilities."""
     if shape.head == "lattice":
-        lattice_log_probabilities(x, weights.head_table, token_tree(shape.vocab_size), out)
+        lattice_log_probabilities(x, weights.head_table, shape.tree, out)
     else:
         gemm.multiply(x, weights.head_table.T, out)

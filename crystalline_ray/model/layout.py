@@ -18,7 +18,7 @@ import numpy.typing as npt
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels.random import Purpose, generator
 from crystalline_ray.lattice.fcc import fcc_points
-from crystalline_ray.lattice.tree import token_tree
+from crystalline_ray.lattice.tree import SHELLS, TokenTree, token_tree
 
 ALIGNMENT = 16
 """Floats per 64-byte cache line: tensors start, and segments end, on multiples of it."""
@@ -44,7 +44,8 @@ class ModelShape:
     """What decides the number of parameters of a GPT-2 model and the shape of each.
 
     neighbour_mixing adds to each token's embedding a learned share of its neighbours' in the crystal (model/mixing.py).
-    Raises ConfigError for sizes that are no model.
+    head_tree is the outline of the lattice head's tree (`lattice.outline`), or "shells". Raises ConfigError for sizes
+    that are no model and for an outline that is not one of a tree over its tokens.
     """
 
     vocab_size: int
@@ -54,6 +55,7 @@ class ModelShape:
     num_heads: int
     head: Head = "full"
     neighbour_mixing: bool = False
+    head_tree: str = SHELLS
 
     def __post_init__(self) -> None:
         if self.head not in get_args(Head):
@@ -71,6 +73,18 @@ class ModelShape:
                 f"embed_dim must be a multiple of num_heads: {self.embed_dim} is not a multiple of {self.num_heads}, "
                 f"{allowed} would be"
             )
+        if self.head == "full" and self.head_tree != SHELLS:
+            raise ConfigError(f"head_tree must be {SHELLS!r} with the full head, which has no tree")
+        if self.head == "lattice":
+            try:
+                token_tree(self.vocab_size, self.head_tree)
+            except ValueError as error:
+                raise ConfigError(f"head_tree: {error}") from error
+
+    @property
+    def tree(self) -> TokenTree:
+        """The tree of the lattice head."""
+        return token_tree(self.vocab_size, self.head_tree)
 
     @property
     def head_dim(self) -> int:
@@ -217,6 +231,6 @@ def _names_and_shapes(shape: ModelShape) -> Iterator[tuple[str, tuple[int, ...]]
     yield "ln_f.weight", (width,)
     yield "ln_f.bias", (width,)
     if shape.head == "lattice":
-        yield HEAD, (token_tree(shape.vocab_size).num_branches, width)
+        yield HEAD, (shape.tree.num_branches, width)
     if shape.neighbour_mixing:
         yield MIXING, (1,)

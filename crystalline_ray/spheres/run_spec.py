@@ -16,8 +16,11 @@ from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, SpherePlan, SphereSpec
 _SLOTS_PER_WORKER = 2
 
 
-def model_shape(config: Config, vocab_size: int) -> ModelShape:
-    """Return the shape of the configured model for a vocabulary, whose size the tokenizer has the last word on."""
+def model_shape(config: Config, vocab_size: int, head_tree: str) -> ModelShape:
+    """Return the shape of the configured model for a vocabulary, whose size the tokenizer has the last word on.
+
+    head_tree is the outline of the lattice head's tree, which only the text can tell, or "shells".
+    """
     return ModelShape(
         vocab_size=vocab_size,
         seq_len=config.seq_len,
@@ -26,6 +29,7 @@ def model_shape(config: Config, vocab_size: int) -> ModelShape:
         num_heads=config.num_heads,
         head=config.head,
         neighbour_mixing=config.neighbour_mixing,
+        head_tree=head_tree,
     )
 
 

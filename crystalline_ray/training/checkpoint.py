@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from crystalline_ray.errors import CheckpointError, ConfigError
+from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, weights_digest
 from crystalline_ray.training.durable import sync_folder, write_file
 
@@ -143,6 +144,23 @@ def load(path: Path, *, shape: ModelShape | None = None, with_moments: bool = Tr
     loaded = _read(path, with_moments)
     _require_shape(loaded, shape)
     return loaded
+
+
+def read_head_tree(folder: Path, kind: str) -> str:
+    """Return the outline of the tree of a kind that the models in the checkpoints of a folder have.
+
+    Raises CheckpointError if none has one that can be read. Nothing is verified, as `load_newest` will.
+    """
+    for path in reversed(list_checkpoints(folder).values()):
+        try:
+            outline = _read_shape(path / MODEL).head_tree
+        except (CheckpointError, SafetensorError, OSError):
+            continue  # all have the same tree
+        if outline.partition(":")[0] == kind:
+            return outline
+    raise CheckpointError(
+        f"no checkpoint in {folder} has a head_tree called {kind!r}, which the configuration asks for"
+    )
 
 
 def write_checkpoint(
@@ -275,4 +293,8 @@ def _require_shape(loaded: LoadedCheckpoint, shape: ModelShape | None) -> None:
 
 def describe_shape(shape: ModelShape) -> str:
     """Return the shape of a model in words for messages."""
-    return ", ".join(f"{name} {value}" for name, value in asdict(shape).items())
+    fields = asdict(shape)
+    if fields["head_tree"] != SHELLS:
+        digest = hashlib.blake2b(shape.head_tree.encode(), digest_size=4).hexdigest()
+        fields["head_tree"] = f"{shape.head_tree.partition(':')[0]} ({digest})"
+    return ", ".join(f"{name} {value}" for name, value in fields.items())

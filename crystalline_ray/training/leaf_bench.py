@@ -13,7 +13,6 @@ from rich.text import Text
 
 from crystalline_ray.data.progress import Progress
 from crystalline_ray.errors import ConfigError
-from crystalline_ray.lattice.tree import token_tree
 from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.training.blas import blas_in_use
 from crystalline_ray.training.kernel_clock import timed_kernels
@@ -123,7 +122,7 @@ def flops_per_token(shape: ModelShape) -> int:
     implementation repeats does not count (PaLM, arXiv 2204.02311, appendix B).
     """
     width, layers = shape.embed_dim, shape.num_layers
-    rows = token_tree(shape.vocab_size).longest_path if shape.head == "lattice" else shape.vocab_size
+    rows = shape.tree.longest_path if shape.head == "lattice" else shape.vocab_size
     return 6 * (12 * layers * width**2 + rows * width) + 6 * layers * width * (shape.seq_len + 1)
 
 

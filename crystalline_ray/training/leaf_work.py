@@ -12,6 +12,7 @@ from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels.gemm import Library
 from crystalline_ray.kernels.random import Purpose, generator
 from crystalline_ray.kernels.workspace import aligned_zeros
+from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
 from crystalline_ray.model.transformer import workspace_size
 from crystalline_ray.spheres.leaf import LeafSphere
@@ -68,7 +69,7 @@ def find_work(model: str, environ: Mapping[str, str], flags: Mapping[str, Any]) 
     precision, blas = chosen_arithmetic(config)
     if model in STANDARD:
         return STANDARD[model]._replace(precision=precision, blas=blas)
-    shape = model_shape(config, config.vocab_size)
+    shape = model_shape(config, config.vocab_size, SHELLS)  # no text is read that could form another tree
     return Work(model, shape, config.batch_size, config.dropout, precision, blas)
 
 

@@ -13,6 +13,7 @@ from rich.tree import Tree
 
 from crystalline_ray.config import Config
 from crystalline_ray.errors import ResourceError
+from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.spheres.plan import SpherePlan, SphereSpec
 from crystalline_ray.spheres.run_spec import RunSpec, model_shape
 from crystalline_ray.training.console import short_count
@@ -29,7 +30,8 @@ class PlanView:
 
     def __init__(self, plan: SpherePlan, config: Config) -> None:
         self._plan = plan
-        shape = model_shape(config, config.vocab_size)
+        # no text is read here, and other trees have about as many branches
+        shape = model_shape(config, config.vocab_size, SHELLS)
         self._run = RunSpec(config, shape, plan, Path(), config.global_batch_size)
         self._notes = (*plan.notes, *idle_leaves(self._run))
 

@@ -6,20 +6,23 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from threadpoolctl import threadpool_limits
 
 from crystalline_ray.config import Config, save_config
 from crystalline_ray.data.batches import TrainBatches
 from crystalline_ray.data.dataset import Dataset, prepare
+from crystalline_ray.data.token_use import learn_tree
 from crystalline_ray.engine.base import Engine
 from crystalline_ray.engine.local import LocalEngine
 from crystalline_ray.engine.ray.arena import arena_root, check_room
 from crystalline_ray.engine.topology import allowed_cores
 from crystalline_ray.errors import CheckpointError, ResourceError
+from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.layout import initialise, weights_digest
 from crystalline_ray.spheres.plan import SpherePlan, plan_spheres
 from crystalline_ray.spheres.run_spec import RunSpec, model_shape
 from crystalline_ray.training.arithmetic import decide_arithmetic, warnings_about
-from crystalline_ray.training.checkpoint import TrainingState, load_newest
+from crystalline_ray.training.checkpoint import TrainingState, load_newest, read_head_tree
 from crystalline_ray.training.checkpoint_writer import CheckpointWriter, check_space
 from crystalline_ray.training.console import Console
 from crystalline_ray.training.interruption import Interruption
@@ -52,7 +55,7 @@ def train(
         plan = plan_for(config)
         dataset = prepare(config, seq_len=config.seq_len, seed=config.seed, progress=console.progress)
         dataset.tokenizer.encode(config.sample_prompt or "")  # refused now rather than after the training
-        run = specify(config, plan, dataset)
+        run = specify(config, plan, dataset, find_head_tree(config, dataset, resume))
         check_memory(run)
         with run_folder(config, resume) as folder:
             _check_disk(run, folder)
@@ -75,9 +78,23 @@ def plan_for(config: Config) -> SpherePlan:
     return plan_spheres([cores], coordinators=config.coordinators)
 
 
-def specify(config: Config, plan: SpherePlan, dataset: Dataset) -> RunSpec:
+def find_head_tree(config: Config, dataset: Dataset, resume: Path | None) -> str:
+    """Return the outline of the configured tree, or "shells".
+
+    One that the text forms is that of the run which is resumed, since another kind of processor might round to another.
+    Raises CheckpointError if that has none.
+    """
+    if config.head == "full" or config.head_tree == SHELLS:
+        return SHELLS
+    if resume is not None:
+        return read_head_tree(resume / CHECKPOINTS, config.head_tree)
+    with threadpool_limits(limits=1, user_api="blas"):  # the number of threads could decide ties
+        return learn_tree(config.head_tree, dataset.train, dataset.tokenizer.vocab_size)
+
+
+def specify(config: Config, plan: SpherePlan, dataset: Dataset, head_tree: str) -> RunSpec:
     """Put together what the spheres need to know; the length of the run follows from the text."""
-    shape = model_shape(config, dataset.tokenizer.vocab_size)
+    shape = model_shape(config, dataset.tokenizer.vocab_size, head_tree)
     windows = TrainBatches(dataset.train, config.seq_len, config.batch_size, config.seed).windows
     sequences = windows * config.epochs if config.epochs else (config.steps or 0) * config.global_batch_size
     return RunSpec(config, shape, plan, dataset.folder, sequences)

@@ -1,6 +1,7 @@
 """Small runs for engines."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from crystalline_ray.config import Config
 from crystalline_ray.data.dataset import Dataset, prepare
 from crystalline_ray.data.progress import silent
 from crystalline_ray.spheres.plan import plan_spheres
-from crystalline_ray.spheres.run_spec import RunSpec, model_shape
+from crystalline_ray.spheres.run_spec import RunSpec
+from crystalline_ray.training.run import find_head_tree, specify
 
 SMALL: dict[str, Any] = {
     "tokenizer": "char",
@@ -45,7 +47,8 @@ def make_run(dataset: Dataset) -> Callable[..., RunSpec]:
     ) -> RunSpec:
         config = Config(**{**SMALL, **fields})
         plan = plan_spheres([[None] * cores], coordinators=coordinators, fan_out=fan_out)  # type: ignore[arg-type]
-        shape = model_shape(config, dataset.tokenizer.vocab_size)
-        return RunSpec(config, shape, plan, dataset.folder, sequences or 10**9)
+        return replace(
+            specify(config, plan, dataset, find_head_tree(config, dataset, None)), total_sequences=sequences or 10**9
+        )
 
     return make

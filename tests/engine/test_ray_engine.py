@@ -49,6 +49,18 @@ def test_ray_gives_the_bits_of_the_local_engine(make_run, ray_session, cores, co
     assert list(ray_session.arena_folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("head_tree", ["shells", "embedding"])
+def test_a_lattice_head_has_the_bits_of_the_local_engine_too(make_run, ray_session, head_tree):
+    fields = {"head": "lattice", "head_tree": head_tree, "global_batch_size": 2 * 13}
+    local = make_run(1, **fields)
+    with LocalEngine(local) as engine:
+        expected = train_steps(engine, local, 3)
+    run = make_run(2, **fields)
+    assert run.shape.head_tree.partition(":")[0] == head_tree
+    with RayEngine(run, ray_session) as engine:
+        assert train_steps(engine, run, 3) == expected
+
+
 def started(make_run: Callable, ray_session, **fields):
     run = make_run(2, **fields)
     engine = RayEngine(run, ray_session)

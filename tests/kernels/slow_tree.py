@@ -12,8 +12,9 @@ import numpy as np
 
 from crystalline_ray.kernels.lattice_head import LatticeHeadBuffers, lattice_head_index_plan, lattice_head_plan
 from crystalline_ray.kernels.runs import RunIndices
+from crystalline_ray.lattice.outline import FAN_OUT, Branch
 from crystalline_ray.lattice.symmetry import group_members
-from crystalline_ray.lattice.tree import FAN_OUT, TokenTree, token_tree
+from crystalline_ray.lattice.tree import SHELLS, TokenTree, token_tree
 
 
 class Step(NamedTuple):
@@ -25,21 +26,35 @@ class Step(NamedTuple):
 
 @lru_cache(maxsize=4)
 def slow_paths(vocab_size: int) -> list[list[Step]]:
-    """Return the path to every token; rows are numbered as nodes come in a breadth-first walk."""
-    paths: list[list[Step]] = [[] for _ in range(vocab_size)]
+    """Return the path to every token of the tree by shells."""
+
+    def split(part: list[int]) -> Branch:
+        count = min(12, len(part))
+        bounds = [index * len(part) // count for index in range(count + 1)]
+        return [split(part[a:b]) for a, b in pairwise(bounds)] if count > 1 else part[0]
+
     groups = [group_members(group, vocab_size).tolist() for group in range(12)]
-    waiting, rows = deque([[group for group in groups if group]]), 0
+    return paths_below([split(group) for group in groups if group], vocab_size)
+
+
+def paths_below(root: list[Branch], vocab_size: int) -> list[list[Step]]:
+    """Return the path to every token under a root; rows are numbered as nodes come in a breadth-first walk."""
+    paths: list[list[Step]] = [[] for _ in range(vocab_size)]
+    waiting, rows = deque([root]), 0
     while waiting:
-        parts = waiting.popleft()
-        for choice, part in enumerate(parts):
-            for token in part:
-                paths[token].append(Step(slice(rows, rows + len(parts)), choice))
-            if len(part) > 1:
-                count = min(12, len(part))
-                bounds = [index * len(part) // count for index in range(count + 1)]
-                waiting.append([part[a:b] for a, b in pairwise(bounds)])
-        rows += len(parts)
+        node = waiting.popleft()
+        for choice, branch in enumerate(node):
+            for token in tokens_below(branch):
+                paths[token].append(Step(slice(rows, rows + len(node)), choice))
+            if isinstance(branch, list):
+                waiting.append(branch)
+        rows += len(node)
     return paths
+
+
+def tokens_below(branch: Branch) -> list[int]:
+    """Return the tokens under a branch from left to right."""
+    return [token for part in branch for token in tokens_below(part)] if isinstance(branch, list) else [branch]
 
 
 def slow_log_probability(x: np.ndarray, table: np.ndarray, steps: list[Step]) -> float:
@@ -83,10 +98,10 @@ def buffers(rows: int, tree: TokenTree, width: int, dtype: type) -> LatticeHeadB
 
 
 def problem(
-    rows: int, vocab: int, width: int, size: float = 1.0
+    rows: int, vocab: int, width: int, size: float = 1.0, outline: str = SHELLS
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, TokenTree]:
     """Return x (rows, width), a table and targets, some of them -1, in float64, and the tree."""
-    rng, tree = np.random.default_rng(rows + vocab), token_tree(vocab)
+    rng, tree = np.random.default_rng(rows + vocab), token_tree(vocab, outline)
     targets = np.minimum(rng.zipf(1.2, rows) - 1, vocab - 1)  # some nodes with many rows, some with one, most with none
     targets[rng.random(rows) < 0.2] = -1
     return size * rng.standard_normal((rows, width)), rng.standard_normal((tree.num_branches, width)), targets, tree

@@ -5,15 +5,17 @@ import pytest
 from differences import numeric_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_tree import buffers, problem, slow_log_probability, slow_loss_and_gradients, slow_paths
+from slow_tree import buffers, paths_below, problem, slow_log_probability, slow_loss_and_gradients, slow_paths
 
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.blas import mkl_library
+from crystalline_ray.kernels.lattice_descent import most_probable
 from crystalline_ray.kernels.lattice_head import (
     lattice_head_forward,
     lattice_head_forward_backward,
     lattice_log_probabilities,
 )
+from crystalline_ray.lattice.outline import Branch, write_outline
 from crystalline_ray.lattice.tree import token_tree
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid:RuntimeWarning")
@@ -46,6 +48,27 @@ def test_float32_is_as_exact_as_its_digits(rows: int, vocab: int, width: int, si
     for mine, reference in zip(own, gradients, strict=True):
         # scores of up to 1000 keep four digits behind the point
         np.testing.assert_allclose(mine, reference, atol=1e-5 * max(1.0, size) * (1.0 + np.abs(reference).max()))
+
+
+def test_a_tree_of_uneven_depth_is_as_exact() -> None:
+    deep: list[Branch] = [0, 1]
+    for token in range(2, 12):
+        deep = [token, deep]
+    root: list[Branch] = [list(range(12, 24)), 24, deep, [25, [26, 27, 28], 29]]
+    outline, paths = write_outline("uneven", root), paths_below(root, 30)
+    for rows in (1, 4, 90):
+        x, table, targets, tree = problem(rows, 30, 5, outline=outline)
+        targets[:1] = 0  # eleven levels below the branch of the root
+        loss, *gradients = slow_loss_and_gradients(x, table, targets, 0.5, paths)
+        scratch, own = buffers(rows, tree, 5, np.float64), (np.full_like(x, np.nan), np.zeros_like(table))
+        assert lattice_head_forward_backward(x, table, targets, 0.5, tree, scratch, own) == pytest.approx(loss)
+        for mine, reference in zip(own, gradients, strict=True):
+            np.testing.assert_allclose(mine, reference, atol=1e-12)
+        logs = np.empty((rows, 30))
+        lattice_log_probabilities(x, table, tree, logs)
+        assert logs[0].tolist() == pytest.approx([slow_log_probability(x[0], table, path) for path in paths])
+        found = dict(most_probable(x[:1], table, tree))
+        assert [found[token] for token in range(30)] == pytest.approx(logs[0].tolist())
 
 
 @pytest.mark.parametrize(("rows", "vocab", "width", "size"), [(1, 2, 1, 1.0), (7, 30, 3, 1.0), (40, 13, 2, 60.0)])

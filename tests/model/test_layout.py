@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.lattice.fcc import fcc_points
+from crystalline_ray.lattice.learned_trees import similarity_outline
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise, weights_digest
 
 SHAPES = st.builds(
@@ -76,6 +77,15 @@ def test_lattice_head_adds_a_table_of_its_own_and_moves_no_other_initial_weight(
 def test_unknown_head_is_refused() -> None:
     with pytest.raises(ConfigError, match="head must be full or lattice, got 'spiral'"):
         ModelShape(5, 3, 4, 1, 2, "spiral")  # type: ignore[arg-type]
+
+
+def test_a_tree_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ConfigError, match="head_tree: a tree called 'frequency' needs an outline"):
+        ModelShape(5, 3, 4, 1, 2, "lattice", head_tree="frequency")
+    with pytest.raises(ConfigError, match="'embedding' is not one of a tree over 5 tokens"):
+        ModelShape(5, 3, 4, 1, 2, "lattice", head_tree=similarity_outline(np.zeros((6, 1))))
+    with pytest.raises(ConfigError, match="head_tree must be 'shells' with the full head"):
+        ModelShape(5, 3, 4, 1, 2, "full", head_tree=similarity_outline(np.zeros((5, 1))))
 
 
 def test_views_write_through_and_refuse_other_buffers() -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,10 +20,11 @@ from crystalline_ray.data.batches import TrainBatches, ValidationBatches
 from crystalline_ray.data.dataset import prepare
 from crystalline_ray.errors import CheckpointError, ConfigError, NonFiniteError, ResourceError
 from crystalline_ray.training.arithmetic import decide_arithmetic
-from crystalline_ray.training.checkpoint import load_newest
+from crystalline_ray.training.checkpoint import load_newest, read_head_tree
 from crystalline_ray.training.console import Console
 from crystalline_ray.training.metrics import read_metrics
 from crystalline_ray.training.run import open_configured_engine, train
+from crystalline_ray.training.use import evaluate, load_model
 
 TINY = {
     "engine": "local",
@@ -326,3 +328,22 @@ def test_stop_and_resume_across_engines_and_leaf_counts_give_one_digest(make_con
 def test_the_local_engine_needs_no_ray():
     script = "import sys, crystalline_ray, crystalline_ray.training.run; sys.exit('ray' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("kind", ["frequency", "embedding"])
+def test_a_resumed_run_keeps_the_tree_it_was_saved_with(make_config, monkeypatch, kind):
+    fields = {"steps": 12, "head": "lattice", "head_tree": kind}
+    whole = quietly(make_config(name="whole", **fields))
+    cut = make_config(name="cut", **fields)
+    assert train(cut, SignalAt(7)).steps == 7
+    folder = cut.runs_dir / "cut"
+    monkeypatch.setattr("crystalline_ray.training.run.learn_tree", lambda *_: pytest.fail("another tree was learned"))
+    assert quietly(cut, resume=folder).weights_digest == whole.weights_digest
+    outline = load_newest(folder / "checkpoints").layout.shape.head_tree
+    assert outline.startswith(f"{kind}:")
+    assert evaluate(load_model(folder)).nats_per_token == pytest.approx(whole.validation_loss, rel=1e-6)
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* has a head_tree called 'other'"):
+        read_head_tree(folder / "checkpoints", "other")
+    shape = load_newest(folder / "checkpoints").layout.shape
+    with pytest.raises(CheckpointError, match=rf"head_tree {kind} \([0-9a-f]{{8}}\) there, .*head_tree shells in"):
+        load_newest(folder / "checkpoints", shape=replace(shape, head_tree="shells"))

@@ -198,6 +198,9 @@ class LossConfig(_Section):
     smoothing_neighbours: int = Field(
         default=16, ge=1, le=1024, description="How many similar tokens a token has, at most the rest of the vocabulary"
     )
+    laplacian_prior: float = Field(
+        default=0.0, ge=0, le=1e6, description="Pull of similar tokens' embeddings towards one another"
+    )
 
 
 class OptimizerConfig(_Section):

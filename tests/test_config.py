@@ -113,6 +113,7 @@ def test_other_variables_of_the_environment_are_not_ours() -> None:
         ("steps: 3\nepochs: 4", r"steps = 3 .* and epochs = 4 .*exclude each other"),
         ("smoothing_weight: 1", r"smoothing_weight = 1 .*less than 1"),
         ("smoothing_weight: -0.1", r"smoothing_weight = -0.1 .*greater than or equal to 0"),
+        ("laplacian_prior: -1", r"laplacian_prior = -1 .*greater than or equal to 0"),
         ("smoothing: similar", r"smoothing = 'similar' .*must be 'none', 'crystal' or 'uniform'"),
         (
             "smoothing: crystal\nhead: lattice",
@@ -195,6 +196,7 @@ def test_digest_follows_what_decides_the_weights_and_nothing_else() -> None:
         "batch_size": 4, "global_batch_size": 48, "sum_unit": 2, "routing": "symmetry", "steps": 9,
         "optimizer": "sgd", "learning_rate": 0.1, "schedule": "linear", "warmup_steps": 3, "seed": 7,
         "smoothing": "uniform", "smoothing_weight": 0.2, "smoothing_schedule": "linear", "smoothing_neighbours": 3,
+        "laplacian_prior": 0.1,
     }  # fmt: skip
     for field, value in other.items():
         assert Config(**{field: value}).digest() != digest, field

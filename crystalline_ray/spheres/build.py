@@ -22,7 +22,7 @@ from crystalline_ray.spheres.root import RootSphere
 from crystalline_ray.spheres.routing import RoutedBatches
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.segment import SegmentSphere
-from crystalline_ray.spheres.similar import smoothed_by
+from crystalline_ray.spheres.similar import laplacian_priors, smoothed_by
 
 Handlers = dict[type, Callable[[Any], Any]]
 
@@ -73,7 +73,8 @@ class Sphere:
     def _level1(self, run: RunSpec, memory: Memory, link: Link) -> Handlers:
         control = ControlSphere(self.spec, run, memory, link, *batch_sources(run))
         self._parts.append(control)
-        segment = SegmentSphere(self.spec.groups, run.layout, run.config, memory)
+        priors = laplacian_priors(run, memory, self.spec.groups)
+        segment = SegmentSphere(self.spec.groups, run.layout, run.config, memory, priors)
         return {StepOrder: control.run_step, Commit: segment.commit, EvaluationOrder: control.evaluate}
 
     def _leaf(self, run: RunSpec, memory: Memory) -> Handlers:

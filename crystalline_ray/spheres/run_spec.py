@@ -99,7 +99,7 @@ class RunSpec:
     @property
     def similar_tokens(self) -> int:
         """Entries in a row of the table of similar tokens; 0 if nothing reads it."""
-        if self.config.smoothing != "crystal":
+        if self.config.smoothing != "crystal" and not self.config.laplacian_prior:
             return 0
         return min(self.config.smoothing_neighbours, self.shape.vocab_size - 1)
 
@@ -112,7 +112,7 @@ class RunSpec:
             config.batch_size,
             dropout=config.dropout,
             bfloat16=config.precision == "bfloat16",
-            similar=self.similar_tokens,
+            similar=self.similar_tokens if config.smoothing == "crystal" else 0,
         )
 
     @cached_property

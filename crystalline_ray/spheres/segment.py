@@ -1,7 +1,8 @@
 """Segment owners: each of the twelve parameter segments is reduced and updated by exactly one level-1 sphere."""
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from crystalline_ray.model.layout import ParameterLayout
 from crystalline_ray.spheres.memory import Floats, Memory
 from crystalline_ray.spheres.messages import Commit, Committed, Posts
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
+from crystalline_ray.spheres.prior import LaplacianPrior
 
 # The squares of all twelve segments, in order.
 Squares = list[float]
@@ -31,18 +33,25 @@ class SegmentSphere:
         layout: of the parameters.
         optimizer: rule and constants.
         memory: shared memory of its node.
+        priors: what the gradient of each of its segments begins with, if not with the first group's.
     """
 
     def __init__(
-        self, segments: tuple[int, ...], layout: ParameterLayout, optimizer: OptimizerConfig, memory: Memory
+        self,
+        segments: tuple[int, ...],
+        layout: ParameterLayout,
+        optimizer: OptimizerConfig,
+        memory: Memory,
+        priors: Mapping[int, LaplacianPrior] = MappingProxyType({}),
     ) -> None:
         bounds = layout.segments(SYMMETRY_GROUPS)
         self._segments = {number: bounds[number] for number in segments}
         self._pieces = {number: layout.pieces(bounds[number]) for number in segments}
+        self._priors = priors
         # The gradient of a single group is read where it lies.
         self._gradients = (
             {number: np.empty(part.stop - part.start, np.float32) for number, part in self._segments.items()}
-            if memory.layout.regions > 1
+            if memory.layout.regions > 1 or priors
             else {number: memory.region(0)[part] for number, part in self._segments.items()}
         )
         self._optimizer = optimizer
@@ -55,16 +64,19 @@ class SegmentSphere:
         The wait for the others is a `yield`: the sphere says what it has to make known and is resumed with the squares
         of all segments. How they travel is the engine's affair.
         """
-        squares = yield Posts(order.step, self.reduce(order.groups))
+        squares = yield Posts(order.step, self.reduce(order.groups, order.version))
         norm = math.sqrt(sum(squares))
         applied = math.isfinite(norm)
         if applied:
             self.apply(order.version, order.learning_rate, self._clip(norm))
         return Committed(order.step, norm, applied)
 
-    def reduce(self, groups: Sequence[int]) -> dict[int, float]:
-        """Add the accumulators of `groups` in that order, segment by segment; return the squared L2 norms."""
-        return {number: self._reduce_segment(number, groups) for number in self._segments}
+    def reduce(self, groups: Sequence[int], version: int) -> dict[int, float]:
+        """Add the accumulators of `groups` in that order, segment by segment; return the squared L2 norms.
+
+        A prior's gradient at the weights of `version` comes before them.
+        """
+        return {number: self._reduce_segment(number, groups, version) for number in self._segments}
 
     def apply(self, version: int, learning_rate: float, clip_coefficient: float) -> None:
         """Update the segments from `version` to `version + 1` with the gradient last reduced."""
@@ -79,18 +91,23 @@ class SegmentSphere:
         limit = self._optimizer.clip_norm
         return min(1.0, limit / (norm + _CLIP_EPSILON)) if limit else 1.0
 
-    def _reduce_segment(self, number: int, groups: Sequence[int]) -> float:
+    def _reduce_segment(self, number: int, groups: Sequence[int], version: int) -> float:
         part, total = self._segments[number], self._gradients[number]
-        square = 0.0
+        square, prior = 0.0, self._priors.get(number)
+        if prior is not None:
+            prior.write(self._memory.weights(version), total)
         for start in range(0, total.size, _BLOCK):
             stop = min(start + _BLOCK, total.size)
             block, source = total[start:stop], slice(part.start + start, part.start + stop)
-            first = self._memory.region(groups[0])[source]
-            if len(groups) > 1:
-                np.add(first, self._memory.region(groups[1])[source], out=block)
+            first, rest = self._memory.region(groups[0])[source], groups[1:]
+            if prior is not None:
+                np.add(block, first, out=block)
+            elif rest:
+                np.add(first, self._memory.region(rest[0])[source], out=block)
+                rest = rest[1:]
             elif self._memory.layout.regions > 1:
                 np.copyto(block, first)
-            for group in groups[2:]:
+            for group in rest:
                 np.add(block, self._memory.region(group)[source], out=block)
             square += float(np.dot(block, block))
         return square

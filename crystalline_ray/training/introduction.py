@@ -34,7 +34,7 @@ def introduce(
             f"{state.total_steps:,} of {run.micro_batches_per_step} micro-batches of {config.batch_size} sequences "
             f"({run.sequences_per_step * shape.seq_len:,} tokens)",
         ),
-        *([("loss", _describe_loss(run))] if config.smoothing != "none" else []),
+        *([("loss", f"cross-entropy{extras}")] if (extras := _describe_loss(run)) else []),
         (
             "tree",
             f"1 root + {counts['controls']} controls + {counts['leaves']} leaves; "
@@ -75,10 +75,15 @@ def _describe_text(dataset: Dataset) -> str:
 
 
 def _describe_loss(run: RunSpec) -> str:
-    config = run.config
-    who = "all tokens alike" if config.smoothing == "uniform" else f"the {run.similar_tokens} most similar tokens"
-    falling = ", falling to 0" if config.smoothing_schedule == "linear" else ""
-    return f"cross-entropy; {100 * config.smoothing_weight:g} % of a target's probability{falling} to {who}"
+    """Say what the loss has beside cross-entropy, if anything."""
+    config, text = run.config, ""
+    if config.smoothing != "none":
+        who = "all tokens alike" if config.smoothing == "uniform" else f"the {run.similar_tokens} most similar tokens"
+        falling = ", falling to 0" if config.smoothing_schedule == "linear" else ""
+        text += f"; {100 * config.smoothing_weight:g} % of a target's probability{falling} to {who}"
+    if config.laplacian_prior:
+        text += f"; Laplacian prior of {config.laplacian_prior:g} over {run.similar_tokens} similar tokens"
+    return text
 
 
 def _describe_groups(dataset: Dataset) -> str:

@@ -34,6 +34,7 @@ def digest_of(run, steps=3):
     neighbour_mixing=st.booleans(),
     compression=st.sampled_from(["none", "bfloat16", "d3", "e8"]),
     smoothing=st.sampled_from(["none", "crystal", "uniform"]),
+    prior=st.sampled_from([0.0, 1e-3]),
 )
 def test_any_tree_gives_the_bits_of_one_leaf(
     make_run,
@@ -47,6 +48,7 @@ def test_any_tree_gives_the_bits_of_one_leaf(
     neighbour_mixing,
     compression,
     smoothing,
+    prior,
 ):
     largest = 1 + fan_out + fan_out**2 + fan_out**3
     fields = {
@@ -57,6 +59,7 @@ def test_any_tree_gives_the_bits_of_one_leaf(
         "neighbour_mixing": neighbour_mixing,
         "gradient_compression": compression,
         "smoothing": smoothing if head == "full" else "none",
+        "laplacian_prior": prior,
         # the last of three steps is ragged and, with many micro-batches, leaves some leaves without work
         "sequences": 2 * 2 * micro_batches + micro_batches,
     }

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.ray
 def test_ray_gives_the_bits_of_the_local_engine(make_run, ray_session, cores, coordinators, blas, compression):
     # 26 micro-batches: groups of two and three, so controls fold, borrow and leave some leaves idle
     fields = {"global_batch_size": 2 * 26, "dropout": 0.1, "sum_unit": 2}
-    fields |= {"gradient_compression": compression, "smoothing": "crystal"}
+    fields |= {"gradient_compression": compression, "smoothing": "crystal", "laplacian_prior": 1e-3}
     if blas == "mkl":  # which computes only what is large enough
         fields |= {"blas": "mkl", "batch_size": 8, "global_batch_size": 8 * 26, "embed_dim": 96}
     local = make_run(1, **fields)

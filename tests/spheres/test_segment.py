@@ -28,7 +28,7 @@ def run_owners(memory: BufferMemory, config: Config, owners: list[tuple[int, ...
     spheres = [SegmentSphere(segments, LAYOUT, config, memory) for segments in owners]
     squares: dict[int, float] = {}
     for sphere in spheres:
-        squares |= sphere.reduce(range(12))
+        squares |= sphere.reduce(range(12), 3)
     for sphere in spheres:
         sphere.apply(3, 1e-2, clip)
     return sum(squares[s] for s in range(12)) ** 0.5
@@ -79,7 +79,7 @@ def test_an_update_can_be_repeated_and_leaves_the_version_it_reads_alone():
     memory, config = filled_memory(2), Config()
     before = memory.weights(3).copy(), memory.region(0).copy()
     sphere = SegmentSphere(tuple(range(12)), LAYOUT, config, memory)
-    sphere.reduce(range(12))
+    sphere.reduce(range(12), 3)
     sphere.apply(3, 1e-2, 0.5)
     once = memory.weights(4).tobytes()
     sphere.apply(3, 1e-2, 0.5)

@@ -1,7 +1,11 @@
-"""Compare the lattice softmax with the full head: the same rows and targets, in turn on one pinned core in one process.
+"""Compare two output heads: the same rows and targets, in turn on one pinned core in one process.
 
     python scripts/bench/lattice_head.py
+    python scripts/bench/lattice_head.py --heads shells embedding
     python scripts/bench/lattice_head.py --rounds 40 --blas mkl --core 3 --json
+
+A head is the full one or the lattice softmax, called by its tree; trees that a text forms are formed by one of tokens
+drawn independently by Zipf's law, where no token is like another.
 
 First the heads alone, forward and backward: 4096 rows of width 384 and a vocabulary of 12**4. Targets are drawn from
 Zipf's law, as tokens are in text, and evenly, which is the worst case: the most nodes have a row. Then whole optimizer
@@ -14,21 +18,25 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
+from crystalline_ray.data.shards import TokenArray
+from crystalline_ray.data.token_use import learn_tree
 from crystalline_ray.errors import CrystallineError
 from crystalline_ray.kernels.operands import unrounded
 from crystalline_ray.kernels.smoothing import Objective
 from crystalline_ray.kernels.workspace import Array, Workspace, steady_state
+from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.head import head_loss_and_gradient, plan_head, plan_head_indices, view_head
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
 from crystalline_ray.model.views import bind
 from crystalline_ray.training.console import Console
-from crystalline_ray.training.leaf_work import STANDARD, Work, leaf_work
+from crystalline_ray.training.leaf_work import STANDARD, leaf_work
 from crystalline_ray.training.measuring import as_worker, measuring_core
 
 VOCABULARY = 12**4
@@ -36,14 +44,30 @@ ROWS = 4096
 WIDTH = 384
 WARM_UP_ROUNDS = 2
 ZIPF_EXPONENT = 1.3
-HEADS = ("full", "lattice")
+TEXT_TOKENS = 1_000_000
+HEADS = ("full", "shells", "frequency", "embedding")
 
 Turn = Callable[[], float]
 
 
-def head_turn(head: Any, x: Array, targets: np.ndarray[Any, Any]) -> Turn:
+def with_head(shape: ModelShape, head: str) -> ModelShape:
+    """Return the shape with one of HEADS and the vocabulary of all."""
+    if head == "full":
+        return replace(shape, vocab_size=VOCABULARY)
+    tree = SHELLS if head == SHELLS else learn_tree(head, zipf_text(), VOCABULARY)
+    return replace(shape, vocab_size=VOCABULARY, head="lattice", head_tree=tree)
+
+
+def zipf_text() -> TokenArray:
+    """Return the text that forms trees; every token comes once at least."""
+    tokens = np.random.Generator(np.random.Philox(2)).zipf(ZIPF_EXPONENT, TEXT_TOKENS) - 1
+    text = np.concatenate((np.minimum(tokens, VOCABULARY - 1), np.arange(VOCABULARY)))
+    return TokenArray([text.astype(np.uint16)], np.uint16)
+
+
+def head_turn(head: str, x: Array, targets: np.ndarray[Any, Any]) -> Turn:
     """Return a function that runs one head forward and backward, and gives its loss per target."""
-    shape = ModelShape(VOCABULARY, 1, WIDTH, 1, 1, head)
+    shape = with_head(ModelShape(VOCABULARY, 1, WIDTH, 1, 1), head)
     layout = ParameterLayout(shape)
     weights, gradient = initialise(layout, seed=1), np.zeros(layout.size, np.float32)
     tables, dx = (bind(layout, weights), bind(layout, gradient)), np.empty_like(x)
@@ -58,7 +82,7 @@ def head_turn(head: Any, x: Array, targets: np.ndarray[Any, Any]) -> Turn:
     return turn
 
 
-def duels(rounds: int) -> Iterator[tuple[str, int, int, Callable[[Any], Turn]]]:
+def duels(rounds: int) -> Iterator[tuple[str, int, int, Callable[[str], Turn]]]:
     """Yield what is compared: its name, tokens of a turn, rounds, and what makes the turns of a head."""
     numbers = np.random.Generator(np.random.Philox(1))
     x = numbers.standard_normal((ROWS, WIDTH), dtype=np.float32)
@@ -70,18 +94,23 @@ def duels(rounds: int) -> Iterator[tuple[str, int, int, Callable[[Any], Turn]]]:
         yield f"{name} targets", ROWS, rounds, lambda head, targets=targets: head_turn(head, x, targets)
     standard = STANDARD["B"]
 
-    def training(head: Any) -> Turn:
-        shape = standard.shape
-        own = ModelShape(VOCABULARY, shape.seq_len, shape.embed_dim, shape.num_layers, shape.num_heads, head)
-        return leaf_work(Work("B", own, standard.batch_size))
+    def training(head: str) -> Turn:
+        return leaf_work(standard._replace(shape=with_head(standard.shape, head)))
 
     yield "step of model B", standard.tokens, rounds, training
 
 
-def compare(name: str, tokens: int, rounds: int, make: Callable[[Any], Turn], console: Console) -> dict[str, Any]:
-    """Let the heads run in turn; ratios above 1 are how many times faster the lattice head is."""
-    turns = {head: make(head) for head in HEADS}
-    seconds: dict[str, list[float]] = {head: [] for head in HEADS}
+def compare(
+    heads: tuple[str, str],
+    name: str,
+    tokens: int,
+    rounds: int,
+    make: Callable[[str], Turn],
+    console: Console,
+) -> dict[str, Any]:
+    """Let two heads run in turn; ratios above 1 are how many times faster the second is."""
+    turns = {head: make(head) for head in heads}
+    seconds: dict[str, list[float]] = {head: [] for head in heads}
     losses: dict[str, float] = {}
     for number in range(WARM_UP_ROUNDS + rounds):
         if console.is_terminal:
@@ -91,7 +120,7 @@ def compare(name: str, tokens: int, rounds: int, make: Callable[[Any], Turn], co
             losses[head] = turn()
             seconds[head].append(time.perf_counter() - start)
     counted = {head: own[WARM_UP_ROUNDS:] for head, own in seconds.items()}
-    ratios = [full / lattice for full, lattice in zip(*counted.values(), strict=True)]
+    ratios = [first / second for first, second in zip(*counted.values(), strict=True)]
     lower, middle, upper = quantiles(ratios, n=4, method="inclusive")
     return {
         "name": name,
@@ -105,14 +134,15 @@ def compare(name: str, tokens: int, rounds: int, make: Callable[[Any], Turn], co
 def table(results: list[dict[str, Any]]) -> Table:
     """Lay out the figures for people."""
     rows = Table("measured", box=None, padding=(0, 2, 0, 0))
-    for column in ("full ms", "lattice ms", "tokens/s", "tokens/s", "faster", "middle half"):
+    heads = list(results[0]["seconds"])
+    for column in (*(f"{head} ms" for head in heads), "tokens/s", "tokens/s", "faster", "middle half"):
         rows.add_column(column, justify="right")
     for result in results:
         ratio = result["ratio"]
         rows.add_row(
             result["name"],
-            *(f"{1e3 * result['seconds'][head]:,.1f}" for head in HEADS),
-            *(f"{result['tokens_per_second'][head]:,.0f}" for head in HEADS),
+            *(f"{1e3 * result['seconds'][head]:,.1f}" for head in heads),
+            *(f"{result['tokens_per_second'][head]:,.0f}" for head in heads),
             f"{ratio['median']:.2f}",
             f"{ratio['lower_quartile']:.2f} to {ratio['upper_quartile']:.2f}",
         )
@@ -122,6 +152,7 @@ def table(results: list[dict[str, Any]]) -> Table:
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--heads", nargs=2, choices=HEADS, default=("full", SHELLS), help="(default: full shells)")
     parser.add_argument("--rounds", type=int, default=10, help="turns of each head, at least 2 (default: 10)")
     parser.add_argument("--blas", choices=("numpy", "mkl"), default="numpy", help="library of products")
     parser.add_argument("--core", type=int, help="core to run on (default: the last that may be used)")
@@ -129,6 +160,8 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.rounds < 2:
         parser.error(f"--rounds {options.rounds}: must be at least 2")
+    if options.heads[0] == options.heads[1]:
+        parser.error(f"--heads {' '.join(options.heads)}: must be two different ones")
     return options
 
 
@@ -138,7 +171,7 @@ def main() -> int:
     try:
         core = measuring_core(options.core)
         with Console(json_output=True) as console, as_worker(core, options.blas):
-            results = [compare(*duel, console) for duel in duels(options.rounds)]
+            results = [compare(tuple(options.heads), *duel, console) for duel in duels(options.rounds)]
     except CrystallineError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -107,6 +107,10 @@ class ModelConfig(_Section):
         default=False,
         description="Add to each token's embedding a learned share of the mean of its neighbours' in the crystal",
     )
+    positions: Literal["learned", "clock"] = Field(
+        default="learned",
+        description="learned: a vector per position; clock: queries and keys turn, with periods of 12, 60, 100, ...",
+    )
 
     @model_validator(mode="after")
     def _tree_has_head(self) -> Self:
@@ -122,6 +126,8 @@ class ModelConfig(_Section):
             above = [heads for heads in valid if heads > self.num_heads][:1]
             nearest = " and ".join(str(heads) for heads in [below, *above])
             raise _conflict(self, "{num_heads} must divide {embed_dim}; nearest: " + nearest)
+        if self.positions == "clock" and self.embed_dim // self.num_heads % 2:
+            raise _conflict(self, "{embed_dim} / {num_heads} must be even with {positions}, which turn pairs")
         return self
 
 

@@ -97,6 +97,10 @@ def test_other_variables_of_the_environment_are_not_ours() -> None:
             "head_tree: frequency",
             r"head_tree = 'frequency' .* needs head = 'lattice': with head = 'full' \(default\) there",
         ),
+        (
+            "embed_dim: 28\npositions: clock",
+            r"embed_dim = 28 .* / num_heads = 4 \(default\) must be even with positions = 'clock'",
+        ),
         ("num_heads: 200", r"num_heads = 200 .* must divide embed_dim = 128 \(default\); nearest: 128$"),
         (
             "global_batch_size: 20",
@@ -193,6 +197,7 @@ def test_digest_follows_what_decides_the_weights_and_nothing_else() -> None:
     other: dict[str, Any] = {
         "tokenizer": "char", "vocab_size": 300, "validation_fraction": 0.2, "seq_len": 64,
         "embed_dim": 64, "dropout": 0.1, "neighbour_mixing": True, "embedding_init": "lattice",
+        "positions": "clock",
         "batch_size": 4, "global_batch_size": 48, "sum_unit": 2, "routing": "symmetry", "steps": 9,
         "optimizer": "sgd", "learning_rate": 0.1, "schedule": "linear", "warmup_steps": 3, "seed": 7,
         "smoothing": "uniform", "smoothing_weight": 0.2, "smoothing_schedule": "linear", "smoothing_neighbours": 3,

@@ -6,28 +6,37 @@ from crystalline_ray.kernels.runs import Indices, RunIndices, find_runs, sort_ro
 from crystalline_ray.kernels.workspace import Array, Tokens
 
 
-def embedding_forward(tokens: Tokens, token_table: Array, position_table: Array, out: Array, index: Indices) -> None:
-    """out[b, t] = token_table[tokens[b, t]] + position_table[t].
+def embedding_forward(
+    tokens: Tokens, token_table: Array, position_table: Array | None, out: Array, index: Indices
+) -> None:
+    """out[b, t] = token_table[tokens[b, t]] + position_table[t], without the latter if there is none.
 
     tokens (B, T) in [0, V), which is the caller's to check; token_table (V, C); position_table (T or more, C);
     out (B, T, C); index (B, T), int64, is overwritten.
     """
     np.copyto(index, tokens)
     np.take(token_table, index, axis=0, out=out, mode="clip")
-    np.add(out, position_table[: tokens.shape[1]], out=out)
+    if position_table is not None:
+        np.add(out, position_table[: tokens.shape[1]], out=out)
 
 
 def embedding_backward(
-    dout: Array, tokens: Tokens, dtoken_table: Array, dposition_table: Array, scratch: Array, indices: RunIndices
+    dout: Array,
+    tokens: Tokens,
+    dtoken_table: Array,
+    dposition_table: Array | None,
+    scratch: Array,
+    indices: RunIndices,
 ) -> None:
-    """Add the gradients of the tables to dtoken_table (V, C) and dposition_table (T or more, C).
+    """Add the gradients of the tables to dtoken_table (V, C) and, if there is one, dposition_table (T or more, C).
 
     dout (B, T, C); tokens (B, T); scratch (2, B * T, C). A sort puts the rows of one token side by side, as they are in
     the batch, so that each sum is one reduction in an order that depends on nothing else.
     """
     batch, length, width = dout.shape
-    for sequence in dout:
-        np.add(dposition_table[:length], sequence, out=dposition_table[:length])
+    if dposition_table is not None:
+        for sequence in dout:
+            np.add(dposition_table[:length], sequence, out=dposition_table[:length])
     order, keys = sort_rows(tokens.reshape(-1), indices)
     starts, present = find_runs(keys, indices)
     gathered, sums = scratch[0], scratch[1, : len(present)]

@@ -8,6 +8,7 @@ from crystalline_ray.kernels.dropout import Masks
 from crystalline_ray.kernels.folded import fold_norm_backward, fold_norm_forward
 from crystalline_ray.kernels.linear import linear_backward, linear_forward, residual_backward, residual_forward
 from crystalline_ray.kernels.norm import normalise_backward, normalise_forward
+from crystalline_ray.kernels.rotary import rotary_backward, rotary_forward
 from crystalline_ray.kernels.workspace import Array
 from crystalline_ray.model.buffers import BlockActivations, Buffers, GradientBuffers, NormActivations
 from crystalline_ray.model.views import BlockViews, LinearViews
@@ -28,6 +29,8 @@ def block_forward(weights: BlockViews, kept: BlockActivations, buffers: Buffers,
     normalise_forward(x, *kept.norm_1)
     fold_norm_forward(*weights.norm_1, *weights.qkv, *buffers.folded_qkv)
     linear_forward(kept.norm_1.normalised, *buffers.folded_qkv, kept.qkv, buffers.operands)
+    if buffers.rotations is not None:
+        rotary_forward(_sequences(kept.qkv, batch, length), buffers.rotations)
     attention_forward(
         _sequences(kept.qkv, batch, length),
         _sequences(kept.heads, batch, length),
@@ -86,6 +89,8 @@ def block_backward(
         buffers.attention,
         masks.attention,
     )
+    if buffers.rotations is not None:
+        rotary_backward(_sequences(scratch.dqkv, batch, length), buffers.rotations)
     fold_norm_forward(*weights.norm_1, *weights.qkv, *buffers.folded_qkv)
     _normed_linear_backward(scratch.dqkv, kept.norm_1, buffers.folded_qkv, gradient.qkv, buffers, scratch)
 

@@ -12,6 +12,7 @@ from crystalline_ray.kernels.head import HeadBuffers
 from crystalline_ray.kernels.lattice_head import LatticeHeadBuffers
 from crystalline_ray.kernels.mixing import MixingBuffers, mixing_plan
 from crystalline_ray.kernels.operands import Bfloat16Operands, Operands, unrounded
+from crystalline_ray.kernels.rotary import fill_rotations
 from crystalline_ray.kernels.runs import RunIndices, run_index_plan
 from crystalline_ray.kernels.workspace import (
     Array,
@@ -73,8 +74,8 @@ class Buffers:
     (R, 1) and wide_rows (2, R, 4C) hold one block of rows; out (N, C) is what the head reads; tokens (B, T) are the
     inputs. folded_qkv, folded_expand share the memory of one layer's weights after they have taken in the normalisation
     before it. Without training all blocks share one set of activations, and there are no gradients. The head works in
-    the memory of what holds nothing while it does: of all but out, dheads, mixing and the activations of blocks and
-    norm.
+    the memory of what holds nothing while it does: of all but out, dheads, mixing, rotations and the activations of
+    blocks and norm.
     """
 
     num_bytes: int
@@ -93,6 +94,7 @@ class Buffers:
     attention: AttentionBuffers
     head: HeadBuffers | LatticeHeadBuffers
     mixing: MixingBuffers | None
+    rotations: Array | None
     gradients: GradientBuffers | None
 
 
@@ -112,6 +114,8 @@ def plan_kept(shape: ModelShape, batch_size: int, itemsize: int, *, training: bo
     plan: Plan = {"out": (rows, width), **_norm_plan("norm", rows, width)}
     if shape.neighbour_mixing:
         plan |= _prefixed("mixing", mixing_plan(shape.vocab_size, width, itemsize))
+    if shape.positions == "clock":
+        plan["rotations"] = (2, shape.seq_len, 2 * width)
     for index in range(shape.num_layers if training else 1):
         plan |= _block_plan(f"block.{index}", shape, batch_size)
     return plan | ({"dheads": (rows, width)} if training else {})
@@ -205,6 +209,7 @@ def allocate(
         attention=attention,
         head=view_head(shape, head, head_indices),
         mixing=_mixing(kept) if shape.neighbour_mixing else None,
+        rotations=_rotations(kept, shape.head_dim) if shape.positions == "clock" else None,
         gradients=_gradients(kept["dheads"], passing, indices) if training else None,
     )
 
@@ -228,6 +233,11 @@ def _gradients(dheads: Array, passing: Workspace, indices: Workspace) -> Gradien
 
 def _mixing(space: Workspace) -> MixingBuffers:
     return MixingBuffers(**{name: space[f"mixing.{name}"] for name in MixingBuffers._fields})
+
+
+def _rotations(space: Workspace, head_dim: int) -> Array:
+    fill_rotations(space["rotations"], head_dim)
+    return space["rotations"]
 
 
 def _folded(space: Workspace, out: int) -> LinearViews:

@@ -17,6 +17,7 @@ from crystalline_ray.kernels.linear import linear_forward
 from crystalline_ray.kernels.norm import norm_forward
 from crystalline_ray.kernels.random import Purpose
 from crystalline_ray.kernels.random import generator as random_generator
+from crystalline_ray.kernels.rotary import fill_rotations, rotary_forward
 from crystalline_ray.kernels.workspace import Array
 from crystalline_ray.model.head import head_logits
 from crystalline_ray.model.layout import ModelShape, ParameterLayout
@@ -79,6 +80,10 @@ class Generator:
             (2, shape.num_layers, shape.num_heads, shape.seq_len, shape.head_dim), weights.dtype
         )
         self._used = 0
+        self._rotations: Array | None = None
+        if shape.positions == "clock":
+            self._rotations = np.empty((2, shape.seq_len, 2 * shape.embed_dim), weights.dtype)
+            fill_rotations(self._rotations, shape.head_dim)
         self._last: Array = np.zeros((1, shape.embed_dim), weights.dtype)
 
     @property
@@ -129,7 +134,9 @@ class Generator:
             raise InputError(f"tokens must be in [0, {self.shape.vocab_size}), got {ids.min()} to {ids.max()}")
         weights, start = self._weights, self._used
         self._used += len(ids)
-        x = weights.token_table[ids] + weights.position_table[start : self._used]
+        x = weights.token_table[ids]
+        if weights.position_table is not None:
+            x += weights.position_table[start : self._used]
         for layer, block in enumerate(weights.blocks):
             x += self._attention(_norm(x, block.norm_1), layer, block, start)
             x += _mlp(_norm(x, block.norm_2), block)
@@ -137,7 +144,10 @@ class Generator:
 
     def _attention(self, x: Array, layer: int, block: BlockViews, start: int) -> Array:
         count, heads, stop = len(x), self.shape.num_heads, start + len(x)
-        q, k, v = _linear(x, block.qkv).reshape(count, 3, heads, -1).transpose(1, 2, 0, 3)
+        qkv = _linear(x, block.qkv)
+        if self._rotations is not None:
+            rotary_forward(qkv[None], self._rotations[:, start:stop])
+        q, k, v = qkv.reshape(count, 3, heads, -1).transpose(1, 2, 0, 3)
         self._keys[layer, :, start:stop] = k
         self._values[layer, :, start:stop] = v
         scores = np.empty((heads, count, stop), x.dtype)
@@ -164,8 +174,8 @@ def generate(
     """Read the prompt, then yield up to max_new_tokens tokens as they are drawn; stop_token ends them, unyielded.
 
     The n-th token of a seed is drawn with the n-th random number, however many are asked for. Of a prompt longer than
-    the context the end is read. Positions are learned and end with the context: when it is full, its last half is read
-    again as a new beginning. Raises InputError if the prompt is empty or a token is not in [0, V).
+    the context the end is read. Positions end with the context: when it is full, its last half is read again as a new
+    beginning. Raises InputError if the prompt is empty or a token is not in [0, V).
     """
     if len(prompt) == 0:
         raise InputError("cannot continue an empty prompt: give at least one token")

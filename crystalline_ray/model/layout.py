@@ -8,7 +8,7 @@ GPT-2 state dict of Hugging Face `transformers` without its `transformer.` prefi
 import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
@@ -31,6 +31,9 @@ MIXING = "wte.mixing"
 
 Head = Literal["full", "lattice"]
 """full: logits of all tokens from the token embedding; lattice: a softmax per node of a tree over the tokens."""
+
+Positions = Literal["learned", "clock"]
+"""learned: a table that is added to the embedding; clock: queries and keys turn with periods of 12, 60, 100, ..."""
 
 EmbeddingInit = Literal["normal", "lattice"]
 """normal: all tokens independent; lattice: the nearer two tokens lie in the crystal, the more alike they are."""
@@ -56,10 +59,13 @@ class ModelShape:
     head: Head = "full"
     neighbour_mixing: bool = False
     head_tree: str = SHELLS
+    positions: Positions = "learned"
 
     def __post_init__(self) -> None:
         if self.head not in get_args(Head):
             raise ConfigError(f"head must be {' or '.join(get_args(Head))}, got {self.head!r}")
+        if self.positions not in get_args(Positions):
+            raise ConfigError(f"positions must be {' or '.join(get_args(Positions))}, got {self.positions!r}")
         for field in fields(self):
             if field.type is not int:
                 continue
@@ -80,6 +86,11 @@ class ModelShape:
                 token_tree(self.vocab_size, self.head_tree)
             except ValueError as error:
                 raise ConfigError(f"head_tree: {error}") from error
+        if self.positions == "clock" and self.head_dim % 2:
+            raise ConfigError(
+                f"clock positions need heads of an even width, got {self.head_dim}: embed_dim {self.embed_dim} / "
+                f"num_heads {self.num_heads}"
+            )
 
     @property
     def tree(self) -> TokenTree:
@@ -167,13 +178,15 @@ def initialise(layout: ParameterLayout, seed: int, embedding: EmbeddingInit = "n
     2019, section 2.3).
     GPT-2's constant 0.02 is about the same at its width of 768 (0.023). A narrow model it leaves nearly linear, with
     activations that shrink with the width, and such a model learns much more slowly: docs/log.md has the numbers.
-    With `embedding` lattice the token embedding, of the same deviation, is smooth over the crystal instead.
+    With `embedding` lattice the token embedding, of the same deviation, is smooth over the crystal instead. A tensor's
+    stream is its place among those of learned positions, so that the kind of positions moves no other initial weight.
     """
     deviation = math.sqrt(2.0 / (5.0 * layout.shape.embed_dim))
     residual_deviation = deviation / math.sqrt(2.0 * layout.shape.num_layers)
     buffer = np.zeros(layout.size, np.float32)
-    for index, (parameter, view) in enumerate(zip(layout.parameters, layout.views(buffer).values(), strict=True)):
-        stream = generator(seed, Purpose.INITIALISE, index)
+    places = [parameter.name for parameter in ParameterLayout(replace(layout.shape, positions="learned")).parameters]
+    for parameter, view in zip(layout.parameters, layout.views(buffer).values(), strict=True):
+        stream = generator(seed, Purpose.INITIALISE, places.index(parameter.name))
         if parameter.name == "wte.weight" and embedding == "lattice":
             _fill_with_features(view, stream)
             view *= np.float32(deviation)
@@ -213,7 +226,8 @@ def _round_up(size: int) -> int:
 def _names_and_shapes(shape: ModelShape) -> Iterator[tuple[str, tuple[int, ...]]]:
     width = shape.embed_dim
     yield "wte.weight", (shape.vocab_size, width)
-    yield "wpe.weight", (shape.seq_len, width)
+    if shape.positions == "learned":
+        yield "wpe.weight", (shape.seq_len, width)
     for layer in range(shape.num_layers):
         prefix = f"h.{layer}."
         yield prefix + "ln_1.weight", (width,)

@@ -34,10 +34,10 @@ class BlockViews(NamedTuple):
 
 
 class ModelViews(NamedTuple):
-    """All parameters of a model; the full head's table is the token table itself; mixing (1,) is None without."""
+    """All parameters of a model, None those it has not; the full head's table is the token table itself."""
 
     token_table: Array
-    position_table: Array
+    position_table: Array | None
     blocks: tuple[BlockViews, ...]
     norm: NormViews
     head_table: Array
@@ -66,4 +66,5 @@ def bind(layout: ParameterLayout, buffer: npt.NDArray[Any]) -> ModelViews:
         for index in range(layout.shape.num_layers)
     )
     head_table = views[HEAD] if layout.shape.head == "lattice" else views["wte.weight"]
-    return ModelViews(views["wte.weight"], views["wpe.weight"], blocks, norm("ln_f"), head_table, views.get(MIXING))
+    positions, mixing = views.get("wpe.weight"), views.get(MIXING)
+    return ModelViews(views["wte.weight"], positions, blocks, norm("ln_f"), head_table, mixing)

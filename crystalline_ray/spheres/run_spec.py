@@ -30,6 +30,7 @@ def model_shape(config: Config, vocab_size: int, head_tree: str) -> ModelShape:
         head=config.head,
         neighbour_mixing=config.neighbour_mixing,
         head_tree=head_tree,
+        positions=config.positions,
     )
 
 

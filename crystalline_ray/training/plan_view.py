@@ -82,7 +82,8 @@ class PlanView:
             f"{short_count(run.layout.num_parameters)} parameters: vocabulary {run.shape.vocab_size:,}, context "
             f"{run.shape.seq_len:,}, width {run.shape.embed_dim:,}, {run.shape.num_layers} layers, "
             f"{run.shape.num_heads} heads, {run.shape.head} head"
-            + (", neighbour mixing" if run.shape.neighbour_mixing else ""),
+            + (", neighbour mixing" if run.shape.neighbour_mixing else "")
+            + (", clock positions" if run.shape.positions == "clock" else ""),
         )
         yield (
             "step",

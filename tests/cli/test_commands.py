@@ -89,7 +89,9 @@ def test_resume_goes_on_with_the_run_that_was_saved_last_or_named(
         assert [sphere["role"] for sphere in report["spheres"]] == ["root", "leaf"]
 
 
-@pytest.mark.parametrize("switches", ["--head lattice", "--neighbour-mixing --embedding-init lattice"])
+@pytest.mark.parametrize(
+    "switches", ["--head lattice", "--neighbour-mixing --embedding-init lattice --positions clock"]
+)
 def test_a_model_of_the_crystal_is_trained_saved_resumed_and_used(
     switches: str, workplace: Path, corpus_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

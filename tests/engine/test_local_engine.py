@@ -35,6 +35,7 @@ def digest_of(run, steps=3):
     compression=st.sampled_from(["none", "bfloat16", "d3", "e8"]),
     smoothing=st.sampled_from(["none", "crystal", "uniform"]),
     prior=st.sampled_from([0.0, 1e-3]),
+    positions=st.sampled_from(["learned", "clock"]),
 )
 def test_any_tree_gives_the_bits_of_one_leaf(
     make_run,
@@ -49,6 +50,7 @@ def test_any_tree_gives_the_bits_of_one_leaf(
     compression,
     smoothing,
     prior,
+    positions,
 ):
     largest = 1 + fan_out + fan_out**2 + fan_out**3
     fields = {
@@ -60,6 +62,7 @@ def test_any_tree_gives_the_bits_of_one_leaf(
         "gradient_compression": compression,
         "smoothing": smoothing if head == "full" else "none",
         "laplacian_prior": prior,
+        "positions": positions,
         # the last of three steps is ragged and, with many micro-batches, leaves some leaves without work
         "sequences": 2 * 2 * micro_batches + micro_batches,
     }

@@ -12,8 +12,15 @@ from crystalline_ray.lattice.learned_trees import similarity_outline
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise, weights_digest
 
 SHAPES = st.builds(
-    lambda vocab, length, heads, size, layers, head, mixing: ModelShape(
-        vocab, length, heads * size, layers, heads, head, mixing
+    lambda vocab, length, heads, size, layers, head, mixing, clock: ModelShape(
+        vocab,
+        length,
+        heads * size,
+        layers,
+        heads,
+        head,
+        mixing,
+        positions="clock" if clock and size % 2 == 0 else "learned",
     ),
     st.integers(2, 300),
     st.integers(1, 70),
@@ -21,6 +28,7 @@ SHAPES = st.builds(
     st.integers(1, 9),
     st.integers(1, 3),
     st.sampled_from(["full", "lattice"]),
+    st.booleans(),
     st.booleans(),
 )
 
@@ -74,7 +82,24 @@ def test_lattice_head_adds_a_table_of_its_own_and_moves_no_other_initial_weight(
     assert views.keys() == others.keys()
 
 
-def test_unknown_head_is_refused() -> None:
+def test_clock_positions_need_no_table_and_move_no_other_initial_weight() -> None:
+    learned, clock = (
+        ParameterLayout(ModelShape(30, 5, 12, 2, 3, "lattice", True, positions=kind)) for kind in ("learned", "clock")
+    )
+    assert clock.num_parameters == learned.num_parameters - 5 * 12
+    views, others = clock.views(initialise(clock, seed=3)), learned.views(initialise(learned, seed=3))
+    assert others.keys() - views.keys() == {"wpe.weight"}
+    assert all(views[name].tobytes() == others[name].tobytes() for name in views)
+
+
+def test_clock_positions_need_an_even_head() -> None:
+    with pytest.raises(ConfigError, match="clock positions need heads of an even width, got 3: embed_dim 12"):
+        ModelShape(5, 3, 12, 1, 4, positions="clock")
+
+
+def test_unknown_choices_are_refused() -> None:
+    with pytest.raises(ConfigError, match="positions must be learned or clock, got 'rotary'"):
+        ModelShape(5, 3, 4, 1, 2, positions="rotary")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="head must be full or lattice, got 'spiral'"):
         ModelShape(5, 3, 4, 1, 2, "spiral")  # type: ignore[arg-type]
 

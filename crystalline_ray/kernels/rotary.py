@@ -1,0 +1,49 @@
+"""Rotary positions: queries and keys turned by angles that grow with the position, so that only distances matter.
+
+Su, Lu, Pan, Murtadha, Wen and Liu, "RoFormer: enhanced transformer with rotary position embedding" (arXiv 2104.09864),
+section 3.2.2, with the periods of a clock instead of a geometric series. Coordinates 2i and 2i + 1 of a head are one
+complex number, which position t multiplies by exp(2 pi i t / period_i).
+"""
+
+import math
+
+import numpy as np
+
+from crystalline_ray.kernels.workspace import Array
+
+CLOCK_PERIODS = (12, 60, 100)
+"""Positions to one turn of a head's first three pairs of coordinates; the next three take ten times as many, and so on.
+"""
+
+_ITERATOR_ITEMS = 512  # half of what `steady_state` sets, for complex numbers take twice the bytes
+
+
+def fill_rotations(rotations: Array, head_dim: int) -> None:
+    """Fill rotations (2, T, 2C): for every head of queries and keys the D / 2 complex factors of each position, and in
+    the second half their conjugates, real and imaginary parts side by side. C is a multiple of the even head_dim D.
+    """
+    _, length, width = rotations.shape
+    pairs = np.arange(head_dim // 2)
+    periods = np.array(CLOCK_PERIODS)[pairs % 3] * 10.0 ** (pairs // 3)
+    turns = np.arange(length)[:, None] / periods
+    for factors, sign in zip(rotations, (1.0, -1.0), strict=True):
+        parts = np.stack((np.cos(2.0 * math.pi * turns), sign * np.sin(2.0 * math.pi * turns)), axis=-1)
+        factors[:] = np.tile(parts.reshape(length, head_dim), width // head_dim)
+
+
+def rotary_forward(qkv: Array, rotations: Array) -> None:
+    """Turn queries and keys in place: qkv (B, T, 3C) holds them and values side by side; rotations (2, T, 2C)."""
+    _turn(qkv, rotations[0])
+
+
+def rotary_backward(dqkv: Array, rotations: Array) -> None:
+    """Turn the gradients of turned queries and keys in dqkv (B, T, 3C) back in place; rotations (2, T, 2C)."""
+    _turn(dqkv, rotations[1])
+
+
+def _turn(x: Array, factors: Array) -> None:
+    kind = np.result_type(x, np.complex64)
+    turned, turns = x[..., : factors.shape[-1]].view(kind), factors.view(kind)
+    with np.errstate():  # on leaving, it restores the buffer's size
+        np.setbufsize(_ITERATOR_ITEMS)
+        np.multiply(turned, turns, out=turned)

@@ -308,14 +308,15 @@ def test_divergence_ends_the_run_with_a_clear_error_and_a_checkpoint(make_config
 
 @pytest.mark.ray
 def test_stop_and_resume_across_engines_and_leaf_counts_give_one_digest(make_config, ray_session):
-    """Local; Ray with 2 leaves; stopped at 17 there and resumed on 3; all one digest."""
+    """Local; Ray with 2 leaves; stopped at 17 there and resumed on 3; all one digest, whatever is held back."""
     from crystalline_ray.engine.ray.engine import RayEngine
 
     def in_session(run, console):
         return contextlib.closing(RayEngine(run, ray_session))
 
-    local = quietly(make_config(steps=30, name="local", routing="symmetry"))
-    config = make_config(steps=30, name="ray", threads=2, engine="ray", pin=False, routing="symmetry")
+    fields = {"steps": 30, "routing": "symmetry", "gradient_compression": "e8"}
+    local = quietly(make_config(name="local", **fields))
+    config = make_config(name="ray", threads=2, engine="ray", pin=False, **fields)
     stopped = train(config, SignalAt(17), open_engine=in_session)
     assert stopped.steps == 17
     folder = config.runs_dir / "ray"

@@ -152,12 +152,15 @@ def evaluate_command(run: str, text: tuple[Path, ...], runs_dir: str | None, as_
         "nats_per_token": found.nats_per_token,
         "perplexity": found.perplexity,
         "bits_per_byte": found.bits_per_byte,
+        "crystalline_score": found.crystalline_score,
     }
     if as_json:
         _print_json(values)
         return
     for name, value in values.items():
-        click.echo(f"{name.replace('_', ' '):16}{value:.4f}" if isinstance(value, float) else f"{name:16}{value}")
+        if value is not None:
+            shown = f"{value:.4f}" if isinstance(value, float) else value
+            click.echo(f"{name.replace('_', ' '):19}{shown}")
 
 
 @cli.command("report")

@@ -63,15 +63,24 @@ def head_index_plan(rows: int, vocab_size: int, width: int, itemsize: int) -> di
 
 
 def head_forward(
-    x: Array, table: Array, targets: Tokens, buffers: HeadBuffers, operands: Operands = unrounded
+    x: Array,
+    table: Array,
+    targets: Tokens,
+    buffers: HeadBuffers,
+    operands: Operands = unrounded,
+    likeliest: npt.NDArray[np.intp] | None = None,
 ) -> float:
     """Return the sum of -log softmax(x @ table.T)[target] in nats over the rows with a target >= 0.
 
-    x (N, C); table (V, C); targets (N,) below V, which is the caller's to check.
+    x (N, C); table (V, C); targets (N,) below V, which is the caller's to check. likeliest (N,) takes the token with
+    the largest logit of each row, of several the first.
     """
     factor = operands(table, 1)
-    blocks = row_blocks(len(x), len(buffers.logits))
-    return sum(_losses(x[rows], factor, targets[rows], buffers, None, operands) for rows in blocks)
+    loss = 0.0
+    for rows in row_blocks(len(x), len(buffers.logits)):
+        own = None if likeliest is None else likeliest[rows]
+        loss += _losses(x[rows], factor, targets[rows], buffers, None, operands, own)
+    return loss
 
 
 def head_forward_backward(
@@ -102,7 +111,13 @@ def head_forward_backward(
 
 
 def _losses(
-    x: Array, table: Array, targets: Tokens, buffers: HeadBuffers, scale: float | None, operands: Operands
+    x: Array,
+    table: Array,
+    targets: Tokens,
+    buffers: HeadBuffers,
+    scale: float | None,
+    operands: Operands,
+    likeliest: npt.NDArray[np.intp] | None = None,
 ) -> float:
     """Return the loss of one block; with a scale, leave scale * its gradient in the first rows of buffers.logits.
 
@@ -121,6 +136,8 @@ def _losses(
         np.multiply(scales, scale, out=scales)
     for rows in row_blocks(count, len(buffers.powers)):
         block, powers = logits[rows], buffers.powers[: rows.stop - rows.start]
+        if likeliest is not None:
+            np.argmax(block, axis=1, out=likeliest[rows])
         exponentials(block, powers, totals[rows], shift[rows])
         if scale is not None:
             np.multiply(powers, scales[rows, None] / totals[rows], out=block)

@@ -69,6 +69,16 @@ def similarity_matrix(vocab_size: int, gcd_weight: float = GCD_WEIGHT, ulam_weig
     return similarity(ranks[:, None], ranks, gcd_weight, ulam_weight)
 
 
+def crystalline_score(predicted: IntegerInput, targets: IntegerInput) -> float:
+    """Return the sum of -ln K(predicted, target) over the targets that are not negative.
+
+    Of the usual weights, so that K(a, a) = 1 and a right prediction scores 0, a wrong one the more the less similar it
+    is. Arrays of one shape; ValueError for ranks as in `similarity`.
+    """
+    counted = np.asarray(targets) >= 0
+    return float(-np.log(similarity(np.asarray(predicted)[counted], np.asarray(targets)[counted])).sum())
+
+
 def similar_ranks(
     vocab_size: int,
     k: int,

@@ -114,11 +114,15 @@ def head_loss(
     targets: Tokens,
     buffers: HeadBuffers | LatticeHeadBuffers,
     operands: Operands,
+    likeliest: npt.NDArray[np.intp] | None = None,
 ) -> float:
-    """Return the sum of -log p(target) in nats over the rows of x (N, C) with a target (N,) >= 0."""
+    """Return the sum of -log p(target) in nats over the rows of x (N, C) with a target (N,) >= 0.
+
+    The full head can put each row's likeliest token into `likeliest` (N,) meanwhile.
+    """
     if isinstance(buffers, LatticeHeadBuffers):
         return lattice_head_forward(x, weights.head_table, targets, shape.tree, buffers)
-    return head_forward(x, weights.head_table, targets, buffers, operands)
+    return head_forward(x, weights.head_table, targets, buffers, operands, likeliest)
 
 
 def head_loss_and_gradient(

@@ -143,8 +143,14 @@ class Transformer:
             unmix_gradient(plain, dviews, self._buffers.mixing)
         return loss
 
-    def loss(self, weights: Array, inputs: Tokens, targets: Tokens) -> float:
-        """Return the loss of `loss_and_gradient` without dropout, to the bit. Raises ValueError as it does."""
+    def loss(
+        self, weights: Array, inputs: Tokens, targets: Tokens, likeliest: npt.NDArray[np.intp] | None = None
+    ) -> float:
+        """Return the loss of `loss_and_gradient` without dropout, to the bit. Raises ValueError as it does.
+
+        `likeliest` (B, T), contiguous, takes the token with the largest logit at each position, of several the first;
+        the lattice head, which never computes all logits, leaves it as it is.
+        """
         self._check(inputs, targets)
         buffers, loss = self._buffers, 0.0
         with steady_state():
@@ -152,7 +158,8 @@ class Transformer:
             for sequences in self._parts():
                 self._forward(views, inputs[sequences], *self._masks(None, 0))
                 own_targets = targets[sequences].reshape(-1)
-                loss += head_loss(self.shape, buffers.out, views, own_targets, buffers.head, buffers.operands)
+                own = None if likeliest is None else likeliest[sequences].reshape(-1)
+                loss += head_loss(self.shape, buffers.out, views, own_targets, buffers.head, buffers.operands, own)
         return loss
 
     def logits(self, weights: Array, inputs: Tokens) -> Array:

@@ -85,7 +85,8 @@ class EvaluationJobs:
         """Return the losses of all chunks in order."""
         replies = [self._replies[number] for number in range(self.count)]
         losses = tuple(loss for reply in replies for loss in reply.losses)
-        return EvaluationReady(step, losses, sum(reply.tokens for reply in replies))
+        scores = tuple(score for reply in replies for score in reply.scores)
+        return EvaluationReady(step, losses, scores, sum(reply.tokens for reply in replies))
 
 
 class ControlSphere:

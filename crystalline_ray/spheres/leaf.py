@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from crystalline_ray.lattice.similarity import crystalline_score
 from crystalline_ray.model.head import SmoothedBy
 from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.model.transformer import Transformer
@@ -46,6 +47,7 @@ class LeafSphere:
         self._memory = memory
         self._seed = seed
         self._transformer = Transformer(shape, batch_size, dropout=dropout, bfloat16=bfloat16, smoothed_by=smoothed_by)
+        self._likeliest = np.empty((batch_size, shape.seq_len), np.intp)
         self._scratch = np.empty(memory.layout.parameters if sum_unit > 1 else 0, np.float32)
 
     def compute(self, unit: UnitMessage) -> GradientMessage:
@@ -75,8 +77,11 @@ class LeafSphere:
         )
 
     def evaluate(self, unit: EvaluationUnit) -> EvaluationReady:
-        """Return the summed nats of each micro-batch, without dropout."""
-        weights = self._memory.weights(unit.version)
-        losses = tuple(self._transformer.loss(weights, batch.inputs, batch.targets) for batch in unit.batches)
+        """Return the summed nats and crystalline scores of each micro-batch, without dropout."""
+        weights, losses, scores = self._memory.weights(unit.version), [], []
+        for batch in unit.batches:
+            losses.append(self._transformer.loss(weights, batch.inputs, batch.targets, self._likeliest))
+            if self._transformer.shape.head == "full":
+                scores.append(crystalline_score(self._likeliest, batch.targets))
         self.batches += len(unit.batches)
-        return EvaluationReady(unit.step, losses, sum(batch.tokens for batch in unit.batches))
+        return EvaluationReady(unit.step, tuple(losses), tuple(scores), sum(batch.tokens for batch in unit.batches))

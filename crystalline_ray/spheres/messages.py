@@ -199,17 +199,25 @@ class EvaluationUnit:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationReady:
-    """Worker to control, level 1 to root: summed nats of each micro-batch in order, and all their targets."""
+    """Worker to control, level 1 to root: what was found for micro-batches in order.
+
+    Attributes:
+        losses: summed nats of each.
+        scores: summed crystalline scores of each; none with the lattice head.
+        tokens: targets of all.
+    """
 
     step: int
     losses: tuple[float, ...]
+    scores: tuple[float, ...]
     tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """Root to driver: mean nats per token, summed nats and tokens of the validation part."""
+    """Root to driver: mean nats per token, summed nats and tokens of the validation part, mean crystalline score."""
 
     loss: float
     total: float
     tokens: int
+    crystalline_score: float | None

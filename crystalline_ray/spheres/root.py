@@ -74,7 +74,8 @@ class RootSphere:
         replies = self._ask(orders, rounds=request.batches)
         total = sum(loss for reply in replies for loss in reply.losses)
         tokens = sum(reply.tokens for reply in replies)
-        return EvaluationResult(total / tokens, total, tokens)
+        scores = [score for reply in replies for score in reply.scores]
+        return EvaluationResult(total / tokens, total, tokens, sum(scores) / tokens if scores else None)
 
     def _gradients(self, request: StepRequest, micro_batches: int) -> tuple[dict[int, GroupSum], int]:
         scale = 1.0 / self._run.tokens(request.step)

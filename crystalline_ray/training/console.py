@@ -148,11 +148,15 @@ class Console:
             self._next_step = done + (meter.total_steps - meter.first_step) // self._plain_lines
             self.line(self._status(meter, learning_rate))
 
-    def validation(self, step: int, loss: float, bits_per_byte: float | None = None) -> None:
-        """Show a validation loss (nats per token) as a line that stays; `step` counts finished steps."""
+    def validation(
+        self, step: int, loss: float, bits_per_byte: float | None = None, crystalline_score: float | None = None
+    ) -> None:
+        """Show a validation loss (nats per token) in lines that stay; `step` counts finished steps."""
         self._validation_loss = loss
         bits = "" if bits_per_byte is None else f" ({bits_per_byte:.3f} bits per byte)"
         self.line(f"step {step:,}: validation loss {loss:.4f} nats per token{bits}")
+        if crystalline_score is not None:
+            self.line(f"step {step:,}: crystalline score {crystalline_score:.4f}")
 
     def finish(self) -> None:
         """Take down the progress bar; a second call does nothing."""

@@ -34,6 +34,7 @@ class TrainingLoop:
     interruption: Interruption
     state: TrainingState
     bits_per_byte: float | None = None
+    crystalline_score: float | None = None
     mean_tokens_per_second: float = 0.0
     gradient_bytes: int = 0
     _skipped_in_a_row: int = 0
@@ -148,15 +149,16 @@ class TrainingLoop:
         result = self.engine.evaluate(request)
         meter.resume()
         self.bits_per_byte = result.loss / math.log(2) * targets / self.dataset.validation_bytes
-        self.metrics.write(
-            self.state.step,
-            {
-                "validation_loss": result.loss,
-                "validation_bits_per_byte": self.bits_per_byte,
-                "validation_tokens": result.tokens,
-            },
-        )
-        self.console.validation(self.state.step, result.loss, self.bits_per_byte)
+        self.crystalline_score = result.crystalline_score
+        values: dict[str, float] = {
+            "validation_loss": result.loss,
+            "validation_bits_per_byte": self.bits_per_byte,
+            "validation_tokens": result.tokens,
+        }
+        if result.crystalline_score is not None:
+            values["crystalline_score"] = result.crystalline_score
+        self.metrics.write(self.state.step, values)
+        self.console.validation(self.state.step, result.loss, self.bits_per_byte, result.crystalline_score)
         return result.loss
 
     def _validation_batches(self) -> int:

@@ -36,6 +36,8 @@ class RunReport(BaseModel):
     validation_loss: float | None
     best_validation_loss: float | None
     bits_per_byte: float | None
+    crystalline_score: float | None = None
+    """Mean -ln K(predicted, target), K the similarity of frequency ranks: 0 where the likeliest token is the target."""
     tokens: int
     tokens_per_second: float
     elapsed_seconds: float
@@ -104,6 +106,8 @@ class RunReport(BaseModel):
             rows.append(("validation", f"{self.validation_loss:.4f} nats per token{self._fall()}"))
         if self.bits_per_byte is not None:
             rows.append(("", f"{self.bits_per_byte:.4f} bits per byte"))
+        if self.crystalline_score is not None:
+            rows.append(("", f"{self.crystalline_score:.4f} crystalline score"))
         rows.append(("speed", f"{short_count(self.tokens_per_second)} tokens per second"))
         if self.restarts or self.skipped_steps:
             rows.append(("faults", f"restarted spheres: {self.restarts}, skipped steps: {self.skipped_steps}"))

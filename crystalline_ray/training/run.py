@@ -210,6 +210,7 @@ def _train(
         validation_loss=state.validation_loss,
         best_validation_loss=state.best_validation_loss,
         bits_per_byte=loop.bits_per_byte,
+        crystalline_score=loop.crystalline_score,
         tokens=state.tokens_seen,
         tokens_per_second=loop.mean_tokens_per_second,
         elapsed_seconds=state.elapsed_seconds,

@@ -18,6 +18,7 @@ from crystalline_ray.data.tokenizer import Tokenizer, load_tokenizer
 from crystalline_ray.engine.process import limit_blas
 from crystalline_ray.errors import CheckpointError, DataError
 from crystalline_ray.kernels.denormals import flush_to_zero
+from crystalline_ray.lattice.similarity import crystalline_score
 from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.model.transformer import Transformer
 from crystalline_ray.training.checkpoint import TOKENIZER, TrainingState, load_newest
@@ -49,11 +50,13 @@ class Evaluation:
         tokens: tokens that were predicted: all but the first.
         num_bytes: UTF-8 bytes of the text.
         nats_per_token: mean negative log-likelihood.
+        crystalline_score: mean -ln K(predicted, target); None for a lattice head.
     """
 
     tokens: int
     num_bytes: int
     nats_per_token: float
+    crystalline_score: float | None
 
     @property
     def perplexity(self) -> float:
@@ -106,10 +109,14 @@ def evaluate(model: TrainedModel, text: Sequence[Path] = (), progress: Progress 
         tokens, num_bytes = dataset.validation, dataset.validation_bytes
     batches = ValidationBatches(tokens, model.shape.seq_len, config.batch_size)
     transformer = Transformer(model.shape, config.batch_size, training=False)
+    scored = model.shape.head == "full"
     inputs, targets = np.empty((2, config.batch_size, model.shape.seq_len), np.int32)
-    total, count = 0.0, 0
+    likeliest = np.empty(inputs.shape, np.intp)
+    total, score, count = 0.0, 0.0, 0
     for index in range(batches.count):
         count += batches.fill(index, inputs, targets)
-        total += transformer.loss(model.weights, inputs, targets)
+        total += transformer.loss(model.weights, inputs, targets, likeliest)
+        if scored:
+            score += crystalline_score(likeliest, targets)
         progress("evaluating", index + 1, batches.count)
-    return Evaluation(count, num_bytes, total / count)
+    return Evaluation(count, num_bytes, total / count, score / count if scored else None)

@@ -103,6 +103,7 @@ def test_a_model_of_the_crystal_is_trained_saved_resumed_and_used(
     assert resumed["weights_digest"] == whole["weights_digest"]
     evaluation = run_json(capsys, "evaluate", "tree")
     assert evaluation["nats_per_token"] == pytest.approx(whole["validation_loss"], rel=1e-5)
+    assert (evaluation["crystalline_score"] is None) == ("head" in switches)
     assert main(["generate", "tree", "--prompt", "the ", "--max-tokens", "20", "--temperature", "0"]) == 0
     assert capsys.readouterr().out.startswith("the ")
 
@@ -136,7 +137,10 @@ def test_evaluate_measures_the_held_out_text_as_training_did(
     report = run_json(capsys, "report", "base")
     assert found["nats_per_token"] == pytest.approx(report["validation_loss"], rel=1e-12)
     assert found["bits_per_byte"] == pytest.approx(report["bits_per_byte"], rel=1e-12)
+    assert found["crystalline_score"] == pytest.approx(report["crystalline_score"], rel=1e-12)
     assert found["perplexity"] == pytest.approx(math.exp(found["nats_per_token"]))
+    assert main(["evaluate", "base"]) == 0
+    assert f"crystalline score  {found['crystalline_score']:.4f}\n" in capsys.readouterr().out
 
 
 def test_evaluate_measures_any_text(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from crystalline_ray.engine.local import LocalEngine
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.blas import mkl_library
+from crystalline_ray.lattice.similarity import crystalline_score
 from crystalline_ray.model.layout import MIXING, initialise, weights_digest
 from crystalline_ray.model.transformer import Transformer
 from crystalline_ray.spheres.build import batch_sources
@@ -226,6 +227,27 @@ def test_validation_counts_every_target_once(make_run, dataset):
         result = engine.evaluate(EvaluationRequest(0, 0, -(-targets // 32)))
     assert result.tokens == targets
     assert result.loss == pytest.approx(math.log(run.shape.vocab_size), rel=1e-6)
+
+
+def test_the_crystalline_score_is_that_of_the_likeliest_tokens_and_of_no_tree(make_run):
+    results = []
+    for cores in (1, 16):
+        run = make_run(cores)
+        with LocalEngine(run) as engine:
+            engine.memory.weights(0)[:] = weights = initialise(run.layout, 1)
+            engine.start(lambda *_: None)
+            results.append(engine.evaluate(EvaluationRequest(0, 0, 7)))
+    assert results[0] == results[1]
+    _, fill = batch_sources(run)
+    model, score = Transformer(run.shape, 2, training=False), 0.0
+    inputs, targets = np.empty((2, 2, 16), np.int32)
+    for number in range(7):
+        fill(number, inputs, targets)
+        score += crystalline_score(model.logits(weights, inputs).argmax(axis=-1), targets)
+    assert results[0].crystalline_score == pytest.approx(score / results[0].tokens, rel=1e-12)
+    with LocalEngine(make_run(2, head="lattice")) as engine:
+        engine.start(lambda *_: None)
+        assert engine.evaluate(EvaluationRequest(0, 0, 7)).crystalline_score is None
 
 
 def test_every_leaf_works_and_the_root_computes_nothing(make_run):

@@ -76,6 +76,19 @@ def test_many_blocks_equal_one_product() -> None:
     np.testing.assert_allclose(dtable - 1.0, probabilities.T @ x, atol=1e-12)
 
 
+def test_the_likeliest_tokens_are_found_in_the_same_pass() -> None:
+    rows, vocab, width = 300, 40_000, 3
+    x, table, targets = problem(rows, vocab, width, 1.0)
+    table[7000:7004] = table[:4] = 30.0  # the largest logits, of several tokens at once
+    x[:100] = np.abs(x[:100])
+    scratch, likeliest = buffers(rows, vocab, width, np.float64), np.full(rows, -1)
+    assert len(scratch.logits) < rows
+    loss = head_forward(x, table, targets, scratch, likeliest=likeliest)
+    assert loss == head_forward(x, table, targets, scratch)
+    assert (likeliest == (x @ table.T).argmax(axis=1)).all()
+    assert not likeliest[:100].any()
+
+
 def test_rows_without_a_target_count_for_nothing() -> None:
     x, table, _ = problem(9, 6, 4, 1.0)
     dx, dtable = np.full_like(x, np.nan), np.zeros_like(table)

@@ -7,7 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crystalline_ray.lattice import similarity as similarity_module
-from crystalline_ray.lattice.similarity import similar_ranks, similarity, similarity_matrix, similarity_row
+from crystalline_ray.lattice.similarity import (
+    crystalline_score,
+    similar_ranks,
+    similarity,
+    similarity_matrix,
+    similarity_row,
+)
 from crystalline_ray.lattice.ulam import ulam_coordinates
 
 RANKS = st.integers(0, 10**6)
@@ -81,6 +87,16 @@ def test_pairs_left_out_are_not_missed() -> None:
     values[np.arange(len(rows)), rows] = -1.0
     assert (found.ranks[rows] == largest(values, 12)).all()
     np.testing.assert_allclose(found.weights.sum(axis=1), 1.0, rtol=1e-6)
+
+
+def test_the_crystalline_score_is_nothing_for_right_predictions_and_less_for_similar_ones() -> None:
+    targets = np.array([[5, -1, 3], [11, 0, 700]], np.int32)
+    assert crystalline_score(targets, targets) == 0.0
+    predicted = np.array([[2, 9, 3], [5, 4, 1]])
+    expected = -sum(math.log(float(similarity(a, b))) for a, b in ((2, 5), (5, 11), (4, 0), (1, 700)))
+    assert crystalline_score(predicted, targets) == pytest.approx(expected, rel=1e-14)
+    assert crystalline_score(5, 11) < crystalline_score(6, 11)  # 6 and 12 have more in common than 7 and 12
+    assert crystalline_score(np.array([1, 2]), np.array([-1, -1])) == 0.0
 
 
 @pytest.mark.parametrize(("vocab_size", "k"), [(1, 1), (10, 10), (10, 0), (2**31 + 1, 3)])

@@ -74,7 +74,7 @@ def train(
         meter.update(5.0, 1000)
         console.step(meter, 1e-3)
         if step == steps // 2:
-            console.validation(step, 4.5, 2.25)
+            console.validation(step, 4.5, 2.25, 1.125)
         if seen:
             seen()
     console.finish()
@@ -108,6 +108,7 @@ def test_a_log_file_gets_plain_lines(clock: Clock, monkeypatch: pytest.MonkeyPat
     assert "note: a note\nwarning: a warning\n" in text
     assert "step   1/100  loss 5.000  1k tok/s  lr 1.0e-03  1:39 left\n" in text
     assert "step 50: validation loss 4.5000 nats per token (2.250 bits per byte)\n" in text
+    assert "step 50: crystalline score 1.1250\n" in text
     assert "step 100/100  loss 5.000  val 4.500  1k tok/s  lr 1.0e-03  0:00 left\n" in text
     assert text.endswith("sample:\n        def f():\\r\\x1b[2Jé\n")
     assert all(line == line.rstrip() for line in text.splitlines())

@@ -157,6 +157,11 @@ def test_the_digest_fits_a_terminal_of_eighty_columns() -> None:
     assert max(map(len, rendered(make_report()).splitlines())) <= 80
 
 
+def test_the_crystalline_score_is_shown_where_there_is_one() -> None:
+    assert "1.2346 crystalline score" in rendered(make_report(crystalline_score=1.23456))
+    assert "crystalline" not in rendered(make_report())
+
+
 def test_a_run_without_validation_says_only_what_it_knows() -> None:
     text = rendered(make_report(validation_loss=None, first_validation_loss=None, bits_per_byte=None, train_loss=None))
     assert "nats" not in text

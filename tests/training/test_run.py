@@ -77,7 +77,9 @@ def test_thirty_steps_leave_a_run_folder_that_tells_the_whole_story(make_config)
     assert json.loads((folder / "report.json").read_text())["weights_digest"] == report.weights_digest
     records = read_metrics(folder / "metrics.jsonl").records
     assert [r["step"] for r in records if "loss" in r] == list(range(1, 31))
-    assert [r["step"] for r in records if "validation_loss" in r] == [0, 10, 20, 30, 30]
+    validations = [r for r in records if "validation_loss" in r]
+    assert [r["step"] for r in validations] == [0, 10, 20, 30, 30]
+    assert validations[-1]["crystalline_score"] == report.crystalline_score < validations[0]["crystalline_score"]
     assert records[-1]["weights_digest"] == report.weights_digest
     assert sorted(p.name for p in (folder / "checkpoints").iterdir() if p.name[0] != ".") == [
         "step_00000010",

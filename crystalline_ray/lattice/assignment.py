@@ -16,15 +16,16 @@ def assign(affinity: Integers, capacities: Integers) -> Integers:
     Successive shortest paths (Ahuja, Magnanti and Orlin, "Network Flows", 1993, section 9.7) on a graph of the groups
     alone, as what an item is worth to another depends on nothing but the two groups (Tokuyama and Nakano, "Efficient
     Algorithms for the Hitchcock Transportation Problem", SIAM J. Comput. 24, 1995). Every item begins where it is worth
-    most once each group charges its mean affinity: optimal for the loads which that gives. Then, along the path of
-    least loss from a group with too many items to one with too few, all that tie for it go, which keeps it optimal.
+    most once each group charges a price, whatever the prices: that is optimal for the loads which it gives. Then, along
+    the path of least loss from a group with too many items to one with too few, all that tie for it go, which keeps it
+    optimal. Good prices leave little to do.
 
     Affinities must be in [0, 2**31). Raises ValueError if the capacities do not add up to n or one is negative.
     """
     count, groups = affinity.shape
     if capacities.shape != (groups,) or capacities.sum() != count or (capacities < 0).any():
         raise ValueError(f"capacities of {groups} groups must add up to {count} items, got {capacities.tolist()}")
-    group = (count * affinity - affinity.sum(axis=0)).argmax(axis=1)
+    group = _priced(affinity, capacities).argmax(axis=0)
     excess = np.bincount(group, minlength=groups) - capacities
     gains = np.full((groups, groups), _UNREACHED)
     np.maximum.at(gains, group, affinity - np.take_along_axis(affinity, group[:, None], axis=1))
@@ -43,6 +44,21 @@ def assign(affinity: Integers, capacities: Integers) -> Integers:
             gains[source] = _best_gains(affinity, group, source)
     assigned: Integers = group
     return assigned
+
+
+def _priced(affinity: Integers, capacities: Integers) -> Integers:
+    """What items are worth to groups, less their prices, n-fold, int64 (G, n).
+
+    A price is the group's mean affinity, and then what leaves it as many items as fit, at the others' prices.
+    """
+    count = len(affinity)
+    worth: Integers = np.ascontiguousarray(count * affinity.T) - affinity.sum(axis=0)[:, None]
+    for group, outside in enumerate((count - capacities - 1).tolist()):
+        if outside >= 0:
+            own = worth[group].copy()
+            worth[group] = np.iinfo(np.int64).min >> 1
+            worth[group] = own - np.partition(own - worth.max(axis=0), outside)[outside] - 1
+    return worth
 
 
 def _best_gains(affinity: Integers, group: Integers, source: int) -> Integers:

@@ -1,0 +1,145 @@
+"""Measure what routing by symmetry costs: the routes of a step against the step, in turn on one pinned core.
+
+    python scripts/bench/routing.py
+    python scripts/bench/routing.py --rounds 40 --blas mkl --core 3 --json
+
+Tokens are drawn from Zipf's law, one apart from the other: no group dominates, which takes the assignment longer than
+text does. A control finds the routes once a step, as a rule while its leaves work; here they count as if all leaves
+waited. A step is taken as its micro-batches forward and backward, as many after another as the busiest leaf has.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from crystalline_ray.config import Config, load_config
+from crystalline_ray.data.batches import TrainBatches
+from crystalline_ray.data.shards import TokenArray
+from crystalline_ray.errors import CrystallineError
+from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
+from crystalline_ray.model.transformer import Transformer
+from crystalline_ray.spheres.plan import plan_spheres
+from crystalline_ray.spheres.routing import RoutedBatches
+from crystalline_ray.spheres.run_spec import RunSpec, model_shape
+from crystalline_ray.training.console import Console
+from crystalline_ray.training.leaf_work import STANDARD
+from crystalline_ray.training.measuring import as_worker, measuring_core
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+ZIPF_EXPONENT = 1.3
+WARM_UP_ROUNDS = 2
+STEPS_OF_TOKENS = 4
+
+
+def cases() -> Iterator[tuple[str, Config, ModelShape, int]]:
+    """Yield what is measured: its name, configuration, model and the leaves of the larger tree."""
+    # micro-batches of one sequence keep the recipe's 12 sequences a step and make twelve of them
+    recipes = {"shakespeare_char": ({"batch_size": 1}, 65), "quickstart": ({}, 1024)}
+    for name, (flags, vocab_size) in recipes.items():
+        config = load_config(CONFIGS / f"{name}.yaml", {}, {"routing": "symmetry", **flags})
+        yield name, config, model_shape(config, vocab_size), 12
+    config = Config(seq_len=256, batch_size=16, global_batch_size=204 * 16, routing="symmetry")
+    yield "model B, 204 x 16", config, STANDARD["B"].shape, 51
+
+
+def route_turn(config: Config, shape: ModelShape) -> Callable[[], object]:
+    """Return a function that finds the routes of the next step."""
+    run = RunSpec(config, shape, plan_spheres([[None]]), Path(), 2**40)
+    numbers = np.random.Generator(np.random.Philox(1))
+    drawn = numbers.zipf(ZIPF_EXPONENT, STEPS_OF_TOKENS * run.sequences_per_step * shape.seq_len + 1) - 1
+    tokens = TokenArray([np.minimum(drawn, shape.vocab_size - 1).astype(np.uint16)], np.uint16)
+    source = RoutedBatches(TrainBatches(tokens, shape.seq_len, config.batch_size, config.seed), run)
+    steps = iter(range(sys.maxsize))
+    return lambda: source.routes(next(steps))
+
+
+def batch_turn(config: Config, shape: ModelShape) -> Callable[[], object]:
+    """Return a function that computes the gradient of one micro-batch."""
+    layout = ParameterLayout(shape)
+    weights, gradient = initialise(layout, seed=1), np.zeros(layout.size, np.float32)
+    model = Transformer(shape, config.batch_size)
+    numbers = np.random.Generator(np.random.Philox(2))
+    inputs, targets = numbers.integers(0, shape.vocab_size, (2, config.batch_size, shape.seq_len), np.int32)
+    return lambda: model.loss_and_gradient(weights, gradient, inputs, targets, scale=1.0, dropout_seed=None)
+
+
+def seconds(turn: Callable[[], object]) -> float:
+    """Time one call."""
+    start = time.perf_counter()
+    turn()
+    return time.perf_counter() - start
+
+
+def measure(name: str, config: Config, shape: ModelShape, leaves: int, rounds: int) -> dict[str, Any]:
+    """Let routes and micro-batches have turns; shares are medians over the rounds."""
+    route, batch = route_turn(config, shape), batch_turn(config, shape)
+    pairs = [(seconds(route), seconds(batch)) for _ in range(WARM_UP_ROUNDS + rounds)][WARM_UP_ROUNDS:]
+    ratio = median(routed / computed for routed, computed in pairs)
+    return {
+        "name": name,
+        "micro_batches": config.micro_batches,
+        "sequences": config.global_batch_size,
+        "route_seconds": median(routed for routed, _ in pairs),
+        "micro_batch_seconds": median(computed for _, computed in pairs),
+        "share_of_step": {count: ratio / -(-config.micro_batches // count) for count in (1, leaves)},
+    }
+
+
+def table(results: list[dict[str, Any]]) -> Table:
+    """Lay out the figures for people."""
+    rows = Table("measured", box=None, padding=(0, 2, 0, 0))
+    for column in ("sequences", "routes ms", "micro-batch ms", "share of a step by leaves"):
+        rows.add_column(column, justify="right")
+    for result in results:
+        rows.add_row(
+            result["name"],
+            f"{result['sequences']:,}",
+            f"{1e3 * result['route_seconds']:.2f}",
+            f"{1e3 * result['micro_batch_seconds']:.1f}",
+            ", ".join(f"{count}: {100 * share:.2f} %" for count, share in result["share_of_step"].items()),
+        )
+    return rows
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=10, help="turns of each, at least 1 (default: 10)")
+    parser.add_argument("--blas", choices=("numpy", "mkl"), default="numpy", help="library of products")
+    parser.add_argument("--core", type=int, help="core to run on (default: the last that may be used)")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    options = parser.parse_args()
+    if options.rounds < 1:
+        parser.error(f"--rounds {options.rounds}: must be at least 1")
+    return options
+
+
+def main() -> int:
+    """Measure and print; return the exit status."""
+    options = parse()
+    try:
+        core = measuring_core(options.core)
+        with as_worker(core, options.blas):
+            results = [measure(*case, options.rounds) for case in cases()]
+    except CrystallineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    if options.json:
+        print(json.dumps({"core": core, "rounds": options.rounds, "blas": options.blas, "results": results}))
+        return 0
+    console = Console()
+    console.line(f"core {core}, {options.rounds} rounds, products by {options.blas}")
+    console.show(table(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

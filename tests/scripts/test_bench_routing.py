@@ -1,0 +1,21 @@
+"""The cost of routing on the smallest of the three steps; the largest takes minutes."""
+
+import importlib.util
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[2] / "scripts/bench/routing.py"
+
+
+def test_the_share_of_a_step_follows_from_the_rounds_of_its_leaves() -> None:
+    spec = importlib.util.spec_from_file_location("bench_routing", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    with script.as_worker(script.measuring_core(), "numpy"):
+        result = script.measure(*next(script.cases()), rounds=1)
+    assert (result["micro_batches"], result["sequences"]) == (12, 12)
+    assert min(result["route_seconds"], result["micro_batch_seconds"]) > 0
+    ratio = result["route_seconds"] / result["micro_batch_seconds"]
+    assert result["share_of_step"] == {1: ratio / 12, 12: ratio}
+    assert script.table([result]).row_count == 1

@@ -29,6 +29,7 @@ from crystalline_ray.config import Config
 from crystalline_ray.data.dataset import prepare
 from crystalline_ray.engine.local import LocalEngine
 from crystalline_ray.errors import CrystallineError
+from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.lattice.voronoi import VORONOI_CODES
 from crystalline_ray.model.layout import initialise
 from crystalline_ray.spheres.codec import PIECE, Bfloat16Codec, Codec, LatticeCodec
@@ -61,7 +62,7 @@ def group_gradient(steps: int) -> Floats:
             steps=steps,
         )
         dataset = prepare(config, seq_len=config.seq_len, seed=config.seed)
-        run = specify(config, plan_for(config), dataset)
+        run = specify(config, plan_for(config), dataset, SHELLS)
         with LocalEngine(run) as engine:
             engine.memory.weights(0)[:] = initialise(run.layout, config.seed)
             engine.start(lambda *_: None)

@@ -24,6 +24,7 @@ from crystalline_ray.config import Config, load_config
 from crystalline_ray.data.batches import TrainBatches
 from crystalline_ray.data.shards import TokenArray
 from crystalline_ray.errors import CrystallineError
+from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
 from crystalline_ray.model.transformer import Transformer
 from crystalline_ray.spheres.plan import plan_spheres
@@ -45,7 +46,7 @@ def cases() -> Iterator[tuple[str, Config, ModelShape, int]]:
     recipes = {"shakespeare_char": ({"batch_size": 1}, 65), "quickstart": ({}, 1024)}
     for name, (flags, vocab_size) in recipes.items():
         config = load_config(CONFIGS / f"{name}.yaml", {}, {"routing": "symmetry", **flags})
-        yield name, config, model_shape(config, vocab_size), 12
+        yield name, config, model_shape(config, vocab_size, SHELLS), 12
     config = Config(seq_len=256, batch_size=16, global_batch_size=204 * 16, routing="symmetry")
     yield "model B, 204 x 16", config, STANDARD["B"].shape, 51
 

@@ -7,6 +7,7 @@ from crystalline_ray.config import Config
 from crystalline_ray.data.batches import TrainBatches
 from crystalline_ray.data.dataset import prepare
 from crystalline_ray.lattice.symmetry import symmetry_groups
+from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.spheres.build import batch_sources
 from crystalline_ray.training.routing import RoutingReport
 from crystalline_ray.training.run import plan_for, specify
@@ -16,7 +17,7 @@ def specified(corpus_file, cache_folder, **fields):
     given = {"tokenizer": "char", "seq_len": 32, "batch_size": 2, "global_batch_size": 24, "threads": 1} | fields
     config = Config(text=(corpus_file,), cache_dir=cache_folder, **given)
     dataset = prepare(config, seq_len=config.seq_len, seed=config.seed)
-    return specify(config, plan_for(config), dataset), dataset
+    return specify(config, plan_for(config), dataset, SHELLS), dataset
 
 
 def test_shares_are_those_of_the_batches_that_leaves_are_given(corpus_file, cache_folder):

@@ -95,7 +95,7 @@ class ModelConfig(_Section):
         description="full: a logit per token; lattice: a 12-ary tree of small softmaxes, for large vocabularies",
     )
     head_tree: Literal["shells", "frequency", "embedding"] = Field(
-        default="shells",
+        default="embedding",
         description="The lattice head's tree in each symmetry group; shells: by rank; frequency: short paths to common "
         "tokens; embedding: tokens that the text uses alike side by side",
     )

@@ -40,6 +40,16 @@ class Neighbours(NamedTuple):
     weights: Floats
 
 
+class _Candidates(NamedTuple):
+    """What may be among the most similar ranks of some rows, all (rows, M): ranks, which of them are in the vocabulary
+    and not listed twice, and how far they lie on the spiral from the row's rank, squared.
+    """
+
+    ranks: Integers
+    usable: npt.NDArray[np.bool_]
+    squared: Integers
+
+
 class _Weights(NamedTuple):
     gcd: float
     ulam: float
@@ -110,16 +120,18 @@ def similar_ranks(
         left = []
         for block in _blocks(rows, len(offsets) + len(fractions)):
             candidates = _candidates(block, offsets, fractions, radius, vocab_size)
-            left.append(_keep_largest(block, *candidates, weights, bound, found))
+            left.append(_keep_largest(block, candidates, weights, bound, found))
             done += len(block) - len(left[-1])
             if report:
                 report(done)
         rows = np.concatenate(left)
         radius, parts = 2 * radius, 2 * parts
-    everything: Integers = np.arange(vocab_size)
+    everything: Integers = np.arange(vocab_size if rows.size else 0)
+    places = ulam_coordinates(everything)
     for block in _blocks(rows, vocab_size):
         others = np.broadcast_to(everything, (len(block), vocab_size))
-        _keep_largest(block, others, others != block[:, None], weights, 0.0, found)
+        squared = _squared(ulam_coordinates(block)[:, None] - places)
+        _keep_largest(block, _Candidates(others, others != block[:, None], squared), weights, 0.0, found)
         done += len(block)
         if report:
             report(done)
@@ -133,11 +145,21 @@ def _checked_weights(gcd_weight: float, ulam_weight: float) -> _Weights:
 
 
 def _similarity(a: Integers, b: Integers, weights: _Weights) -> Floats:
-    offset = ulam_coordinates(a) - ulam_coordinates(b)
-    distance = np.sqrt((offset * offset).sum(axis=-1).astype(np.float64))
+    return _similarity_at(a, b, _squared(ulam_coordinates(a) - ulam_coordinates(b)), weights)
+
+
+def _similarity_at(a: Integers, b: Integers, squared: Integers, weights: _Weights) -> Floats:
+    """Return K of ranks whose squared distance on the spiral is known."""
+    distance = np.sqrt(squared.astype(np.float64))
     shared = np.gcd(a + 1, b + 1) / np.maximum(a + 1, b + 1)
     total: Floats = weights.gcd * shared + weights.ulam / (1.0 + distance)
     return total
+
+
+def _squared(offsets: Integers) -> Integers:
+    """Return the squared lengths (...) of offsets (..., 2)."""
+    x, y = offsets[..., 0], offsets[..., 1]
+    return x * x + y * y
 
 
 def _blocks(rows: Integers, pairs_per_row: int) -> Iterator[Integers]:
@@ -162,10 +184,8 @@ def _fractions(parts: int) -> Integers:
     return fractions
 
 
-def _candidates(
-    rows: Integers, offsets: Integers, fractions: Integers, radius: int, vocab_size: int
-) -> tuple[Integers, npt.NDArray[np.bool_]]:
-    """Return ranks (rows, M), and which of them are candidates: in the vocabulary and not listed before in their row.
+def _candidates(rows: Integers, offsets: Integers, fractions: Integers, radius: int, vocab_size: int) -> _Candidates:
+    """Return the candidates of each row.
 
     The first lie at the offsets from the row's rank on the spiral, the rest at its product with a fraction.
     """
@@ -174,25 +194,24 @@ def _candidates(
     quotient, remainder = np.divmod((rows + 1)[:, None], fractions[:, 1])
     related = quotient * fractions[:, 0] - 1
     usable = (remainder == 0) & (related < vocab_size)
-    related[~usable] = 0
-    offset = ulam_coordinates(related) - places[:, None]
-    usable &= (offset * offset).sum(axis=-1) > radius * radius
-    return np.concatenate((near, related), axis=1), np.concatenate((near < vocab_size, usable), axis=1)
+    row, column = np.nonzero(usable)
+    distances: Integers = np.zeros(related.shape, np.int64)
+    distances[row, column] = _squared(ulam_coordinates(related[row, column]) - places[row])
+    return _Candidates(
+        np.concatenate((near, related), axis=1),
+        np.concatenate((near < vocab_size, distances > radius * radius), axis=1),
+        np.concatenate((np.broadcast_to(_squared(offsets), near.shape), distances), axis=1),
+    )
 
 
-def _keep_largest(
-    rows: Integers,
-    candidates: Integers,
-    usable: npt.NDArray[np.bool_],
-    weights: _Weights,
-    bound: float,
-    found: Neighbours,
-) -> Integers:
+def _keep_largest(rows: Integers, given: _Candidates, weights: _Weights, bound: float, found: Neighbours) -> Integers:
     """Store the k most similar candidates of each row whose k-th exceeds the bound; return the other rows."""
+    candidates, usable, squared = given
     k = found.ranks.shape[1]
     values: Floats = np.full(candidates.shape, -1.0)
     row, column = np.nonzero(usable)
-    values[row, column] = _similarity(rows[row], candidates[row, column], weights)
+    pairs = rows[row], candidates[row, column], squared[row, column]
+    values[row, column] = _similarity_at(*pairs, weights)
     least = np.partition(values, -k, axis=1)[:, -k] if k <= values.shape[1] else np.full(len(rows), -1.0)
     certain = least > bound
     row, column = np.nonzero((values >= least[:, None]) & certain[:, None])

@@ -25,8 +25,12 @@ from crystalline_ray.model.head import Plan, plan_head, plan_head_indices, round
 from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.model.views import LinearViews
 
-_PART_ROWS = 1024
-"""Rows from which on more of them make products no faster (docs/log.md), and activations only take more memory."""
+_PART_ROWS = 512
+_PART_ITEMS = 512 * 384
+"""Rows, and items of the residual stream, from which on more of them make a step little faster (docs/log.md).
+
+Narrower models need more rows: their operations are small, so that it is the number of calls that counts.
+"""
 
 
 class NormActivations(NamedTuple):
@@ -47,6 +51,13 @@ class BlockActivations(NamedTuple):
     norm_2: NormActivations
     hidden: Array
     activated: Array
+
+
+class FoldedViews(NamedTuple):
+    """The linear layers of a block after they have taken in the normalisation before them."""
+
+    qkv: LinearViews
+    expand: LinearViews
 
 
 class GradientBuffers(NamedTuple):
@@ -72,10 +83,9 @@ class Buffers:
 
     x (N, C) is the residual stream, branch (N, C) what dropout takes from before it is added; rows (R, C), column
     (R, 1) and wide_rows (2, R, 4C) hold one block of rows; out (N, C) is what the head reads; tokens (B, T) are the
-    inputs. folded_qkv, folded_expand share the memory of one layer's weights after they have taken in the normalisation
-    before it. Without training all blocks share one set of activations, and there are no gradients. The head works in
-    the memory of what holds nothing while it does: of all but out, dheads, mixing, rotations and the activations of
-    blocks and norm.
+    inputs; folded are weights of all blocks for all parts of a micro-batch. Without training all blocks share one set
+    of activations, and there are no gradients. The head works in the memory of what holds nothing while it does: of
+    all but out, dheads, folded, mixing, rotations and the activations of blocks and norm.
     """
 
     num_bytes: int
@@ -85,8 +95,7 @@ class Buffers:
     rows: Array
     column: Array
     wide_rows: Array
-    folded_qkv: LinearViews
-    folded_expand: LinearViews
+    folded: tuple[FoldedViews, ...]
     out: Array
     tokens: npt.NDArray[np.int64]
     blocks: tuple[BlockActivations, ...]
@@ -98,13 +107,14 @@ class Buffers:
     gradients: GradientBuffers | None
 
 
-def sequences_per_part(batch_size: int, seq_len: int) -> int:
+def sequences_per_part(shape: ModelShape, batch_size: int) -> int:
     """Return how many sequences of a micro-batch are worked on at a time.
 
-    They are the fewest that divide it evenly and make up `_PART_ROWS` rows: a function of the micro-batch's shape
-    alone, as the bits of a gradient depend on it.
+    They are the fewest that divide it evenly and make up `_PART_ROWS` rows and `_PART_ITEMS` items: a function of
+    shapes alone, as the bits of a gradient depend on it.
     """
-    fewest = min(batch_size, -(-_PART_ROWS // seq_len))
+    items = max(_PART_ROWS * shape.embed_dim, _PART_ITEMS)
+    fewest = min(batch_size, -(-items // (shape.seq_len * shape.embed_dim)))
     return next(count for count in range(fewest, batch_size + 1) if batch_size % count == 0)
 
 
@@ -118,6 +128,8 @@ def plan_kept(shape: ModelShape, batch_size: int, itemsize: int, *, training: bo
         plan["rotations"] = (2, shape.seq_len, 2 * width)
     for index in range(shape.num_layers if training else 1):
         plan |= _block_plan(f"block.{index}", shape, batch_size)
+    for index in range(shape.num_layers):
+        plan |= _folded_plan(f"folded.{index}", width)
     return plan | ({"dheads": (rows, width)} if training else {})
 
 
@@ -130,8 +142,6 @@ def plan_passing(shape: ModelShape, batch_size: int, itemsize: int, *, dropout: 
         "branch": (rows, width),
         "rows": (block_rows, width),
         "column": (block_rows, 1),
-        "folded": (4 * width * width,),
-        "folded_bias": (4 * width,),
         "wide_rows": (2, min(rows, rows_per_block(4 * width, itemsize)), 4 * width),
         **_prefixed(
             "attention",
@@ -199,8 +209,7 @@ def allocate(
         branch=passing["branch"],
         rows=passing["rows"],
         column=passing["column"],
-        folded_qkv=_folded(passing, 3 * shape.embed_dim),
-        folded_expand=_folded(passing, 4 * shape.embed_dim),
+        folded=tuple(_folded(kept, f"folded.{index}") for index in range(shape.num_layers)),
         out=kept["out"],
         tokens=indices["tokens"],
         wide_rows=passing["wide_rows"],
@@ -240,12 +249,6 @@ def _rotations(space: Workspace, head_dim: int) -> Array:
     return space["rotations"]
 
 
-def _folded(space: Workspace, out: int) -> LinearViews:
-    """View the memory of folded weights, one layer's at a time, as those of a layer of width `out`."""
-    width = space["x"].shape[1]
-    return LinearViews(space["folded"][: width * out].reshape(width, out), space["folded_bias"][:out])
-
-
 def _prefixed(prefix: str, plan: Plan) -> Plan:
     return {f"{prefix}.{name}": shape for name, shape in plan.items()}
 
@@ -272,6 +275,19 @@ def _block_plan(prefix: str, shape: ModelShape, batch_size: int) -> Plan:
             },
         )
     )
+
+
+def _folded_plan(prefix: str, width: int) -> Plan:
+    layers = {"qkv": 3 * width, "expand": 4 * width}
+    weights: Plan = {f"{name}.weight": (width, out) for name, out in layers.items()}
+    return _prefixed(prefix, weights | {f"{name}.bias": (out,) for name, out in layers.items()})
+
+
+def _folded(space: Workspace, prefix: str) -> FoldedViews:
+    def linear(name: str) -> LinearViews:
+        return LinearViews(space[f"{prefix}.{name}.weight"], space[f"{prefix}.{name}.bias"])
+
+    return FoldedViews(linear("qkv"), linear("expand"))
 
 
 def _norm(space: Workspace, prefix: str) -> NormActivations:

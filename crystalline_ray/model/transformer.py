@@ -13,7 +13,7 @@ from crystalline_ray.kernels.embedding import embedding_backward, embedding_forw
 from crystalline_ray.kernels.norm import norm_backward, norm_forward
 from crystalline_ray.kernels.smoothing import Objective
 from crystalline_ray.kernels.workspace import Array, Tokens, row_blocks, steady_state
-from crystalline_ray.model.block import BlockMasks, block_backward, block_forward, unfold
+from crystalline_ray.model.block import BlockMasks, block_backward, block_forward, fold, unfold
 from crystalline_ray.model.buffers import GradientBuffers, allocate, buffer_bytes, sequences_per_part
 from crystalline_ray.model.head import (
     SmoothedBy,
@@ -45,7 +45,7 @@ def workspace_size(
 
     similar is k where targets are smoothed by k similar tokens.
     """
-    part = sequences_per_part(batch_size, shape.seq_len)
+    part = sequences_per_part(shape, batch_size)
     size = buffer_bytes(shape, part, dtype, dropout=dropout > 0, training=training, bfloat16=bfloat16)
     rows, itemsize = part * shape.seq_len, np.dtype(dtype).itemsize
     return size + (head_smoothing_bytes(shape, rows, itemsize, similar) if similar else 0)
@@ -93,7 +93,7 @@ class Transformer:
         self.dtype: np.dtype[Any] = np.dtype(dtype)
         self._batch = (batch_size, shape.seq_len)
         self._dropout = dropout
-        self._part = (sequences_per_part(batch_size, shape.seq_len), shape.seq_len)
+        self._part = (sequences_per_part(shape, batch_size), shape.seq_len)
         self._buffers = allocate(shape, self._part[0], dtype, dropout=dropout > 0, training=training, bfloat16=bfloat16)
         rows = self._part[0] * shape.seq_len
         self._smoothing = head_smoothing(shape, rows, dtype, smoothed_by) if smoothed_by else None
@@ -134,7 +134,7 @@ class Transformer:
         objective = Objective(scale, self._smoothing, smoothing_weight)
         with steady_state():
             gradient.fill(0.0)
-            tables = mixed(plain, self._buffers.mixing), dviews
+            tables = self._as_read(plain), dviews
             for part, sequences in enumerate(self._parts()):
                 tokens = inputs[sequences], targets[sequences].reshape(-1)
                 loss += self._add_part(tables, tokens, objective, self._masks(dropout_seed, part), scratch)
@@ -154,7 +154,7 @@ class Transformer:
         self._check(inputs, targets)
         buffers, loss = self._buffers, 0.0
         with steady_state():
-            views = mixed(self._bind(weights), buffers.mixing)
+            views = self._as_read(self._bind(weights))
             for sequences in self._parts():
                 self._forward(views, inputs[sequences], *self._masks(None, 0))
                 own_targets = targets[sequences].reshape(-1)
@@ -170,7 +170,7 @@ class Transformer:
         self._check(inputs, inputs)
         out = np.empty((*self._batch, self.shape.vocab_size), self.dtype)
         with steady_state():
-            views = mixed(self._bind(weights), self._buffers.mixing)
+            views = self._as_read(self._bind(weights))
             for sequences in self._parts():
                 self._forward(views, inputs[sequences], *self._masks(None, 0))
                 head_logits(self.shape, self._buffers.out, views, out[sequences].reshape(-1, self.shape.vocab_size))
@@ -179,6 +179,12 @@ class Transformer:
     def release(self) -> None:
         """Forget the buffers of weights and gradients seen so far, so that their memory can be unmapped."""
         self._bound.clear()
+
+    def _as_read(self, plain: ModelViews) -> ModelViews:
+        """Return the weights as the parts of a micro-batch read them, made once for all of them."""
+        views = mixed(plain, self._buffers.mixing)
+        blocks = zip(views.blocks, self._buffers.folded, strict=True)
+        return views._replace(blocks=tuple(fold(weights, folded) for weights, folded in blocks))
 
     def _parts(self) -> Iterator[slice]:
         return row_blocks(self._batch[0], self._part[0])
@@ -191,7 +197,7 @@ class Transformer:
         masks: tuple[Masks | None, tuple[BlockMasks, ...]],
         scratch: GradientBuffers,
     ) -> float:
-        """Return the loss of a part, and add its gradient, in which norms are still folded into layers."""
+        """Return the loss of a part, and add its gradient by the weights as they are read."""
         (views, dviews), (inputs, targets), (embedding_masks, block_masks) = tables, tokens, masks
         buffers = self._buffers
         self._forward(views, inputs, *masks)

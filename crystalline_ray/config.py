@@ -107,9 +107,9 @@ class ModelConfig(_Section):
         default=False,
         description="Add to each token's embedding a learned share of the mean of its neighbours' in the crystal",
     )
-    positions: Literal["learned", "clock"] = Field(
+    positions: Literal["learned", "rotary", "clock"] = Field(
         default="learned",
-        description="learned: a vector per position; clock: queries and keys turn, with periods of 12, 60, 100, ...",
+        description="learned: a vector per position; rotary: queries and keys turn; clock: in 12, 60, 100, ... steps",
     )
 
     @model_validator(mode="after")
@@ -126,7 +126,7 @@ class ModelConfig(_Section):
             above = [heads for heads in valid if heads > self.num_heads][:1]
             nearest = " and ".join(str(heads) for heads in [below, *above])
             raise _conflict(self, "{num_heads} must divide {embed_dim}; nearest: " + nearest)
-        if self.positions == "clock" and self.embed_dim // self.num_heads % 2:
+        if self.positions != "learned" and self.embed_dim // self.num_heads % 2:
             raise _conflict(self, "{embed_dim} / {num_heads} must be even with {positions}, which turn pairs")
         return self
 

@@ -1,34 +1,46 @@
 """Rotary positions: queries and keys turned by angles that grow with the position, so that only distances matter.
 
 Su, Lu, Pan, Murtadha, Wen and Liu, "RoFormer: enhanced transformer with rotary position embedding" (arXiv 2104.09864),
-section 3.2.2, with the periods of a clock instead of a geometric series. Coordinates 2i and 2i + 1 of a head are one
-complex number, which position t multiplies by exp(2 pi i t / period_i).
+section 3.2.2. Coordinates 2i and 2i + 1 of a head are one complex number, which position t multiplies by
+exp(2 pi i t / period_i); the periods are the paper's geometric series, or those of a clock.
 """
 
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 from crystalline_ray.kernels.workspace import Array
 
-CLOCK_PERIODS = (12, 60, 100)
-"""Positions to one turn of a head's first three pairs of coordinates; the next three take ten times as many, and so on.
-"""
+Periods = npt.NDArray[np.float64]
+
+_CLOCK = (12, 60, 100)
+_BASE = 10_000.0
 
 _ITERATOR_ITEMS = 512  # half of what `steady_state` sets, for complex numbers take twice the bytes
 
 
-def fill_rotations(rotations: Array, head_dim: int) -> None:
-    """Fill rotations (2, T, 2C): for every head of queries and keys the D / 2 complex factors of each position, and in
-    the second half their conjugates, real and imaginary parts side by side. C is a multiple of the even head_dim D.
+def clock_periods(pairs: int) -> Periods:
+    """Return positions to one turn of a head's pairs of coordinates: 12, 60, 100, then ten times as many, and so on."""
+    pair = np.arange(pairs)
+    return np.array(_CLOCK, np.float64)[pair % 3] * 10.0 ** (pair // 3)
+
+
+def geometric_periods(pairs: int) -> Periods:
+    """Return positions to one turn of a head's pairs of coordinates: 2 pi 10000^(pair / pairs), the paper's choice."""
+    return 2.0 * math.pi * _BASE ** (np.arange(pairs) / pairs)
+
+
+def fill_rotations(rotations: Array, periods: Periods) -> None:
+    """Fill rotations (2, T, 2C): for every head of queries and keys the complex factors of each position, one for each
+    of the D / 2 periods of its pairs, and in the second half their conjugates, real and imaginary parts side by side.
+    C is a multiple of the head's width D.
     """
     _, length, width = rotations.shape
-    pairs = np.arange(head_dim // 2)
-    periods = np.array(CLOCK_PERIODS)[pairs % 3] * 10.0 ** (pairs // 3)
     turns = np.arange(length)[:, None] / periods
     for factors, sign in zip(rotations, (1.0, -1.0), strict=True):
         parts = np.stack((np.cos(2.0 * math.pi * turns), sign * np.sin(2.0 * math.pi * turns)), axis=-1)
-        factors[:] = np.tile(parts.reshape(length, head_dim), width // head_dim)
+        factors[:] = np.tile(parts.reshape(length, -1), width // (2 * len(periods)))
 
 
 def rotary_forward(qkv: Array, rotations: Array) -> None:

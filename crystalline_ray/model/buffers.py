@@ -124,7 +124,7 @@ def plan_kept(shape: ModelShape, batch_size: int, itemsize: int, *, training: bo
     plan: Plan = {"out": (rows, width), **_norm_plan("norm", rows, width)}
     if shape.neighbour_mixing:
         plan |= _prefixed("mixing", mixing_plan(shape.vocab_size, width, itemsize))
-    if shape.positions == "clock":
+    if shape.positions != "learned":
         plan["rotations"] = (2, shape.seq_len, 2 * width)
     for index in range(shape.num_layers if training else 1):
         plan |= _block_plan(f"block.{index}", shape, batch_size)
@@ -218,7 +218,7 @@ def allocate(
         attention=attention,
         head=view_head(shape, head, head_indices),
         mixing=_mixing(kept) if shape.neighbour_mixing else None,
-        rotations=_rotations(kept, shape.head_dim) if shape.positions == "clock" else None,
+        rotations=_rotations(kept, shape) if shape.positions != "learned" else None,
         gradients=_gradients(kept["dheads"], passing, indices) if training else None,
     )
 
@@ -244,8 +244,8 @@ def _mixing(space: Workspace) -> MixingBuffers:
     return MixingBuffers(**{name: space[f"mixing.{name}"] for name in MixingBuffers._fields})
 
 
-def _rotations(space: Workspace, head_dim: int) -> Array:
-    fill_rotations(space["rotations"], head_dim)
+def _rotations(space: Workspace, shape: ModelShape) -> Array:
+    fill_rotations(space["rotations"], shape.periods)
     return space["rotations"]
 
 

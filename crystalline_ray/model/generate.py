@@ -81,9 +81,9 @@ class Generator:
         )
         self._used = 0
         self._rotations: Array | None = None
-        if shape.positions == "clock":
+        if shape.positions != "learned":
             self._rotations = np.empty((2, shape.seq_len, 2 * shape.embed_dim), weights.dtype)
-            fill_rotations(self._rotations, shape.head_dim)
+            fill_rotations(self._rotations, shape.periods)
         self._last: Array = np.zeros((1, shape.embed_dim), weights.dtype)
 
     @property

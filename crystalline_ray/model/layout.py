@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels.random import Purpose, generator
+from crystalline_ray.kernels.rotary import Periods, clock_periods, geometric_periods
 from crystalline_ray.lattice.fcc import fcc_points
 from crystalline_ray.lattice.tree import SHELLS, TokenTree, token_tree
 
@@ -32,8 +33,8 @@ MIXING = "wte.mixing"
 Head = Literal["full", "lattice"]
 """full: logits of all tokens from the token embedding; lattice: a softmax per node of a tree over the tokens."""
 
-Positions = Literal["learned", "clock"]
-"""learned: a table that is added to the embedding; clock: queries and keys turn with periods of 12, 60, 100, ..."""
+Positions = Literal["learned", "rotary", "clock"]
+"""learned: a table that is added to the embedding; else queries and keys turn, with the periods of kernels.rotary."""
 
 EmbeddingInit = Literal["normal", "lattice"]
 """normal: all tokens independent; lattice: the nearer two tokens lie in the crystal, the more alike they are."""
@@ -86,11 +87,16 @@ class ModelShape:
                 token_tree(self.vocab_size, self.head_tree)
             except ValueError as error:
                 raise ConfigError(f"head_tree: {error}") from error
-        if self.positions == "clock" and self.head_dim % 2:
+        if self.positions != "learned" and self.head_dim % 2:
             raise ConfigError(
-                f"clock positions need heads of an even width, got {self.head_dim}: embed_dim {self.embed_dim} / "
-                f"num_heads {self.num_heads}"
+                f"{self.positions} positions need heads of an even width, got {self.head_dim}: "
+                f"embed_dim {self.embed_dim} / num_heads {self.num_heads}"
             )
+
+    @property
+    def periods(self) -> Periods:
+        """Positions to one turn of each pair of a head's coordinates, where positions are not learned."""
+        return (clock_periods if self.positions == "clock" else geometric_periods)(self.head_dim // 2)
 
     @property
     def tree(self) -> TokenTree:

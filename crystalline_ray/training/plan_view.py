@@ -83,7 +83,7 @@ class PlanView:
             f"{run.shape.seq_len:,}, width {run.shape.embed_dim:,}, {run.shape.num_layers} layers, "
             f"{run.shape.num_heads} heads, {run.shape.head} head"
             + (", neighbour mixing" if run.shape.neighbour_mixing else "")
-            + (", clock positions" if run.shape.positions == "clock" else ""),
+            + ("" if run.shape.positions == "learned" else f", {run.shape.positions} positions"),
         )
         yield (
             "step",

@@ -1,15 +1,15 @@
 """What each idea of the crystal does for a model: every switch against the plain model, on two texts, over some seeds.
 
-    python scripts/bench/crystal.py tinyshakespeare.txt                        # all of it: an hour on two cores
-    python scripts/bench/crystal.py tinyshakespeare.txt --only routing clock   # more switches into the same file
+    python scripts/bench/crystal.py tinyshakespeare.txt                      # all of it: an hour on two cores
+    python scripts/bench/crystal.py tinyshakespeare.txt --only "clock positions"   # more switches into the same file
     python scripts/bench/crystal.py tinyshakespeare.txt --table                # the table of what is there already
 
 The file is learned as characters; the source text of Python's standard library as byte pairs. First each switch trains
 a model from each seed for equally many steps. Then all take optimizer steps in turn, in one process on one core, so
 that a machine whose speed drifts is as slow for all; and those whose steps take longer or shorter than the plain
-model's train once more for equally much time: for as many steps as their speed gives. Every finished training is a line of
-the results file, and what is there is not trained again. Losses are plain cross-entropy in nats per token on the whole
-validation part, whatever the objective was.
+model's train once more for equally much time: for as many steps as their speed gives. Every finished training is a
+line of the results file, and what is there is not trained again. Losses are plain cross-entropy in nats per token on
+the whole validation part, whatever the objective was.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from crystalline_ray.spheres.messages import StepRequest
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.training.console import Console
 from crystalline_ray.training.measuring import as_worker, measuring_core
-from crystalline_ray.training.run import plan_for, specify
+from crystalline_ray.training.run import find_head_tree, plan_for, specify
 from crystalline_ray.training.schedule import smoothing_weight
 
 PLAIN = "plain"
@@ -51,6 +51,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "uniform smoothing": {"smoothing": "uniform"},
     "uniform smoothing, falling": {"smoothing": "uniform", "smoothing_schedule": "linear"},
     "Laplacian prior": {"laplacian_prior": 1e-4},
+    "rotary positions": {"positions": "rotary"},
     "clock positions": {"positions": "clock"},
     "lattice head, tree by shells": {"head": "lattice", "head_tree": "shells"},
     "lattice head, by frequency": {"head": "lattice", "head_tree": "frequency"},
@@ -130,7 +131,7 @@ def speeds(options: argparse.Namespace, text: str, switches: list[str], console:
 def _specified(options: argparse.Namespace, text: str, switch: str, console: Console) -> RunSpec:
     config = configuration(options, text, switch, seed=1, steps=10**6)
     dataset = prepare(config, seq_len=config.seq_len, seed=config.seed, progress=console.progress)
-    return specify(config, plan_for(config), dataset)
+    return specify(config, plan_for(config), dataset, find_head_tree(config, dataset, None))
 
 
 def _started(run: RunSpec) -> LocalEngine:

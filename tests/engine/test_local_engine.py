@@ -36,7 +36,7 @@ def digest_of(run, steps=3):
     compression=st.sampled_from(["none", "bfloat16", "d3", "e8"]),
     smoothing=st.sampled_from(["none", "crystal", "uniform"]),
     prior=st.sampled_from([0.0, 1e-3]),
-    positions=st.sampled_from(["learned", "clock"]),
+    positions=st.sampled_from(["learned", "rotary", "clock"]),
 )
 def test_any_tree_gives_the_bits_of_one_leaf(
     make_run,

@@ -6,14 +6,20 @@ from differences import numeric_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crystalline_ray.kernels.rotary import fill_rotations, rotary_backward, rotary_forward
+from crystalline_ray.kernels.rotary import (
+    clock_periods,
+    fill_rotations,
+    geometric_periods,
+    rotary_backward,
+    rotary_forward,
+)
 
 PERIODS = (12.0, 60.0, 100.0, 120.0, 600.0, 1000.0, 1200.0, 6000.0, 10_000.0)
 
 
 def rotations(length: int, heads: int, head_dim: int, dtype: type = np.float64) -> np.ndarray:
     space = np.full((2, length, 2 * heads * head_dim), np.nan, dtype)
-    fill_rotations(space, head_dim)
+    fill_rotations(space, clock_periods(head_dim // 2))
     return space
 
 
@@ -69,3 +75,9 @@ def test_the_bits_of_a_row_depend_on_its_position_only() -> None:
         part = rows[None, sequence, start:stop].copy()
         rotary_forward(part, factors[:, start:stop])
         assert part.tobytes() == whole[sequence, start:stop].tobytes()
+
+
+def test_geometric_periods_are_those_of_the_paper() -> None:
+    # theta_i = 10000^(-2 (i - 1) / d) radians a position, i = 1 ... d / 2, for d = 8
+    thetas = [10_000 ** (-2 * (i - 1) / 8) for i in range(1, 5)]
+    np.testing.assert_allclose(2 * math.pi / geometric_periods(4), thetas, rtol=1e-14)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.lattice.fcc import fcc_points
 from crystalline_ray.lattice.learned_trees import similarity_outline
-from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise, weights_digest
+from crystalline_ray.model.layout import ModelShape, ParameterLayout, Positions, initialise, weights_digest
 
 SHAPES = st.builds(
     lambda vocab, length, heads, size, layers, head, mixing, clock: ModelShape(
@@ -82,12 +82,13 @@ def test_lattice_head_adds_a_table_of_its_own_and_moves_no_other_initial_weight(
     assert views.keys() == others.keys()
 
 
-def test_clock_positions_need_no_table_and_move_no_other_initial_weight() -> None:
-    learned, clock = (
-        ParameterLayout(ModelShape(30, 5, 12, 2, 3, "lattice", True, positions=kind)) for kind in ("learned", "clock")
+@pytest.mark.parametrize("positions", ["rotary", "clock"])
+def test_turned_positions_need_no_table_and_move_no_other_initial_weight(positions: Positions) -> None:
+    learned, turned = (
+        ParameterLayout(ModelShape(30, 5, 12, 2, 3, "lattice", True, positions=kind)) for kind in ("learned", positions)
     )
-    assert clock.num_parameters == learned.num_parameters - 5 * 12
-    views, others = clock.views(initialise(clock, seed=3)), learned.views(initialise(learned, seed=3))
+    assert turned.num_parameters == learned.num_parameters - 5 * 12
+    views, others = turned.views(initialise(turned, seed=3)), learned.views(initialise(learned, seed=3))
     assert others.keys() - views.keys() == {"wpe.weight"}
     assert all(views[name].tobytes() == others[name].tobytes() for name in views)
 
@@ -98,8 +99,8 @@ def test_clock_positions_need_an_even_head() -> None:
 
 
 def test_unknown_choices_are_refused() -> None:
-    with pytest.raises(ConfigError, match="positions must be learned or clock, got 'rotary'"):
-        ModelShape(5, 3, 4, 1, 2, positions="rotary")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="positions must be learned or rotary or clock, got 'sundial'"):
+        ModelShape(5, 3, 4, 1, 2, positions="sundial")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="head must be full or lattice, got 'spiral'"):
         ModelShape(5, 3, 4, 1, 2, "spiral")  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""Loss and every gradient with neighbour mixing and clock positions against PyTorch's autograd, in float64."""
+"""Loss and every gradient with neighbour mixing and turned positions against PyTorch's autograd, in float64."""
 
 import math
 
@@ -12,13 +12,15 @@ from crystalline_ray.model.transformer import Transformer
 torch = pytest.importorskip("torch")
 functional = torch.nn.functional
 
-PERIODS = (12, 60, 100, 120, 600, 1000)
+ANGLES = {
+    "clock": [2.0 * math.pi / period for period in (12, 60, 100, 120, 600, 1000)],
+    "rotary": [10_000.0 ** (-pair / 6) for pair in range(6)],
+}
 
 
-def turned(x: "torch.Tensor") -> "torch.Tensor":
-    """Pairs (..., T, D) turned by matrices; the periods of six pairs at most."""
-    length, pairs = x.shape[-2], x.shape[-1] // 2
-    angles = 2.0 * math.pi * torch.arange(length)[:, None].double() / torch.tensor(PERIODS[:pairs]).double()
+def turned(x: "torch.Tensor", positions: str) -> "torch.Tensor":
+    """Pairs (..., T, 12) turned by matrices."""
+    angles = torch.arange(x.shape[-2])[:, None].double() * torch.tensor(ANGLES[positions], dtype=torch.float64)
     even, odd = x[..., 0::2], x[..., 1::2]
     first, second = even * angles.cos() - odd * angles.sin(), even * angles.sin() + odd * angles.cos()
     return torch.stack((first, second), -1).flatten(-2)
@@ -45,8 +47,8 @@ def slow_loss(
     for layer in (f"h.{index}" for index in range(shape.num_layers)):
         qkv = linear(norm(x, f"{layer}.ln_1"), f"{layer}.attn.c_attn")
         q, k, v = qkv.reshape(batch, length, 3, shape.num_heads, -1).permute(2, 0, 3, 1, 4)
-        if shape.positions == "clock":
-            q, k = turned(q), turned(k)
+        if shape.positions != "learned":
+            q, k = (turned(x, shape.positions) for x in (q, k))
         heads = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + linear(heads.transpose(1, 2).reshape(batch, length, width), f"{layer}.attn.c_proj")
         hidden = functional.gelu(linear(norm(x, f"{layer}.ln_2"), f"{layer}.mlp.c_fc"), approximate="tanh")
@@ -58,7 +60,7 @@ def slow_loss(
 
 
 @pytest.mark.parametrize("mixing", [False, True])
-@pytest.mark.parametrize("positions", ["learned", "clock"])
+@pytest.mark.parametrize("positions", ["learned", "rotary", "clock"])
 def test_loss_and_every_gradient_equal_autograd(mixing: bool, positions: str) -> None:
     shape = ModelShape(131, 70, 36, 2, 3, neighbour_mixing=mixing, positions=positions)  # type: ignore[arg-type]
     layout, rng = ParameterLayout(shape), np.random.default_rng(5)

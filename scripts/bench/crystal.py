@@ -73,11 +73,11 @@ BOTH = {
     "blas": "numpy",
 }
 TEXTS: dict[str, dict[str, Any]] = {
-    "characters": {"tokenizer": "char", "validation_split": "tail", "num_layers": 3, "batch_size": 2, "steps": 300},
-    "byte pairs": {"vocab_size": 4096, "validation_fraction": 0.02, "num_layers": 2, "batch_size": 4, "steps": 150},
+    "characters": {"tokenizer": "char", "validation_split": "tail", "num_layers": 3, "batch_size": 2, "steps": 200},
+    "byte pairs": {"vocab_size": 4096, "validation_fraction": 0.02, "num_layers": 2, "batch_size": 4, "steps": 100},
 }
 WARM_UP_ROUNDS = 2
-SAME_SPEED = 0.02
+SAME_SPEED = 0.03
 """A step that takes so much longer or shorter, as a share, is within the noise: equal steps are equal time."""
 
 

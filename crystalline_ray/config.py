@@ -108,8 +108,8 @@ class ModelConfig(_Section):
         description="Add to each token's embedding a learned share of the mean of its neighbours' in the crystal",
     )
     positions: Literal["learned", "rotary", "clock"] = Field(
-        default="learned",
-        description="learned: a vector per position; rotary: queries and keys turn; clock: in 12, 60, 100, ... steps",
+        default="rotary",
+        description="rotary: queries and keys turn; clock: in 12, 60, 100, ... steps; learned: a vector per position",
     )
 
     @model_validator(mode="after")

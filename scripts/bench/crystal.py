@@ -1,6 +1,6 @@
 """What each idea of the crystal does for a model: every switch against the plain model, on two texts, over some seeds.
 
-    python scripts/bench/crystal.py tinyshakespeare.txt                      # all of it: an hour on two cores
+    python scripts/bench/crystal.py tinyshakespeare.txt                      # all of it: two hours on two cores
     python scripts/bench/crystal.py tinyshakespeare.txt --only "clock positions"   # more switches into the same file
     python scripts/bench/crystal.py tinyshakespeare.txt --table                # the table of what is there already
 
@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from crystal_table import Record, markdown
+from crystal_table import SAME_SPEED, Record, markdown
 from rich.markdown import Markdown
 
 from crystalline_ray.config import Config
@@ -51,16 +51,19 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "uniform smoothing": {"smoothing": "uniform"},
     "uniform smoothing, falling": {"smoothing": "uniform", "smoothing_schedule": "linear"},
     "Laplacian prior": {"laplacian_prior": 1e-4},
+    "Laplacian prior, ten times": {"laplacian_prior": 1e-3},
     "rotary positions": {"positions": "rotary"},
     "clock positions": {"positions": "clock"},
     "lattice head, tree by shells": {"head": "lattice", "head_tree": "shells"},
     "lattice head, by frequency": {"head": "lattice", "head_tree": "frequency"},
     "lattice head, by embedding": {"head": "lattice", "head_tree": "embedding"},
+    "rotary positions and lattice head": {"positions": "rotary", "head": "lattice", "head_tree": "embedding"},
     "gradients in bfloat16": {"gradient_compression": "bfloat16"},
     "gradients in D3": {"gradient_compression": "d3"},
     "gradients in E8": {"gradient_compression": "e8"},
 }
 BOTH = {
+    "positions": "learned",
     "num_heads": 4,
     "embed_dim": 128,
     "seq_len": 64,
@@ -77,8 +80,6 @@ TEXTS: dict[str, dict[str, Any]] = {
     "byte pairs": {"vocab_size": 4096, "validation_fraction": 0.02, "num_layers": 2, "batch_size": 4, "steps": 100},
 }
 WARM_UP_ROUNDS = 2
-SAME_SPEED = 0.03
-"""A step that takes so much longer or shorter, as a share, is within the noise: equal steps are equal time."""
 
 
 def configuration(options: argparse.Namespace, text: str, switch: str, seed: int, steps: int | None = None) -> Config:

@@ -50,8 +50,14 @@ def test_differences_are_taken_seed_by_seed() -> None:
 
 
 def test_as_fast_as_plain_is_the_same_at_equal_time() -> None:
-    records = [record("steps", "plain", 1, 2.0), record("steps", "other", 1, 2.1)]
-    assert cells(load("crystal_table").markdown(records, "plain"), "other")[2:4] == ["+5.00 %", "+5.00 %"]
+    records = [record("steps", "plain", 1, 2.0), *(record("steps", switch, 1, 2.1) for switch in ("fast", "slow"))]
+    records += [
+        {"kind": "speed", "text": "verse", "switch": switch, "speed": speed}
+        for switch, speed in (("fast", 0.98), ("slow", 0.9))
+    ]
+    table = load("crystal_table").markdown(records, "plain")
+    assert cells(table, "fast")[2:5] == ["+5.00 %", "+5.00 %", "0.98"]
+    assert cells(table, "slow")[2:5] == ["+5.00 %", "", "0.90"]
 
 
 def test_every_switch_is_a_configuration_of_its_own(script: ModuleType) -> None:

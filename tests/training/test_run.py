@@ -150,7 +150,7 @@ def test_residuals_of_compressed_gradients_survive_a_stop(make_config):
     records = read_metrics(folder / "metrics.jsonl").records
     assert {r["gradient_bytes"] for r in records if "loss" in r} == {saved["gradient_bytes"]}
     ratio = saved["gradient_bytes_float32"] / saved["gradient_bytes"]
-    assert ratio == pytest.approx(8 / (1 + 2 / 192), rel=0.02)
+    assert ratio == pytest.approx(8 / (1 + 2 / 192), rel=0.03)
 
 
 def test_a_damaged_newest_checkpoint_costs_time_but_no_bit(make_config):

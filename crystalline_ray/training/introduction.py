@@ -23,12 +23,7 @@ def introduce(
     rows = [
         ("text", _describe_text(dataset)),
         ("groups", _describe_groups(dataset)),
-        (
-            "model",
-            f"{short_count(run.layout.num_parameters)} parameters: vocabulary {shape.vocab_size:,}, context "
-            f"{shape.seq_len:,}, width {shape.embed_dim:,}, {shape.num_layers} layers, {shape.num_heads} heads, "
-            f"{shape.head} head",
-        ),
+        ("model", describe_model(run)),
         (
             "steps",
             f"{state.total_steps:,} of {run.micro_batches_per_step} micro-batches of {config.batch_size} sequences "
@@ -72,6 +67,22 @@ def _describe_text(dataset: Dataset) -> str:
     if replaced:
         text += f"; {replaced:,} with invalid UTF-8, replaced"
     return text
+
+
+def describe_model(run: RunSpec) -> str:
+    """Say how large the model is and what it is made of."""
+    shape = run.shape
+    parts = [
+        f"{short_count(run.layout.num_parameters)} parameters: vocabulary {shape.vocab_size:,}",
+        f"context {shape.seq_len:,}",
+        f"width {shape.embed_dim:,}",
+        f"{shape.num_layers} layers",
+        f"{shape.num_heads} heads",
+        f"{shape.positions} positions",
+        f"{shape.head} head",
+        *(["neighbour mixing"] if shape.neighbour_mixing else []),
+    ]
+    return ", ".join(parts)
 
 
 def _describe_loss(run: RunSpec) -> str:

@@ -16,9 +16,8 @@ from crystalline_ray.errors import ResourceError
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.spheres.plan import SpherePlan, SphereSpec
 from crystalline_ray.spheres.run_spec import RunSpec, model_shape
-from crystalline_ray.training.console import short_count
 from crystalline_ray.training.durable import readable_bytes
-from crystalline_ray.training.introduction import idle_leaves
+from crystalline_ray.training.introduction import describe_model, idle_leaves
 
 # Up to here each level-1 sphere has a line of its own; a larger tree shows equal ones together.
 _DETAILED_SPHERES = 157
@@ -77,14 +76,7 @@ class PlanView:
 
     def _facts(self) -> Iterator[tuple[str, str]]:
         run, config, memory = self._run, self._run.config, self.memory()
-        yield (
-            "model",
-            f"{short_count(run.layout.num_parameters)} parameters: vocabulary {run.shape.vocab_size:,}, context "
-            f"{run.shape.seq_len:,}, width {run.shape.embed_dim:,}, {run.shape.num_layers} layers, "
-            f"{run.shape.num_heads} heads, {run.shape.head} head"
-            + (", neighbour mixing" if run.shape.neighbour_mixing else "")
-            + ("" if run.shape.positions == "learned" else f", {run.shape.positions} positions"),
-        )
+        yield "model", describe_model(run)
         yield (
             "step",
             f"{config.micro_batches:,} micro-batches of {config.batch_size} sequences, "

@@ -31,7 +31,7 @@ from crystalline_ray.errors import CrystallineError, DeadlineError, InputError, 
 from crystalline_ray.kernels.blas import mkl_library
 from crystalline_ray.training.console import Console
 from crystalline_ray.training.leaf_work import STANDARD
-from crystalline_ray.training.measuring import measuring_core
+from crystalline_ray.training.measuring import measuring_core, measuring_parser, parse_rounds
 
 WARM_UP_ROUNDS = 3
 START_SECONDS = 120.0
@@ -196,21 +196,15 @@ def table(results: Iterable[dict[str, Any]]) -> Table:
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring_parser(__doc__, 15, "steps of each contestant, at least 2")
     parser.add_argument("--model", nargs="+", choices=STANDARD, default=list(STANDARD), help="default: all")
-    parser.add_argument("--rounds", type=int, default=15, help="steps of each contestant, at least 2 (default: 15)")
     parser.add_argument(
         "--contestants",
         nargs="+",
         choices=CONTESTANTS,
         help="default: all that are installed; a baseline joins",
     )
-    parser.add_argument("--core", type=int, help="core to run on (default: the last that may be used)")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    options = parser.parse_args()
-    if options.rounds < 2:
-        parser.error(f"--rounds {options.rounds}: must be at least 2")
-    return options
+    return parse_rounds(parser, 2)
 
 
 def run(options: argparse.Namespace) -> None:

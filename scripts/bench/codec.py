@@ -35,7 +35,7 @@ from crystalline_ray.model.layout import initialise
 from crystalline_ray.spheres.codec import PIECE, Bfloat16Codec, Codec, LatticeCodec
 from crystalline_ray.spheres.messages import StepRequest
 from crystalline_ray.training.console import Console
-from crystalline_ray.training.measuring import as_worker, measuring_core
+from crystalline_ray.training.measuring import as_worker, measuring_core, measuring_parser, parse_rounds
 from crystalline_ray.training.run import plan_for, specify
 
 STEPS = 50
@@ -156,14 +156,8 @@ def table(results: list[dict[str, Any]]) -> Table:
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30, help="turns of each code (default: 30)")
-    parser.add_argument("--core", type=int, help="core to run on (default: the last that may be used)")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    options = parser.parse_args()
-    if options.rounds < 1:
-        parser.error(f"--rounds {options.rounds}: must be at least 1")
-    return options
+    parser = measuring_parser(__doc__, 30, "turns of each code")
+    return parse_rounds(parser, 1)
 
 
 def main() -> int:

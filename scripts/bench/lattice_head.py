@@ -37,7 +37,7 @@ from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
 from crystalline_ray.model.views import bind
 from crystalline_ray.training.console import Console
 from crystalline_ray.training.leaf_work import STANDARD, leaf_work
-from crystalline_ray.training.measuring import as_worker, measuring_core
+from crystalline_ray.training.measuring import as_worker, measuring_core, measuring_parser, parse_rounds
 
 VOCABULARY = 12**4
 ROWS = 4096
@@ -151,15 +151,10 @@ def table(results: list[dict[str, Any]]) -> Table:
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring_parser(__doc__, 10, "turns of each head, at least 2")
     parser.add_argument("--heads", nargs=2, choices=HEADS, default=("full", SHELLS), help="(default: full shells)")
-    parser.add_argument("--rounds", type=int, default=10, help="turns of each head, at least 2 (default: 10)")
     parser.add_argument("--blas", choices=("numpy", "mkl"), default="numpy", help="library of products")
-    parser.add_argument("--core", type=int, help="core to run on (default: the last that may be used)")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    options = parser.parse_args()
-    if options.rounds < 2:
-        parser.error(f"--rounds {options.rounds}: must be at least 2")
+    options = parse_rounds(parser, 2)
     if options.heads[0] == options.heads[1]:
         parser.error(f"--heads {' '.join(options.heads)}: must be two different ones")
     return options

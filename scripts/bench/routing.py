@@ -32,7 +32,7 @@ from crystalline_ray.spheres.routing import RoutedBatches
 from crystalline_ray.spheres.run_spec import RunSpec, model_shape
 from crystalline_ray.training.console import Console
 from crystalline_ray.training.leaf_work import STANDARD
-from crystalline_ray.training.measuring import as_worker, measuring_core
+from crystalline_ray.training.measuring import as_worker, measuring_core, measuring_parser, parse_rounds
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ZIPF_EXPONENT = 1.3
@@ -112,15 +112,9 @@ def table(results: list[dict[str, Any]]) -> Table:
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=10, help="turns of each, at least 1 (default: 10)")
+    parser = measuring_parser(__doc__, 10, "turns of each, at least 1")
     parser.add_argument("--blas", choices=("numpy", "mkl"), default="numpy", help="library of products")
-    parser.add_argument("--core", type=int, help="core to run on (default: the last that may be used)")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    options = parser.parse_args()
-    if options.rounds < 1:
-        parser.error(f"--rounds {options.rounds}: must be at least 1")
-    return options
+    return parse_rounds(parser, 1)
 
 
 def main() -> int:

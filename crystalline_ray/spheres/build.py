@@ -18,6 +18,7 @@ from crystalline_ray.spheres.messages import (
     StepRequest,
     UnitMessage,
 )
+from crystalline_ray.spheres.plan import SphereSpec
 from crystalline_ray.spheres.root import RootSphere
 from crystalline_ray.spheres.routing import RoutedBatches
 from crystalline_ray.spheres.run_spec import RunSpec
@@ -71,7 +72,7 @@ class Sphere:
         return {StepRequest: root.step, EvaluationRequest: root.evaluate}
 
     def _level1(self, run: RunSpec, memory: Memory, link: Link) -> Handlers:
-        control = ControlSphere(self.spec, run, memory, link, *batch_sources(run))
+        control = ControlSphere(self.spec, run, memory, link, *batch_sources(run, self.spec, memory))
         self._parts.append(control)
         priors = laplacian_priors(run, memory, self.spec.groups)
         segment = SegmentSphere(self.spec.groups, run.layout, run.config, memory, priors)
@@ -92,14 +93,14 @@ class Sphere:
         return {UnitMessage: leaf.compute, EvaluationUnit: leaf.evaluate}
 
 
-def batch_sources(run: RunSpec) -> tuple[Fill, Fill]:
-    """Return the functions that write training and validation micro-batch n."""
+def batch_sources(run: RunSpec, spec: SphereSpec, memory: Memory) -> tuple[Fill, Fill]:
+    """Return the functions that write training and validation micro-batch n for a level-1 sphere."""
     config, seq_len = run.config, run.shape.seq_len
     dataset = open_dataset(run.dataset)
     training = TrainBatches(dataset.train, seq_len, config.batch_size, config.seed, run.total_sequences)
     validation = ValidationBatches(dataset.validation, seq_len, config.batch_size)
     if config.routing == "symmetry":
-        return RoutedBatches(training, run).fill, validation.fill
+        return RoutedBatches(training, run, spec, memory).fill, validation.fill
 
     def fill_training(number: int, inputs: Any, targets: Any) -> int:
         return training.fill(number * config.batch_size, inputs, targets)

@@ -1,4 +1,4 @@
-"""The memory of one node that its spheres share: weights, optimizer moments, gradient regions, residuals.
+"""The memory of one node that its spheres share: weights, optimizer moments, gradient regions, residuals, tables.
 
 Weights, moments and residuals exist in two versions. An update reads version v and writes version v + 1, so a
 step is committed by counting up and a sphere that dies in the middle of an update spoils nothing.
@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Ranks = NDArray[np.int32]
+Windows = NDArray[np.int64]
 
 VERSIONS = 2
 _FLOAT_BYTES = 4
 _RANK_BYTES = 4
+_WINDOW_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class MemoryLayout:
         regions: gradient regions: one accumulator per symmetry group, then the controls' slots.
         residuals: symmetry groups that remember what the code of their gradient lost; 0 without compression.
         similar: rows and columns of the table of similar tokens.
+        routes: rows and columns of the table of routes.
     """
 
     parameters: int
@@ -37,6 +40,7 @@ class MemoryLayout:
     regions: int
     residuals: int = 0
     similar: tuple[int, int] = (0, 0)
+    routes: tuple[int, int] = (0, 0)
 
     def rows(self) -> dict[str, int]:
         """Return how many vectors of `parameters` floats the parts that consist of them hold."""
@@ -50,8 +54,11 @@ class MemoryLayout:
     def parts(self) -> dict[str, int]:
         """Return the size of each part in bytes; a part that no run needs is left out."""
         sizes = {part: count * self.parameters * _FLOAT_BYTES for part, count in self.rows().items()}
-        table = math.prod(self.similar) * (_RANK_BYTES + _FLOAT_BYTES)
-        return {**sizes, "similar": table} if table else sizes
+        tables = {
+            "similar": math.prod(self.similar) * (_RANK_BYTES + _FLOAT_BYTES),
+            "routes": math.prod(self.routes) * _WINDOW_BYTES,
+        }
+        return sizes | {part: size for part, size in tables.items() if size}
 
     @property
     def total_bytes(self) -> int:
@@ -79,6 +86,9 @@ class Memory(Protocol):
     def similar(self) -> tuple[Ranks, Floats]:
         """Return the table of similar tokens: ranks (V, k) int32 and weights (V, k) float32."""
 
+    def routes(self) -> Windows:
+        """Return the table of routes, int64; a row is that of a step."""
+
 
 class BufferMemory:
     """`Memory` over one writable or read-only buffer per part.
@@ -96,6 +106,7 @@ class BufferMemory:
         self._gradients = rows["gradients"]
         self._residuals = rows.get("residuals", [])
         self._similar = buffers.get("similar", memoryview(b""))
+        self._routes = buffers.get("routes", memoryview(b""))
 
     def _rows(self, buffer: memoryview, count: int) -> Sequence[Floats]:
         flat = np.frombuffer(buffer, np.float32, count * self.layout.parameters)
@@ -123,3 +134,7 @@ class BufferMemory:
         count = math.prod(shape)
         ranks = np.frombuffer(self._similar, np.int32, count).reshape(shape)
         return ranks, np.frombuffer(self._similar, np.float32, count, count * _RANK_BYTES).reshape(shape)
+
+    def routes(self) -> Windows:
+        """Return the table of routes."""
+        return np.frombuffer(self._routes, np.int64, math.prod(self.layout.routes)).reshape(self.layout.routes)

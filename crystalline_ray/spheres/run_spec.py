@@ -1,5 +1,6 @@
 """What every sphere of a run is told when it is made, and the sizes that follow from it."""
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,9 @@ from crystalline_ray.model.layout import ModelShape, ParameterLayout
 from crystalline_ray.model.transformer import workspace_size
 from crystalline_ray.spheres.memory import Floats, Memory, MemoryLayout
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, SpherePlan, SphereSpec
+
+# Spheres read a step ahead, so while some write to the block after the next, others read the one before it.
+_BLOCKS_OF_ROUTES = 3
 
 # A worker has at most two units on the way; each waits in a slot of its control until its turn.
 _SLOTS_PER_WORKER = 2
@@ -147,8 +151,16 @@ class RunSpec:
         """Sizes of the memory the spheres of one node share."""
         regions = self.groups + sum(map(len, self.slots.values()))
         residuals = 0 if self.config.gradient_compression == "none" else self.groups
-        table = (self.shape.vocab_size, self.similar_tokens) if self.similar_tokens else (0, 0)
-        return MemoryLayout(self.layout.size, len(self.moment_names), regions, residuals, table)
+        similar = (self.shape.vocab_size, self.similar_tokens) if self.similar_tokens else (0, 0)
+        routes = (_BLOCKS_OF_ROUTES * self._level1_of_a_node, 1 + self.sequences_per_step)
+        if self.config.routing != "symmetry":
+            routes = (0, 0)
+        return MemoryLayout(self.layout.size, len(self.moment_names), regions, residuals, similar, routes)
+
+    @property
+    def _level1_of_a_node(self) -> int:
+        """Level-1 spheres on the node that has most of them."""
+        return max(Counter(sphere.node for sphere in self.plan.level1).values())
 
     def state(self, memory: Memory, version: int) -> dict[str, Floats]:
         """Return what a version needs beside its weights to be trained on: moments, and residuals of compressed groups.

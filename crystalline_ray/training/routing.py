@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from crystalline_ray.data.batches import TrainBatches
 from crystalline_ray.data.dataset import Dataset
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
-from crystalline_ray.spheres.routing import RoutedBatches
+from crystalline_ray.spheres.routing import Router, group_loads
 from crystalline_ray.spheres.run_spec import RunSpec
 
 # Routes follow from the text, so they are found again at the end; so many steps tell the shares to a few per mille.
@@ -34,17 +34,16 @@ class RoutingReport(BaseModel):
         if config.routing != "symmetry" or steps == 0:
             return None
         batches = TrainBatches(dataset.train, run.shape.seq_len, config.batch_size, config.seed, run.total_sequences)
-        source = RoutedBatches(batches, run)
+        router = Router(batches, run)
         count = min(steps, _MOST_STEPS)
         sequences, own = 0, 0
         read, own_tokens = np.zeros((2, SYMMETRY_GROUPS), np.int64)
         for number in range(count):
-            routes = source.routes(number * steps // count)
+            routes = router.routes(number * steps // count)
             sequences += len(routes.groups)
             own += int((routes.groups == routes.affinity.argmax(axis=1)).sum())
-            for group, members in enumerate(routes.members):
-                read[group] += len(members) * run.shape.seq_len
-                own_tokens[group] += routes.affinity[members, group].sum()
+            read += group_loads(len(routes.groups)) * run.shape.seq_len
+            np.add.at(own_tokens, routes.groups, routes.affinity[np.arange(len(routes.groups)), routes.groups])
         shares = own_tokens / np.maximum(read, 1)  # a run of less than twelve sequences leaves groups without any
         return cls(steps=count, own_group_share=own / sequences, own_token_shares=tuple(shares.tolist()))
 

@@ -4,8 +4,9 @@
     python scripts/bench/routing.py --rounds 40 --blas mkl --core 3 --json
 
 Tokens are drawn from Zipf's law, one apart from the other: no group dominates, which takes the assignment longer than
-text does. A control finds the routes once a step, as a rule while its leaves work; here they count as if all leaves
-waited. A step is taken as its micro-batches forward and backward, as many after another as the busiest leaf has.
+text does. The level-1 spheres of a node find the routes of as many steps as they are, one each, and where they are
+controls, as a rule while their leaves work; here they count as if all leaves waited. A step is taken as its
+micro-batches forward and backward, as many after another as the busiest leaf has.
 """
 
 import argparse
@@ -27,8 +28,8 @@ from crystalline_ray.errors import CrystallineError
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
 from crystalline_ray.model.transformer import Transformer
-from crystalline_ray.spheres.plan import plan_spheres
-from crystalline_ray.spheres.routing import RoutedBatches
+from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, plan_spheres
+from crystalline_ray.spheres.routing import Router
 from crystalline_ray.spheres.run_spec import RunSpec, model_shape
 from crystalline_ray.training.console import Console
 from crystalline_ray.training.leaf_work import STANDARD
@@ -57,9 +58,9 @@ def route_turn(config: Config, shape: ModelShape) -> Callable[[], object]:
     numbers = np.random.Generator(np.random.Philox(1))
     drawn = numbers.zipf(ZIPF_EXPONENT, STEPS_OF_TOKENS * run.sequences_per_step * shape.seq_len + 1) - 1
     tokens = TokenArray([np.minimum(drawn, shape.vocab_size - 1).astype(np.uint16)], np.uint16)
-    source = RoutedBatches(TrainBatches(tokens, shape.seq_len, config.batch_size, config.seed), run)
+    router = Router(TrainBatches(tokens, shape.seq_len, config.batch_size, config.seed), run)
     steps = iter(range(sys.maxsize))
-    return lambda: source.routes(next(steps))
+    return lambda: router.routes(next(steps)).windows_by_group()
 
 
 def batch_turn(config: Config, shape: ModelShape) -> Callable[[], object]:
@@ -90,8 +91,13 @@ def measure(name: str, config: Config, shape: ModelShape, leaves: int, rounds: i
         "sequences": config.global_batch_size,
         "route_seconds": median(routed for routed, _ in pairs),
         "micro_batch_seconds": median(computed for _, computed in pairs),
-        "share_of_step": {count: ratio / -(-config.micro_batches // count) for count in (1, leaves)},
+        "share_of_step": {count: ratio / rounds_and_turns(config.micro_batches, count) for count in (1, leaves)},
     }
+
+
+def rounds_and_turns(micro_batches: int, leaves: int) -> int:
+    """Return how many micro-batches the busiest leaf computes for each time that its level-1 sphere finds routes."""
+    return -(-micro_batches // leaves) * min(leaves, SYMMETRY_GROUPS)
 
 
 def table(results: list[dict[str, Any]]) -> Table:

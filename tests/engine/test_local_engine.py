@@ -154,7 +154,7 @@ def test_a_step_is_the_mean_gradient_over_the_global_batch(make_run):
         engine.start(lambda *_: None)
         result = engine.step(StepRequest(0, 0, 0.5))
         updated = engine.memory.weights(1).copy()
-    fill, _ = batch_sources(run)
+    fill, _ = batch_sources(run, run.plan.level1[0], engine.memory)
     inputs, targets = np.empty((14, 16), np.int32), np.empty((14, 16), np.int32)
     for number in range(7):
         rows = slice(2 * number, 2 * number + 2)
@@ -238,7 +238,7 @@ def test_the_crystalline_score_is_that_of_the_likeliest_tokens_and_of_no_tree(ma
             engine.start(lambda *_: None)
             results.append(engine.evaluate(EvaluationRequest(0, 0, 7)))
     assert results[0] == results[1]
-    _, fill = batch_sources(run)
+    _, fill = batch_sources(run, run.plan.level1[0], engine.memory)
     model, score = Transformer(run.shape, 2, training=False), 0.0
     inputs, targets = np.empty((2, 2, 16), np.int32)
     for number in range(7):
@@ -259,4 +259,4 @@ def test_every_leaf_works_and_the_root_computes_nothing(make_run):
     assert len(leaves) == 16
     assert all(leaf.batches >= 2 for leaf in leaves)
     assert stats[0].batches == 0
-    assert stats[0].cpu_seconds < min(leaf.cpu_seconds for leaf in leaves)
+    assert 10 * stats[0].cpu_seconds < sum(leaf.cpu_seconds for leaf in leaves)

@@ -17,5 +17,5 @@ def test_the_share_of_a_step_follows_from_the_rounds_of_its_leaves() -> None:
     assert (result["micro_batches"], result["sequences"]) == (12, 12)
     assert min(result["route_seconds"], result["micro_batch_seconds"]) > 0
     ratio = result["route_seconds"] / result["micro_batch_seconds"]
-    assert result["share_of_step"] == {1: ratio / 12, 12: ratio}
+    assert result["share_of_step"] == {1: ratio / 12, 12: ratio / 12}
     assert script.table([result]).row_count == 1

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from node_memory import node_memory
 
 from crystalline_ray.config import Config
 from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.spheres.feedback import GroupSender
-from crystalline_ray.spheres.memory import BufferMemory
 from crystalline_ray.spheres.plan import plan_spheres
 from crystalline_ray.spheres.run_spec import RunSpec
 
@@ -21,8 +21,7 @@ class Node:
         config = Config(batch_size=1, global_batch_size=2, gradient_compression=compression)
         run = RunSpec(config, SHAPE, plan_spheres([[None]]), tmp_path, 10**9)
         self.layout = run.layout
-        sizes = run.memory
-        self.memory = BufferMemory(sizes, {part: memoryview(bytearray(size)) for part, size in sizes.parts().items()})
+        self.memory = node_memory(run.memory)
         self.sender = GroupSender(tuple(range(12)), run, self.memory)
 
     def gradient(self, seed: int) -> np.ndarray:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from node_memory import node_memory
 
 from crystalline_ray.errors import SphereError
 from crystalline_ray.spheres.dispatch import Dispatcher, Worker
@@ -15,9 +16,7 @@ SIZE = 16
 
 
 def memory_with(regions: int) -> BufferMemory:
-    layout = MemoryLayout(parameters=SIZE, moments=0, regions=regions)
-    buffers = {part: memoryview(bytearray(max(4, size))) for part, size in layout.parts().items()}
-    return BufferMemory(layout, buffers)
+    return node_memory(MemoryLayout(parameters=SIZE, moments=0, regions=regions))
 
 
 @settings(deadline=None)

@@ -1,9 +1,12 @@
 """Routes: every sequence once, equal loads, and micro-batches that hold what the routes say."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from node_memory import node_memory
 
 from crystalline_ray.config import Config
 from crystalline_ray.data.batches import TrainBatches
@@ -12,13 +15,13 @@ from crystalline_ray.lattice.symmetry import symmetry_groups
 from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.spheres.fold import group_units
 from crystalline_ray.spheres.plan import plan_spheres
-from crystalline_ray.spheres.routing import RoutedBatches
+from crystalline_ray.spheres.routing import RoutedBatches, Router
 from crystalline_ray.spheres.run_spec import RunSpec
 
 VOCABULARY, LENGTH = 40, 8
 
 
-def routed(tmp_path, *, batch_size=2, rounds=1, sequences, windows=97) -> tuple[RunSpec, TrainBatches, RoutedBatches]:
+def specified(tmp_path, *, batch_size=2, rounds=1, sequences, windows=97, cores=1) -> tuple[RunSpec, TrainBatches]:
     config = Config(
         seq_len=LENGTH,
         batch_size=batch_size,
@@ -28,11 +31,15 @@ def routed(tmp_path, *, batch_size=2, rounds=1, sequences, windows=97) -> tuple[
         num_heads=1,
     )
     shape = ModelShape(VOCABULARY, LENGTH, 4, 1, 1)
-    run = RunSpec(config, shape, plan_spheres([[None]]), tmp_path, sequences)
+    run = RunSpec(config, shape, plan_spheres([[None] * cores]), tmp_path, sequences)
     numbers = np.random.default_rng(windows)
     tokens = np.minimum(numbers.geometric(0.12, windows * LENGTH + 1) - 1, VOCABULARY - 1).astype(np.uint16)
-    batches = TrainBatches(TokenArray([tokens], np.uint16), LENGTH, batch_size, config.seed, sequences)
-    return run, batches, RoutedBatches(batches, run)
+    return run, TrainBatches(TokenArray([tokens], np.uint16), LENGTH, batch_size, config.seed, sequences)
+
+
+def routed(tmp_path, **fields) -> tuple[RunSpec, TrainBatches, RoutedBatches]:
+    run, batches = specified(tmp_path, **fields)
+    return run, batches, RoutedBatches(batches, run, run.plan.level1[0], node_memory(run.memory))
 
 
 def micro_batch(source: RoutedBatches, number: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +65,6 @@ def test_groups_are_equally_loaded_and_no_sequence_is_lost(tmp_path_factory, bat
                 real = targets[:, 0] >= 0
                 assert (targets[~real] == -1).all()
                 rows += np.hstack([inputs, targets[:, -1:]])[real].tolist()
-            assert len(rows) == len(source.routes(step).members[group])
             loads.append(len(rows))
             seen += rows
         assert max(loads) - min(loads) <= 1
@@ -68,8 +74,8 @@ def test_groups_are_equally_loaded_and_no_sequence_is_lost(tmp_path_factory, bat
 
 
 def test_affinities_count_the_input_tokens_of_each_group(tmp_path):
-    run, batches, source = routed(tmp_path, rounds=3, sequences=1000)
-    routes = source.routes(1)
+    run, batches = specified(tmp_path, rounds=3, sequences=1000)
+    routes = Router(batches, run).routes(1)
     first = run.sequences_per_step
     assert routes.windows.tolist() == [batches.window(first + number) for number in range(run.sequences_per_step)]
     for window, counted in zip(routes.windows, routes.affinity, strict=True):
@@ -77,6 +83,44 @@ def test_affinities_count_the_input_tokens_of_each_group(tmp_path):
         assert counted.tolist() == [groups.count(group) for group in range(12)]
     in_order = routes.affinity[np.arange(len(routes.groups)), np.arange(len(routes.groups)) // 2 % 12].sum()
     assert routes.affinity[np.arange(len(routes.groups)), routes.groups].sum() > 1.2 * in_order
+
+
+def test_micro_batches_hold_the_sequences_of_their_groups(tmp_path):
+    run, batches, source = routed(tmp_path, rounds=3, sequences=72 + 41)
+    for step in range(2):
+        routes = Router(batches, run).routes(step)
+        for group in range(12):
+            numbers = [step * 36 + 12 * position + group for position in range(3)]
+            inputs, targets = map(np.concatenate, zip(*(micro_batch(source, n, 2) for n in numbers), strict=True))
+            expected = [batches.read(window) for window in routes.windows[routes.groups == group].tolist()]
+            rows = np.hstack([inputs, targets[:, -1:]])[: len(expected)]
+            np.testing.assert_array_equal(rows, expected)
+            assert (targets[len(expected) :] == -1).all()
+
+
+@pytest.mark.parametrize(("cores", "level1"), [(1, 1), (2, 2), (5, 5), (16, 12)])
+@pytest.mark.parametrize("first", [0, 7])
+def test_spheres_share_out_the_finding_of_routes(tmp_path, monkeypatch, cores, level1, first):
+    run, batches = specified(tmp_path, sequences=60 * 24, cores=cores)
+    alone = RoutedBatches(batches, run, run.plan.level1[0], node_memory(run.memory))
+    expected = [micro_batch(alone, number, 2) for number in range(run.total_steps * 12)]
+    assert len(run.plan.level1) == level1
+    memory = node_memory(run.memory)
+    sources = [RoutedBatches(batches, run, spec, memory) for spec in run.plan.level1]
+    found = []
+    routes = Router.routes
+    monkeypatch.setattr(Router, "routes", lambda router, step: found.append(step) or routes(router, step))
+    for step in range(first, run.total_steps):
+        for turn, source in enumerate(sources):
+            # as far apart as spheres can be: some have read the whole next step when others begin with this one
+            is_ahead = turn % 2 == 1 and step + 1 < run.total_steps
+            for number in (12 * step + turn, 12 * (step + is_ahead) + turn):
+                for here, there in zip(micro_batch(source, number, 2), expected[number], strict=True):
+                    np.testing.assert_array_equal(here, there)
+    second_block = -(-(first + 1) // level1) * level1
+    counts = Counter(found)
+    assert [counts[step] for step in range(second_block, run.total_steps)] == [1] * (run.total_steps - second_block)
+    assert all(counts[step] <= level1 for step in range(second_block))
 
 
 def test_routes_do_not_depend_on_what_was_read_before(tmp_path):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from node_memory import node_memory
 
 from crystalline_ray.config import Config
 from crystalline_ray.model.layout import ModelShape, ParameterLayout
@@ -13,8 +14,7 @@ LAYOUT = ParameterLayout(SHAPE)
 
 
 def filled_memory(moments: int) -> BufferMemory:
-    layout = MemoryLayout(LAYOUT.size, moments, regions=12)
-    memory = BufferMemory(layout, {part: memoryview(bytearray(size)) for part, size in layout.parts().items()})
+    memory = node_memory(MemoryLayout(LAYOUT.size, moments, regions=12))
     rng = np.random.default_rng(5)
     memory.weights(3)[:] = rng.standard_normal(LAYOUT.size)
     for index in range(moments):

@@ -6,6 +6,7 @@ import pytest
 from crystalline_ray.config import Config
 from crystalline_ray.data.batches import TrainBatches
 from crystalline_ray.data.dataset import prepare
+from crystalline_ray.engine.local import LocalEngine
 from crystalline_ray.lattice.symmetry import symmetry_groups
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.spheres.build import batch_sources
@@ -23,7 +24,7 @@ def specified(corpus_file, cache_folder, **fields):
 def test_shares_are_those_of_the_batches_that_leaves_are_given(corpus_file, cache_folder):
     run, dataset = specified(corpus_file, cache_folder, steps=9, routing="symmetry")
     report = RoutingReport.of(run, dataset, 9)
-    fill, _ = batch_sources(run)
+    fill, _ = batch_sources(run, run.plan.level1[0], LocalEngine(run).memory)
     inputs, targets = np.empty((2, 2, 32), np.int32)
     tokens, own, sequences = np.zeros(12), np.zeros(12), 0
     for number in range(9 * 12):

@@ -131,10 +131,11 @@ class RootHost(SphereHost):
 
 
 def _writable(role: str, level: int) -> frozenset[str]:
-    """Weights and moments are written by segment owners, residuals by owners of groups, gradients by all who add."""
+    """Weights and moments are written by segment owners, residuals by owners of groups, routes by those who read
+    batches, gradients by all who add."""
     if role == "root":
         return _READ_ONLY
-    return frozenset({"weights", "moments", "gradients", "residuals"} if level == 1 else {"gradients"})
+    return frozenset({"weights", "moments", "gradients", "residuals", "routes"} if level == 1 else {"gradients"})
 
 
 # Coordinators and leaves share cores by plan, so Ray is not to count them; a lost sphere is never restarted blindly.

@@ -1,5 +1,6 @@
 """Buffers planned before the first step and allocated once, and the row blocks in which element-wise work runs."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -32,7 +33,7 @@ class Workspace:
         self._buffers: dict[str, npt.NDArray[Any]] = {}
         for name, shape in plan.items():
             start, end = end, end + workspace_bytes({name: shape}, dtype)
-            count = int(np.prod(shape))
+            count = math.prod(shape)
             self._buffers[name] = space[start:end].view(dtype)[:count].reshape(shape)
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
@@ -60,7 +61,7 @@ def steady_state() -> Iterator[None]:
 def workspace_bytes(plan: Mapping[str, Sequence[int]], dtype: npt.DTypeLike) -> int:
     """Return the bytes of a workspace without allocating it: every buffer takes whole cache lines."""
     itemsize = np.dtype(dtype).itemsize
-    return sum(-(-int(np.prod(shape)) * itemsize // CACHE_LINE) * CACHE_LINE for shape in plan.values())
+    return sum(-(-math.prod(shape) * itemsize // CACHE_LINE) * CACHE_LINE for shape in plan.values())
 
 
 def aligned_zeros(num_bytes: int) -> npt.NDArray[np.uint8]:

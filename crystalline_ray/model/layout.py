@@ -133,7 +133,7 @@ class ParameterLayout:
         parameters = []
         offset = 0
         for name, dimensions in sorted(_names_and_shapes(shape), key=lambda named: -len(named[1])):
-            size = int(np.prod(dimensions))
+            size = math.prod(dimensions)
             parameters.append(Parameter(name, dimensions, offset, size, decay=len(dimensions) == 2))
             offset += _round_up(size)
         self.parameters: tuple[Parameter, ...] = tuple(parameters)

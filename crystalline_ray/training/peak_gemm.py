@@ -40,7 +40,8 @@ def _best_seconds(shape: tuple[int, int, int], precision: Precision, seconds: fl
     rows, inner, columns = shape
     # Random signs: with equal operands the processor would draw less power, and so may run faster, than in earnest.
     signs = np.random.Generator(np.random.Philox(1))
-    factors = [signs.choice((-1.0, 1.0), size).astype(np.float32) for size in ((rows, inner), (inner, columns))]
+    sizes = (rows, inner), (inner, columns)
+    factors = [(2 * signs.integers(0, 2, size, np.int8) - 1).astype(np.float32) for size in sizes]
     out = np.empty((rows, columns), np.float32)
     operands = Bfloat16Operands([x.size for x in factors]) if precision == "bfloat16" else unrounded
     a, b = (operands(x, slot) for slot, x in enumerate(factors))

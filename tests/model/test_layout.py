@@ -5,31 +5,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_shapes import model_shapes
 
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.lattice.fcc import fcc_points
 from crystalline_ray.lattice.learned_trees import similarity_outline
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, Positions, initialise, weights_digest
 
-SHAPES = st.builds(
-    lambda vocab, length, heads, size, layers, head, mixing, clock: ModelShape(
-        vocab,
-        length,
-        heads * size,
-        layers,
-        heads,
-        head,
-        mixing,
-        positions="clock" if clock and size % 2 == 0 else "learned",
-    ),
+SHAPES = model_shapes(
     st.integers(2, 300),
     st.integers(1, 70),
     st.integers(1, 4),
     st.integers(1, 9),
     st.integers(1, 3),
-    st.sampled_from(["full", "lattice"]),
-    st.booleans(),
-    st.booleans(),
 )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_shapes import model_shapes
 
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels import blas, gemm, workspace
@@ -50,25 +51,12 @@ def part_rows(rows: int) -> Iterator[None]:
         yield
 
 
-SHAPES = st.builds(
-    lambda vocab, length, heads, size, layers, head, mixing, clock: ModelShape(
-        vocab,
-        length,
-        heads * size,
-        layers,
-        heads,
-        head,
-        mixing,
-        positions="clock" if clock and size % 2 == 0 else "learned",
-    ),
+SHAPES = model_shapes(
     st.integers(2, 60),
     st.sampled_from([1, 2, 9, 66]),
     st.integers(1, 3),
     st.integers(5, 7),  # a norm over a few numbers bends too much for finite differences
     st.integers(1, 2),
-    st.sampled_from(["full", "lattice"]),
-    st.booleans(),
-    st.booleans(),
 )
 
 

@@ -1,12 +1,20 @@
-"""What several test folders share: a small corpus, and one Ray instance for the whole session."""
+"""What several test folders share: one BLAS thread, a small corpus, and one Ray instance for the whole session."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from threadpoolctl import threadpool_limits
 
 TEXT = "the crystal of kissing spheres sums every gradient in one order and no leaf ever waits for long"
 WORDS = TEXT.split(" ")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_blas_thread() -> Iterator[None]:
+    """Multiply on one thread, as a leaf does: more would wait for each other longer than products this small take."""
+    with threadpool_limits(limits=1, user_api="blas"):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -26,10 +34,13 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture
-def short_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure the best rate of matrix products for as short as possible."""
-    monkeypatch.setattr("crystalline_ray.training.peak_gemm.PEAK_SECONDS", 0.001)
+@pytest.fixture(scope="module")
+def short_peak() -> Iterator[None]:
+    """Measure the best rate of matrix products for as short as possible, on two products that are soon done."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("crystalline_ray.training.peak_gemm.PEAK_SECONDS", 0.001)
+        patch.setattr("crystalline_ray.training.peak_gemm._SHAPES", ((384, 384, 384), (512, 192, 384)))
+        yield
 
 
 @pytest.fixture(scope="session")

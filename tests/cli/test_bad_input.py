@@ -1,6 +1,7 @@
 """Every kind of bad input as one table: one clear message, a non-zero status, and nothing left behind."""
 
 import re
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -129,23 +130,34 @@ TABLE = [
 ]
 
 
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that the commands name."""
+    folder = tmp_path_factory.mktemp("filled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Path("text.txt").write_text("to be or not to be, that is the question. " * 40)
+        Path("empty.txt").touch()
+        Path("binary.bin").write_bytes(bytes(range(256)) * 8)
+        Path("folder").mkdir()
+        Path("rows.jsonl").write_text('{"body": "to be"}\n')
+        Path("ok.yaml").write_text("seq_len: 16\n")
+        Path("unknown_key.yaml").write_text("batchsize: 3\n")
+        Path("wrong_type.yaml").write_text("seq_len: '64'\n")
+        Path("broken.yaml").write_text("seq_len: [\n")
+        for name, embed_dim in (("good", 16), ("other", 32), ("truncated", 16)):
+            save_run(Path("saved", name), embed_dim)
+        weights = Path("saved/truncated/checkpoints", folder_name(3), MODEL)
+        weights.write_bytes(weights.read_bytes()[:-100])
+    return folder
+
+
 @pytest.fixture
-def workplace(tmp_path: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workplace(filled: Path, tmp_path: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, in which the command is given."""
+    shutil.copytree(filled, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CRYSTALLINE_RAY_CACHE_DIR", str(cache_folder))
-    Path("text.txt").write_text("to be or not to be, that is the question. " * 40)
-    Path("empty.txt").touch()
-    Path("binary.bin").write_bytes(bytes(range(256)) * 8)
-    Path("folder").mkdir()
-    Path("rows.jsonl").write_text('{"body": "to be"}\n')
-    Path("ok.yaml").write_text("seq_len: 16\n")
-    Path("unknown_key.yaml").write_text("batchsize: 3\n")
-    Path("wrong_type.yaml").write_text("seq_len: '64'\n")
-    Path("broken.yaml").write_text("seq_len: [\n")
-    for name, embed_dim in (("good", 16), ("other", 32), ("truncated", 16)):
-        save_run(Path("saved", name), embed_dim)
-    weights = Path("saved/truncated/checkpoints", folder_name(3), MODEL)
-    weights.write_bytes(weights.read_bytes()[:-100])
     return tmp_path
 
 

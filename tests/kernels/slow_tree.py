@@ -44,8 +44,9 @@ def paths_below(root: list[Branch], vocab_size: int) -> list[list[Step]]:
     while waiting:
         node = waiting.popleft()
         for choice, branch in enumerate(node):
+            step = Step(slice(rows, rows + len(node)), choice)
             for token in tokens_below(branch):
-                paths[token].append(Step(slice(rows, rows + len(node)), choice))
+                paths[token].append(step)
             if isinstance(branch, list):
                 waiting.append(branch)
         rows += len(node)

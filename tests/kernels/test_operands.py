@@ -21,7 +21,7 @@ def rounded(values: np.ndarray) -> np.ndarray:
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(st.lists(FINITE, min_size=1, max_size=23))
 def test_every_number_goes_to_its_nearest_neighbour_ties_to_even(values: list[float]) -> None:
     x = np.array(values, np.float32)

@@ -52,9 +52,11 @@ def test_a_group_is_a_branch_of_the_root_and_lies_in_the_order_of_its_ranks(voca
 @given(VOCABULARIES)
 def test_nodes_split_evenly_into_two_to_twelve_branches(vocab_size: int) -> None:
     tree = token_tree(vocab_size)
-    tokens = np.zeros(tree.num_branches, np.int64)
-    for token in range(vocab_size):
-        tokens[path(tree, token)] += 1
+    tokens, branches = np.zeros(tree.num_branches, np.int64), tree.leaves
+    while branches.size:
+        np.add.at(tokens, branches, 1)
+        branches = tree.parents[branches]
+        branches = branches[branches >= 0]
     bounds = [*tree.node_starts.tolist(), tree.num_branches]
     for start, stop in pairwise(bounds):
         below = tokens[start:stop]

@@ -100,9 +100,9 @@ def test_a_stop_token_ends_the_text() -> None:
 def test_a_97_percent_token_is_picked_97_percent_of_the_time() -> None:
     logits = np.full(50, np.log(0.03 / 49.0), np.float32)
     logits[17] = np.log(0.97)
-    draws = np.random.default_rng(1).random(10_000)
-    share = np.mean([Sampling(temperature=1.0).draw(logits, uniform) == 17 for uniform in draws])
-    assert abs(share - 0.97) < 5 * np.sqrt(0.97 * 0.03 / draws.size)
+    uniforms = (np.arange(1000) + 0.5) / 1000
+    share = np.mean([Sampling(temperature=1.0).draw(logits, uniform) == 17 for uniform in uniforms])
+    assert abs(share - 0.97) <= 0.001 + 1e-9
 
 
 def test_tokens_come_as_often_as_the_lattice_head_gives_them_probability() -> None:
@@ -115,7 +115,12 @@ def test_tokens_come_as_often_as_the_lattice_head_gives_them_probability() -> No
         targets[0, 2] = token
         expected[token] = np.exp(-model.loss(weights, text, targets))
     assert expected.sum() == pytest.approx(1.0, abs=1e-5)
-    counts = Counter(run([3, 1, 4], 1, Sampling(1.0), seed=seed, shape=LATTICE)[0] for seed in range(draws))
+    generator = Generator(LATTICE, weights)
+    picked = (
+        next(generate(generator, [3, 1, 4], max_new_tokens=1, sampling=Sampling(1.0), seed=seed, stop_token=None))
+        for seed in range(draws)
+    )
+    counts = Counter(picked)
     for token, p in enumerate(expected):
         assert abs(counts[token] / draws - p) < 5 * np.sqrt(p * (1 - p) / draws) + 1 / draws
 
@@ -148,7 +153,7 @@ def test_a_lattice_head_descends_only_where_that_is_exact(monkeypatch: pytest.Mo
     assert len(asked) == 30
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 @given(st.integers(1, 12), st.sampled_from([0.25, 1.0, 3.0]))
 def test_frequencies_are_the_probabilities_of_the_temperature(vocab: int, temperature: float) -> None:
     logits = np.random.default_rng(vocab).standard_normal(vocab)
@@ -159,7 +164,7 @@ def test_frequencies_are_the_probabilities_of_the_temperature(vocab: int, temper
     assert all(abs(counts[token] - 1000 * p) <= 2 for token, p in enumerate(probabilities))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=12)
 @given(st.integers(1, 9), st.integers(1, 12), st.floats(0.01, 1.0))
 def test_top_k_and_top_p_keep_the_fewest_probable_tokens(vocab: int, top_k: int, top_p: float) -> None:
     logits = np.random.default_rng(vocab).standard_normal(vocab)

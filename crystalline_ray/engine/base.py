@@ -1,7 +1,6 @@
 """The seam between a run and whoever hosts its spheres. Every engine gives the same bits."""
 
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Protocol, Self
 
 from crystalline_ray.data.progress import Progress
@@ -53,8 +52,6 @@ class Engine(Protocol):
         """Return itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Close."""
         self.close()

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
+from rich.filesize import decimal
 
 from crystalline_ray.errors import CheckpointError, CrystallineError, ResourceError
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, weights_digest
@@ -23,7 +24,7 @@ from crystalline_ray.training.checkpoint import (
     read_state,
     write_checkpoint,
 )
-from crystalline_ray.training.durable import disk_errors, free_bytes, readable_bytes, sync_folder
+from crystalline_ray.training.durable import disk_errors, free_bytes, sync_folder
 
 _TEMPORARY_PREFIX, _DELETED_PREFIX = ".tmp-", ".deleted-"
 _LOCK = ".lock"
@@ -234,8 +235,8 @@ def check_space(
         free = free_bytes(folder)
     if needed - present > free:
         raise ResourceError(
-            f"{folder} has room for {readable_bytes(free)}, the checkpoints of this run need "
-            f"{readable_bytes(needed - present)}: {readable_bytes(each)} each, {min(held, written + 1)} at once; "
+            f"{folder} has room for {decimal(free)}, the checkpoints of this run need "
+            f"{decimal(needed - present)}: {decimal(each)} each, {min(held, written + 1)} at once; "
             "lower keep_checkpoints or use another runs_dir"
         )
     return needed

@@ -5,8 +5,7 @@ import os
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Sequence
-from types import TracebackType
+from collections.abc import Callable, Iterable, Sequence
 from typing import Self, TextIO
 
 from rich.console import Console as RichConsole
@@ -42,10 +41,9 @@ class Console:
     ) -> None:
         stream = file or (sys.stderr if json_output else sys.stdout)
         # Asked here and not left to rich, which lets FORCE_COLOR put control characters into log files.
-        self.is_terminal = stream.isatty() and os.environ.get("TERM") not in (None, "", "dumb")
+        self.is_terminal = not quiet and stream.isatty() and os.environ.get("TERM") not in (None, "", "dumb")
         self._encoding = getattr(stream, "encoding", None) or "utf-8"
         self._json_output = json_output
-        self._quiet = quiet
         self._plain_seconds = plain_seconds
         self._plain_lines = plain_lines
         self._clock = clock
@@ -56,8 +54,6 @@ class Console:
             emoji=False,
             highlight=False,
             force_terminal=self.is_terminal,
-            no_color=None if self.is_terminal else True,
-            color_system="auto" if self.is_terminal else None,
             width=None if self.is_terminal else _PLAIN_WIDTH,
         )
         self._live: Progress | None = None
@@ -70,9 +66,7 @@ class Console:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.finish()
 
     def line(self, text: str) -> None:
@@ -90,11 +84,8 @@ class Console:
     def header(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
         """Show what is about to run: (name, value) rows such as ("model", "4 layers ...")."""
         self.finish()
-        table = Table.grid(padding=(0, 2))
-        for name, value in rows:
-            table.add_row(Text("  " + name, style="dim"), Text(self._printable(value), overflow="fold"))
         self._rich.print(Text(self._printable(title), style="bold"), soft_wrap=True)
-        self.show(table)
+        self.show(facts(((name, self._printable(value)) for name, value in rows), indent="  "))
 
     def show(self, renderable: RenderableType) -> None:
         """Show a table, a tree or a report."""
@@ -109,8 +100,6 @@ class Console:
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Show how far the preparation of the data is: the `Progress` of the data layer. `total` 0 is unknown."""
-        if self._quiet:
-            return
         finished = bool(total) and done >= total
         changed = stage != self._stage[0]
         now = self._clock()
@@ -128,15 +117,13 @@ class Console:
         """Begin to show the progress of training."""
         self.finish()
         self._next_time, self._next_step = -math.inf, 0
-        if self.is_terminal and not self._quiet:
+        if self.is_terminal:
             self._draw(
                 f"step {meter.steps_done:,}/{meter.total_steps:,}  starting", meter.steps_done, meter.total_steps
             )
 
     def step(self, meter: Meter, learning_rate: float) -> None:
         """Show where training stands after a step; returns at once when something was shown just before."""
-        if self._quiet:
-            return
         now, done = self._clock(), meter.steps_done
         if done < meter.total_steps and (now < self._next_time or done < self._next_step):
             return
@@ -211,6 +198,14 @@ def printable(text: str, encoding: str) -> str:
         for character in text
     )
     return visible.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def facts(rows: Iterable[tuple[str, str]], indent: str = "") -> Table:
+    """Return names and values in two columns; a value may take several lines."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        table.add_row(Text(indent + name, style="dim"), Text(value, overflow="fold"))
+    return table
 
 
 def duration(seconds: float) -> str:

@@ -12,15 +12,14 @@ from typing import Any
 import numpy as np
 import psutil
 from rich.console import RenderableType
-from rich.table import Table
-from rich.text import Text
+from rich.filesize import decimal
 
 from crystalline_ray.config import Config
 from crystalline_ray.data.progress import Progress
 from crystalline_ray.engine.topology import allowed_cores, detect_topology
 from crystalline_ray.training.arithmetic import chosen_arithmetic, cpu_info
 from crystalline_ray.training.blas import Blas, loaded_blas
-from crystalline_ray.training.durable import readable_bytes
+from crystalline_ray.training.console import facts
 from crystalline_ray.training.measuring import as_worker, measuring_core
 from crystalline_ray.training.peak_gemm import measure_peak
 from crystalline_ray.training.plan_view import PlanView, ranges
@@ -63,10 +62,7 @@ class Diagnosis:
 
     def render(self) -> RenderableType:
         """Return the findings as a table for people."""
-        table = Table.grid(padding=(0, 2))
-        for name, value in self._rows():
-            table.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
-        return table
+        return facts(self._rows())
 
     def _rows(self) -> Iterator[tuple[str, str]]:
         yield "versions", ", ".join(f"{name} {number}" for name, number in self.versions.items())
@@ -93,8 +89,8 @@ class Diagnosis:
             f"engine {self.train['engine']} on {self.train['cores']} cores, "
             f"{'pinned' if self.train['pinned'] else 'not pinned'}: 1 root + {self.train['controls']} controls + "
             f"{self.train['leaves']} leaves, coordinators {self.train['coordinators']}, "
-            f"{readable_bytes(self.train['shared_memory'])} of shared memory, "
-            f"{readable_bytes(self.train['leaf_workspace'])} of workspace in each leaf",
+            f"{decimal(self.train['shared_memory'])} of shared memory, "
+            f"{decimal(self.train['leaf_workspace'])} of workspace in each leaf",
         )
         for note in self.notes:
             yield "note", note
@@ -170,4 +166,4 @@ def _numpy_simd() -> list[str]:
 
 
 def _space(size: dict[str, int]) -> str:
-    return f"{readable_bytes(size['free'])} free of {readable_bytes(size['total'])}"
+    return f"{decimal(size['free'])} free of {decimal(size['total'])}"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich.filesize import decimal
 from safetensors import SafetensorError
 
 from crystalline_ray.errors import ResourceError
@@ -53,17 +54,6 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def readable_bytes(count: float) -> str:
-    """Return a count of bytes for people: 12 bytes, 3.4 MB."""
-    if count < 1000:
-        return f"{count:.0f} bytes"
-    for unit in ("kB", "MB", "GB"):
-        count /= 1000
-        if count < 1000:
-            return f"{count:.1f} {unit}"
-    return f"{count / 1000:.1f} TB"
-
-
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn what the operating system says while `path` is written into a ResourceError that names it.
@@ -83,7 +73,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def _resource_error(path: Path, reason: str) -> ResourceError:
     try:
-        free = f"{readable_bytes(free_bytes(path))} free there"
+        free = f"{decimal(free_bytes(path))} free there"
     except OSError as error:
         free = f"free space unknown: {error.strerror}"
     return ResourceError(f"cannot write {path}: {reason} ({free})")

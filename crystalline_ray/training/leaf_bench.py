@@ -15,6 +15,7 @@ from crystalline_ray.data.progress import Progress
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.training.blas import blas_in_use
+from crystalline_ray.training.console import facts
 from crystalline_ray.training.kernel_clock import timed_kernels
 from crystalline_ray.training.leaf_work import Work, leaf_work
 from crystalline_ray.training.measuring import as_worker, measuring_core, peak_memory
@@ -69,9 +70,6 @@ class LeafFigures:
 
     def render(self) -> RenderableType:
         """Return the figures as tables for people."""
-        facts = Table.grid(padding=(0, 2))
-        for name, value in self._rows():
-            facts.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
         kernels = Table("kernel", box=None, padding=(0, 2, 0, 0))
         for column in ("share", "in products", "calls a step", "ms a step"):
             kernels.add_column(column, justify="right")
@@ -83,7 +81,7 @@ class LeafFigures:
                 f"{kernel.calls:,}" if kernel.calls else "",
                 f"{1e3 * kernel.share * self.step_seconds['median']:.2f}",
             )
-        return Group(facts, Text(""), kernels)
+        return Group(facts(self._rows()), Text(""), kernels)
 
     def _rest(self) -> KernelShare:
         return KernelShare("between kernels", max(0.0, 1.0 - sum(kernel.share for kernel in self.kernels)), 0.0, 0)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.filesize import decimal
 from rich.text import Text
 from rich.tree import Tree
 
@@ -16,7 +16,7 @@ from crystalline_ray.errors import ResourceError
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.spheres.plan import SpherePlan, SphereSpec
 from crystalline_ray.spheres.run_spec import RunSpec, model_shape
-from crystalline_ray.training.durable import readable_bytes
+from crystalline_ray.training.console import facts
 from crystalline_ray.training.introduction import describe_model, idle_leaves
 
 # Up to here each level-1 sphere has a line of its own; a larger tree shows equal ones together.
@@ -58,10 +58,7 @@ class PlanView:
 
     def render(self) -> RenderableType:
         """Return the tree and the facts below it, for `Console.show`."""
-        facts = Table.grid(padding=(0, 2))
-        for name, value in self._facts():
-            facts.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
-        return Group(Text(self._headline(), style="bold"), self._tree(), Text(""), facts)
+        return Group(Text(self._headline(), style="bold"), self._tree(), Text(""), facts(self._rows()))
 
     def _headline(self) -> str:
         spheres = self._plan.spheres
@@ -74,7 +71,7 @@ class PlanView:
             f"coordinators {self._plan.coordinators}"
         )
 
-    def _facts(self) -> Iterator[tuple[str, str]]:
+    def _rows(self) -> Iterator[tuple[str, str]]:
         run, config, memory = self._run, self._run.config, self.memory()
         yield "model", describe_model(run)
         yield (
@@ -82,9 +79,9 @@ class PlanView:
             f"{config.micro_batches:,} micro-batches of {config.batch_size} sequences, "
             f"{config.global_batch_size * config.seq_len:,} tokens",
         )
-        parts = ", ".join(f"{part} {readable_bytes(memory[part])}" for part in run.memory.parts())
-        yield "memory", f"{readable_bytes(memory['shared'])} shared ({parts})"
-        yield "", f"{readable_bytes(memory['per_leaf'])} for each leaf's own work"
+        parts = ", ".join(f"{part} {decimal(memory[part])}" for part in run.memory.parts())
+        yield "memory", f"{decimal(memory['shared'])} shared ({parts})"
+        yield "", f"{decimal(memory['per_leaf'])} for each leaf's own work"
         for note in self._notes:
             yield "note", note
 

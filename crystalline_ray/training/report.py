@@ -13,7 +13,7 @@ from rich.text import Text
 
 from crystalline_ray.engine.base import SphereStats
 from crystalline_ray.errors import InputError
-from crystalline_ray.training.console import duration, short_count, token_groups
+from crystalline_ray.training.console import duration, facts, short_count, token_groups
 from crystalline_ray.training.durable import replace_file
 from crystalline_ray.training.routing import RoutingReport
 
@@ -87,10 +87,7 @@ class RunReport(BaseModel):
 
     def render(self) -> RenderableType:
         """Return the closing summary, with the tree, for `Console.show`."""
-        results = Table.grid(padding=(0, 2))
-        for name, value in self._results():
-            results.add_row(Text("  " + name, style="dim"), Text(value, overflow="fold"))
-        parts: list[RenderableType] = [Text(f"Run {self.run}", style="bold"), results]
+        parts: list[RenderableType] = [Text(f"Run {self.run}", style="bold"), facts(self._results(), indent="  ")]
         if self.spheres:
             parts += [Text(""), _sphere_table(self.spheres)]
         if (ratio := self.leaf_to_root_cpu) is not None:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.filesize import decimal
 
 from crystalline_ray.cli import main
 from crystalline_ray.config import SECTIONS, Config, load_config
 from crystalline_ray.spheres.plan import plan_spheres
-from crystalline_ray.training.durable import readable_bytes
 
 TINY = [
     "--engine", "local", "--tokenizer", "char", "--seq-len", "16", "--embed-dim", "16", "--num-layers", "1",
@@ -230,7 +230,7 @@ def test_doctor_finds_what_the_machine_has_and_plan_without_cores_is_for_it(caps
     for command, pieces in (("plan", ()), ("doctor", (found["blas"][0]["library"],))):
         assert main([command]) == 0
         shown = " ".join(capsys.readouterr().out.split())
-        assert all(piece in shown for piece in (readable_bytes(workspace), *pieces))
+        assert all(piece in shown for piece in (decimal(workspace), *pieces))
 
 
 BENCH_FIELDS = {

@@ -43,10 +43,10 @@ def short_peak() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
-def ray_session() -> Iterator[object]:
-    """One private Ray instance; its stop fails the session if anything stays behind."""
-    from crystalline_ray.engine.ray.session import RaySession
+@pytest.fixture(scope="session", name="ray_session")
+def running_ray() -> Iterator[Path]:
+    """Folder for arenas of one private Ray instance; its stop fails the session if anything stays behind."""
+    from crystalline_ray.engine.ray.session import ray_session
 
-    with RaySession() as session:
-        yield session
+    with ray_session() as arenas:
+        yield arenas

@@ -36,7 +36,8 @@ class LocalEngine(Engine):
         self.memory: Memory = _anonymous_memory(run.memory)
         self.warnings: tuple[str, ...] = ()
         self._run = run
-        self._link = _LocalLink()
+        self._link = _LocalLink(len(run.plan.spheres))
+        self._started = 0.0
         self._settings = ExitStack()
 
     def start(self, progress: Progress) -> None:
@@ -50,7 +51,7 @@ class LocalEngine(Engine):
         for number in range(total):
             self._link.spheres.append(Sphere(self._run, number, self.memory, self._link))
             progress("Starting spheres", number + 1, total)
-        self._link.reset(total)
+        self._started = time.perf_counter()
 
     def step(self, request: StepRequest) -> StepResult:
         """Run one optimizer step."""
@@ -64,7 +65,7 @@ class LocalEngine(Engine):
 
     def stats(self) -> list[SphereStats]:
         """Return each sphere's share of this thread's time."""
-        wall = time.perf_counter() - self._link.started
+        wall = time.perf_counter() - self._started
         return [
             SphereStats(s.spec.id, s.spec.role, s.spec.level, cpu, max(0.0, wall - cpu), s.batches)
             for s, cpu in zip(self._link.spheres, self._link.cpu, strict=True)
@@ -82,18 +83,13 @@ class _LocalLink:
     Commits of level-1 spheres halt where they wait for one another; all go on when the first reply is asked for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, count: int) -> None:
         self.spheres: list[Sphere] = []
-        self.cpu: list[float] = []
-        self.started = 0.0
+        self.cpu = [0.0] * count
         self._replies: dict[int, Any] = {}
         self._halted: dict[int, tuple[int, CommitProtocol, Posts]] = {}
         self._tickets = 0
         self._inner = 0.0
-
-    def reset(self, count: int) -> None:
-        self.cpu = [0.0] * count
-        self.started = time.perf_counter()
 
     def send(self, sphere: int, message: object) -> int:
         self._tickets += 1

@@ -124,12 +124,12 @@ def open_configured_engine(run: RunSpec, console: Console) -> Iterator[Engine]:
         return
     # Ray is imported only by those who use it: it takes a second.
     from crystalline_ray.engine.ray.engine import RayEngine
-    from crystalline_ray.engine.ray.session import RaySession
+    from crystalline_ray.engine.ray.session import ray_session
 
     console.progress("Starting Ray", 0, 1)
-    with RaySession() as session:
+    with ray_session() as arenas:
         console.progress("Starting Ray", 1, 1)
-        with RayEngine(run, session) as engine:
+        with RayEngine(run, arenas) as engine:
             yield engine
 
 

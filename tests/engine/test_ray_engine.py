@@ -46,7 +46,7 @@ def test_ray_gives_the_bits_of_the_local_engine(make_run, ray_session, cores, co
         stats = engine.stats()
     assert [sphere.id for sphere in stats] == [sphere.id for sphere in run.plan.spheres]
     assert sum(sphere.batches for sphere in stats if sphere.role == "leaf") >= 4 * 26
-    assert list(ray_session.arena_folder.iterdir()) == []
+    assert list(ray_session.iterdir()) == []
 
 
 @pytest.mark.parametrize("head_tree", ["shells", "embedding"])
@@ -109,7 +109,7 @@ def test_too_little_shared_memory_is_said_before_anything_starts(make_run, ray_s
         ResourceError, match=r"shared memory too small: the arena needs [\d,]+ MiB, .* has [\d,]+ MiB free"
     ):
         RayEngine(run, ray_session)
-    assert list(ray_session.arena_folder.iterdir()) == []
+    assert list(ray_session.iterdir()) == []
 
 
 def test_each_leaf_is_pinned_and_flushes_denormals(make_run, ray_session, dataset):

@@ -333,7 +333,7 @@ def test_stop_and_resume_across_engines_and_leaf_counts_give_one_digest(make_con
     resumed = quietly(resume_config(folder / "config.yaml", {}, {"threads": 3}), resume=folder, open_engine=in_session)
     assert (resumed.steps, resumed.weights_digest) == (30, local.weights_digest)
     assert resumed.validation_loss == local.validation_loss
-    assert list(ray_session.arena_folder.iterdir()) == []
+    assert list(ray_session.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["frequency", "embedding"])

@@ -20,8 +20,6 @@ from crystalline_ray.spheres.segment import CommitProtocol
 # Handles of actors by sphere; their methods are looked up at run time, so they have no static type.
 Actors = dict[int, Any]
 
-_READ_ONLY: frozenset[str] = frozenset()
-
 
 class SphereHost:
     """Hosts one sphere: sets up its process, passes messages on, keeps the books.
@@ -35,7 +33,7 @@ class SphereHost:
     def __init__(self, run: RunSpec, sphere_id: int, arena: Arena) -> None:
         spec = run.plan.spheres[sphere_id]
         prepare_worker(spec.core, run.blas)
-        self._link = RayLink(run.plan, sphere_id, self._inner)
+        self._link = RayLink(run.plan, sphere_id, lambda message: self._sphere.handle(message))
         memory = arena.attach(writable=_writable(spec.role, spec.level))
         self._board = Board(arena.attach_board(), run.plan, run.config.deadline_seconds)
         self._sphere = Sphere(run, sphere_id, memory, self._link)
@@ -77,9 +75,6 @@ class SphereHost:
             return report
         raise RuntimeError("a commit waits for the others once")
 
-    def _inner(self, message: object) -> Any:
-        return self._sphere.handle(message)
-
 
 class RootHost(SphereHost):
     """Hosts the root, which makes all other actors: an actor dies with its creator, and the root outlives them."""
@@ -100,23 +95,19 @@ class RootHost(SphereHost):
             self._processes[actor.connect.remote(self._acquaintances(sphere))] = sphere
 
     def poll(self, seconds: float) -> dict[int, int]:
-        """Return the process ids of the spheres that are ready within `seconds`.
+        """Return the process ids of the spheres that are ready within `seconds`, the root's own among them.
 
         Raises:
             CrystallineError: a sphere could not be made.
         """
         done, waiting = ray.wait(list(self._processes), num_returns=len(self._processes), timeout=seconds)
-        ready = {
-            self._processes[reference]: fetch(reference, describe(self._run.plan, self._processes[reference]))
-            for reference in done
-        }
+        ready = {self._sphere.spec.id: os.getpid()}
+        for reference in done:
+            sphere = self._processes[reference]
+            ready[sphere] = fetch(reference, describe(self._run.plan, sphere))
         if not waiting:
             self.connect(self._actors)
         return ready
-
-    def process(self) -> int:
-        """Return the id of this process."""
-        return os.getpid()
 
     def stats_of_all(self, seconds: float) -> list[SphereStats]:
         """Return the work of every sphere in the order of the plan."""
@@ -134,7 +125,7 @@ def _writable(role: str, level: int) -> frozenset[str]:
     """Weights and moments are written by segment owners, residuals by owners of groups, routes by those who read
     batches, gradients by all who add."""
     if role == "root":
-        return _READ_ONLY
+        return frozenset()
     return frozenset({"weights", "moments", "gradients", "residuals", "routes"} if level == 1 else {"gradients"})
 
 

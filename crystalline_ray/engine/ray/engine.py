@@ -1,6 +1,8 @@
 """The Ray engine: the spheres of a run as actors of a running Ray instance."""
 
+import secrets
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -12,7 +14,6 @@ from crystalline_ray.engine.ray.actor import ROOT_HOST
 from crystalline_ray.engine.ray.arena import Arena
 from crystalline_ray.engine.ray.board import BOARD_BYTES
 from crystalline_ray.engine.ray.link import RayLink, describe, fetch
-from crystalline_ray.engine.ray.session import RaySession
 from crystalline_ray.errors import DeadlineError, SphereError
 from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.messages import EvaluationRequest, EvaluationResult, StepRequest, StepResult
@@ -34,7 +35,7 @@ class RayEngine(Engine):
 
     Args:
         run: the run.
-        session: a started Ray instance; it outlives the engine.
+        arenas: folder for arenas of the started Ray instance, which outlives the engine.
 
     Attributes:
         arena: the shared memory, whose files this engine owns.
@@ -44,10 +45,10 @@ class RayEngine(Engine):
         ResourceError: not enough shared memory.
     """
 
-    def __init__(self, run: RunSpec, session: RaySession) -> None:
+    def __init__(self, run: RunSpec, arenas: Path) -> None:
         self.warnings = _oversubscription(run)
         self._run = run
-        self.arena = Arena(session.new_arena_folder(), run.memory, BOARD_BYTES)
+        self.arena = Arena(arenas / secrets.token_hex(4), run.memory, BOARD_BYTES)
         self.arena.create()
         self.memory: Memory = self.arena.attach(writable=frozenset({"weights", "moments", "residuals", "similar"}))
         self._link = RayLink(run.plan, _DRIVER, _nobody)
@@ -69,14 +70,13 @@ class RayEngine(Engine):
         self._call(self._root.launch.remote(), seconds)
         deadline = time.monotonic() + seconds
         ready: dict[int, int] = {}
-        while len(ready) < total - 1:
+        while len(ready) < total:
             if time.monotonic() > deadline:
-                late = next(sphere.id for sphere in self._run.plan.spheres[1:] if sphere.id not in ready)
+                late = next(number for number in range(1, total) if number not in ready)
                 raise DeadlineError(f"{describe(self._run.plan, late)} did not start within {seconds:g} s")
             ready = self._call(self._root.poll.remote(_POLL_SECONDS), seconds)
-            progress("Starting spheres", len(ready) + 1, total)
-        root_process = self._call(self._root.process.remote(), seconds)
-        self.processes = [root_process, *(ready[sphere.id] for sphere in self._run.plan.spheres[1:])]
+            progress("Starting spheres", len(ready), total)
+        self.processes = [ready[number] for number in range(total)]
 
     def step(self, request: StepRequest) -> StepResult:
         """Run one optimizer step.

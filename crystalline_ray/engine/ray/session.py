@@ -10,8 +10,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import ray
 
@@ -26,32 +24,27 @@ _JANITOR_SECONDS = 30.0
 _OBJECT_STORE_BYTES = 80 << 20
 
 
-class RaySession:
-    """Ray started for one driver, and a janitor that clears up even after kill -9 of the driver.
+@contextmanager
+def ray_session() -> Iterator[Path]:
+    """Start Ray for this driver, and a janitor that clears up even after kill -9 of it; yields the folder for arenas.
 
-    Attributes:
-        arena_folder: parent of the arenas of this session.
+    Raises:
+        CrystallineError: at the end, something could not be removed.
     """
-
-    def __init__(self) -> None:
-        name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
-        self.arena_folder = arena_root() / name
-        # Short on purpose: Ray puts sockets below it, whose paths are limited to 107 bytes.
-        self._ray_folder = Path(tempfile.gettempdir()) / name
-        self._janitor: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start the janitor, then Ray."""
-        sweep_stale()
-        folders = [str(self._ray_folder), str(self.arena_folder)]
-        self._janitor = subprocess.Popen(
-            [sys.executable, "-I", janitor.__file__, str(os.getpid()), *folders],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        self.arena_folder.mkdir(mode=0o700)
+    sweep_stale()
+    name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+    arenas = arena_root() / name
+    # Short on purpose: Ray puts sockets below it, whose paths are limited to 107 bytes.
+    ray_folder = Path(tempfile.gettempdir()) / name
+    watch = subprocess.Popen(
+        [sys.executable, "-I", janitor.__file__, str(os.getpid()), str(ray_folder), str(arenas)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        arenas.mkdir(mode=0o700)
         with _environment(SINGLE_THREAD):
             ray.init(
                 address="local",
@@ -60,43 +53,14 @@ class RaySession:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                _temp_dir=str(self._ray_folder),
+                _temp_dir=str(ray_folder),
             )
-
-    def stop(self) -> None:
-        """Stop Ray and have the janitor remove whatever is left.
-
-        Raises:
-            CrystallineError: something could not be removed.
-        """
+        yield arenas
+    finally:
         ray.shutdown()
-        if self._janitor is None:
-            return
-        assert self._janitor.stdin is not None
-        self._janitor.stdin.close()
-        status = self._janitor.wait(_JANITOR_SECONDS)
-        self._janitor = None
-        if status != 0:
-            raise CrystallineError(f"could not remove {self._ray_folder} and {self.arena_folder}, or their processes")
-
-    def new_arena_folder(self) -> Path:
-        """Return a folder name no other arena of this session has."""
-        return self.arena_folder / secrets.token_hex(4)
-
-    def __enter__(self) -> Self:
-        """Start, clearing up if that fails."""
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop."""
-        self.stop()
+        watch.communicate(timeout=_JANITOR_SECONDS)  # closes its input, which is what it waits for
+        if watch.returncode != 0:
+            raise CrystallineError(f"could not remove {ray_folder} and {arenas}, or their processes")
 
 
 def sweep_stale() -> None:

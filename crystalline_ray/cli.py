@@ -172,8 +172,7 @@ def report_command(run: str, runs_dir: str | None, as_json: bool) -> None:
     """Show the closing report of a run."""
     from crystalline_ray.training.console import Console
     from crystalline_ray.training.report import RunReport
-    from crystalline_ray.training.run_folder import REPORT
-    from crystalline_ray.training.runs import find_run
+    from crystalline_ray.training.run_folder import REPORT, find_run
 
     report = RunReport.read(find_run(run, _runs_dir(runs_dir)) / REPORT)
     if as_json:
@@ -193,16 +192,11 @@ def plan_command(cpus: int | None, config_file: Path | None, as_json: bool, **op
     """
     config = load_config(config_file, os.environ, given_fields(options))
     from crystalline_ray.spheres.plan import plan_spheres
-    from crystalline_ray.training.console import Console
     from crystalline_ray.training.plan_view import PlanView
     from crystalline_ray.training.run import plan_for
 
     plan = plan_for(config) if cpus is None else plan_spheres([range(cpus)], coordinators=config.coordinators)
-    view = PlanView(plan, config)
-    if as_json:
-        _print_json(view.to_dict())
-    else:
-        Console().show(view.render())
+    _print_result(PlanView(plan, config), as_json)
 
 
 @cli.command("doctor")
@@ -218,10 +212,7 @@ def doctor_command(as_json: bool) -> None:
 
     with Console(json_output=True) as console:
         diagnosis = diagnose(config, _terminal_progress(console))
-    if as_json:
-        _print_json(diagnosis.to_dict())
-    else:
-        Console().show(diagnosis.render())
+    _print_result(diagnosis, as_json)
 
 
 @cli.command("lattice")
@@ -242,7 +233,6 @@ def lattice_command(
     """
     if run is not None and vocab_size is not None:
         raise ConfigError(f"--vocab-size {vocab_size}: RUN has a vocabulary of its own; give one of the two")
-    from crystalline_ray.training.console import Console
     from crystalline_ray.training.crystal import describe_crystal
     from crystalline_ray.training.crystal_plot import plot_crystal
 
@@ -252,11 +242,8 @@ def lattice_command(
         crystal = describe_crystal(*_embeddings(run, runs_dir))
     if file is not None:
         plot_crystal(crystal, file)
-    if as_json:
-        _print_json(crystal.to_dict())
-        return
-    Console().show(crystal.render())
-    if file is not None:
+    _print_result(crystal, as_json)
+    if file is not None and not as_json:
         click.echo(f"drawn: {file}")
 
 
@@ -283,10 +270,7 @@ def bench_leaf_command(model: str, seconds: float, core: int | None, as_json: bo
     work = find_work(model, os.environ, given_fields(options))
     with Console(json_output=True) as console:
         figures = bench_leaf(work, seconds=seconds, core=core, progress=_terminal_progress(console))
-    if as_json:
-        _print_json(figures.to_dict())
-    else:
-        Console().show(figures.render())
+    _print_result(figures, as_json)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -330,8 +314,7 @@ def _split_inputs(inputs: Sequence[str], config_file: Path | None) -> tuple[Path
 
 def _resumed(inputs: Sequence[str], config_file: Path | None, flags: dict[str, Any]) -> tuple[Path, Config]:
     """Find the run to resume and what it goes on with."""
-    from crystalline_ray.training.run_folder import CONFIG
-    from crystalline_ray.training.runs import find_run, newest_run
+    from crystalline_ray.training.run_folder import CONFIG, find_run, newest_run
 
     if config_file is not None:
         raise ConfigError(
@@ -351,7 +334,7 @@ def _runs_dir(given: str | None) -> Path:
 
 
 def _load(run: str, runs_dir: str | None) -> "TrainedModel":
-    from crystalline_ray.training.runs import find_run
+    from crystalline_ray.training.run_folder import find_run
     from crystalline_ray.training.use import load_model
 
     model = load_model(find_run(run, _runs_dir(runs_dir)))
@@ -390,6 +373,16 @@ def _show(text: str) -> None:
 
     click.echo(printable(text, sys.stdout.encoding) if sys.stdout.isatty() else text, nl=False)
     sys.stdout.flush()
+
+
+def _print_result(result: Any, as_json: bool) -> None:
+    """Print what has `to_dict` for programs and `render` for people."""
+    from crystalline_ray.training.console import Console
+
+    if as_json:
+        _print_json(result.to_dict())
+    else:
+        Console().show(result.render())
 
 
 def _print_json(values: dict[str, Any]) -> None:

@@ -45,6 +45,12 @@ def _conflict(section: _Section, sentence: str) -> PydanticCustomError:
     return PydanticCustomError("conflict", "{plain}", {"plain": plain, "sentence": sentence, "values": dict(section)})
 
 
+def _nearest_multiples(size: int, unit: int) -> str | None:
+    """Name the multiples of `unit` around `size`; None if it is one."""
+    below = size // unit * unit
+    return None if below == size else " and ".join(str(nearest) for nearest in (below, below + unit) if nearest)
+
+
 class DataConfig(_Section):
     """Which text is read, how it is cut into tokens and what is held out for validation."""
 
@@ -164,18 +170,14 @@ class BatchConfig(_Section):
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> Self:
-        below = self.global_batch_size // self.batch_size * self.batch_size
-        if below != self.global_batch_size:
-            nearest = " and ".join(str(size) for size in (below, below + self.batch_size) if size)
+        if nearest := _nearest_multiples(self.global_batch_size, self.batch_size):
             raise _conflict(self, "{global_batch_size} must be a multiple of {batch_size}; nearest: " + nearest)
         return self
 
     @model_validator(mode="after")
     def _equal_groups(self) -> Self:
-        row = 12 * self.batch_size
-        below = self.global_batch_size // row * row
-        if self.routing == "symmetry" and below != self.global_batch_size:
-            nearest = " and ".join(str(size) for size in (below, below + row) if size)
+        nearest = _nearest_multiples(self.global_batch_size, 12 * self.batch_size)
+        if self.routing == "symmetry" and nearest:
             raise _conflict(
                 self,
                 "{global_batch_size} with {routing} must be twelve groups of equally many micro-batches of "

@@ -17,9 +17,15 @@ _INSTALL = "pip install mkl"
 
 
 def decide_arithmetic(config: Config) -> Config:
-    """Return the configuration with `auto` replaced by what this machine offers.
+    """Return the configuration with `auto` replaced as `chosen_arithmetic` says. Raises ConfigError as it does."""
+    precision, blas = chosen_arithmetic(config)
+    return config.model_copy(update={"blas": blas, "precision": precision})
 
-    Raises ConfigError if it asks for what is not installed.
+
+def chosen_arithmetic(config: Config) -> tuple[Precision, Library]:
+    """Return the precision and the library of products: as configured, `auto` as this machine offers.
+
+    Raises ConfigError if the configuration asks for what is not installed.
     """
     blas, precision = config.blas, config.precision
     if blas == "auto":
@@ -30,13 +36,7 @@ def decide_arithmetic(config: Config) -> Config:
         precision = "bfloat16" if blas == "mkl" and has_bfloat16() else "float32"
     if precision == "bfloat16" and blas != "mkl":
         raise ConfigError(f"precision = 'bfloat16' needs blas = 'mkl', got {blas!r}; {_INSTALL}, or use float32")
-    return config.model_copy(update={"blas": blas, "precision": precision})
-
-
-def chosen_arithmetic(config: Config) -> tuple[Precision, Library]:
-    """Return `decide_arithmetic`'s precision and library. Raises ConfigError as it does."""
-    decided = decide_arithmetic(config)
-    return ("bfloat16" if decided.precision == "bfloat16" else "float32"), "mkl" if decided.blas == "mkl" else "numpy"
+    return precision, blas
 
 
 def warnings_about(config: Config) -> tuple[str, ...]:

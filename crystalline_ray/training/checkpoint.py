@@ -125,25 +125,40 @@ def load_newest(folder: Path, *, shape: ModelShape | None = None, with_moments: 
     skipped: list[str] = []
     for path in reversed(list_checkpoints(folder).values()):
         try:
-            loaded = _read(path, with_moments)
+            loaded = load(path, with_moments=with_moments)
         except CheckpointError as error:
             skipped.append(str(error))
             continue
-        _require_shape(loaded, shape)
+        if shape is not None and loaded.layout.shape != shape:
+            raise CheckpointError(
+                f"{loaded.path} holds a model of another shape: {describe_shape(loaded.layout.shape)} there, "
+                f"{describe_shape(shape)} in the configuration"
+            )
         return replace(loaded, skipped=tuple(skipped))
     if skipped:
         raise CheckpointError(f"no checkpoint in {folder} is intact; tried " + "; ".join(skipped))
     raise CheckpointError(f"there is no checkpoint in {folder}")
 
 
-def load(path: Path, *, shape: ModelShape | None = None, with_moments: bool = True) -> LoadedCheckpoint:
+def load(path: Path, *, with_moments: bool = True) -> LoadedCheckpoint:
     """Load one checkpoint folder; without moments the optimizer's file is neither read nor verified.
 
-    Raises CheckpointError if anything is missing or damaged, or if it holds a model of another shape.
+    Raises CheckpointError, which starts with the folder's name, if anything is missing or damaged.
     """
-    loaded = _read(path, with_moments)
-    _require_shape(loaded, shape)
-    return loaded
+    try:
+        _verify(path, (MODEL, TOKENIZER, STATE, OPTIMIZER) if with_moments else (MODEL, TOKENIZER, STATE))
+        state = read_state(path)
+        layout = ParameterLayout(_read_shape(path / MODEL))
+        weights = _read_buffers(path / MODEL, layout, ("",))[""]
+        if (digest := weights_digest(weights)) != state.weights_digest:
+            raise CheckpointError(f"{path.name}: weights_digest is {digest}, {STATE} says {state.weights_digest}")
+        moments = _read_buffers(path / OPTIMIZER, layout, None) if with_moments else {}
+        tokenizer_json = (path / TOKENIZER).read_text(encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"{path.name}: cannot read {error.filename or path}: {error.strerror}") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{path.name}: not a safetensors file: {error}") from error
+    return LoadedCheckpoint(path, state, layout, weights, moments, tokenizer_json)
 
 
 def read_head_tree(folder: Path, kind: str) -> str:
@@ -209,24 +224,6 @@ def _seal(path: Path) -> dict[str, int | str]:
         return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _read(path: Path, with_moments: bool) -> LoadedCheckpoint:
-    """Raises CheckpointError, which starts with the folder's name, for every kind of damage."""
-    try:
-        _verify(path, (MODEL, TOKENIZER, STATE, OPTIMIZER) if with_moments else (MODEL, TOKENIZER, STATE))
-        state = read_state(path)
-        layout = ParameterLayout(_read_shape(path / MODEL))
-        weights = _read_buffers(path / MODEL, layout, ("",))[""]
-        if (digest := weights_digest(weights)) != state.weights_digest:
-            raise CheckpointError(f"{path.name}: weights_digest is {digest}, {STATE} says {state.weights_digest}")
-        moments = _read_buffers(path / OPTIMIZER, layout, None) if with_moments else {}
-        tokenizer_json = (path / TOKENIZER).read_text(encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"{path.name}: cannot read {error.filename or path}: {error.strerror}") from error
-    except SafetensorError as error:
-        raise CheckpointError(f"{path.name}: not a safetensors file: {error}") from error
-    return LoadedCheckpoint(path, state, layout, weights, moments, tokenizer_json)
-
-
 def _verify(path: Path, names: Iterable[str]) -> None:
     if not (path / MANIFEST).is_file():
         raise CheckpointError(f"{path.name}: {MANIFEST} is missing")
@@ -281,14 +278,6 @@ def _read_tensor(file: Any, name: str, view: Array, path: Path) -> None:
             f"{path.parent.name}: {name} in {path.name} is {tensor.dtype} {tensor.shape}, not float32 {view.shape}"
         )
     view[...] = tensor
-
-
-def _require_shape(loaded: LoadedCheckpoint, shape: ModelShape | None) -> None:
-    if shape is not None and loaded.layout.shape != shape:
-        raise CheckpointError(
-            f"{loaded.path} holds a model of another shape: {describe_shape(loaded.layout.shape)} there, "
-            f"{describe_shape(shape)} in the configuration"
-        )
 
 
 def describe_shape(shape: ModelShape) -> str:

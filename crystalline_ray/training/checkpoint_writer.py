@@ -37,6 +37,9 @@ class CheckpointWriter:
     `keep_last` checkpoints, the best one, and those whose step is a multiple of `keep_every`. Buffers for the snapshot
     are allocated here, once. The folder is locked as long as the writer is open.
 
+    Attributes:
+        last_step: step of the newest checkpoint handed to `save`, None before the first.
+
     Raises CheckpointError if another process writes to this folder, ResourceError if it cannot be written to.
     """
 
@@ -54,7 +57,7 @@ class CheckpointWriter:
         self._folder = folder
         self._layout = ParameterLayout(shape)
         self._tokenizer_json = tokenizer_json
-        self._keep_last = max(keep_last, 1)
+        self._keep_last = keep_last
         self._keep_every = keep_every
         self._deadline_seconds = deadline_seconds
         with disk_errors(folder):
@@ -68,14 +71,9 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._saved: list[TrainingState] = []
-        self._last_step: int | None = None
+        self.last_step: int | None = None
         # Steps later than where this process began: damaged, or left from before a resume from an older one.
         self._stale: set[int] = set()
-
-    @property
-    def last_step(self) -> int | None:
-        """Step of the newest checkpoint handed to `save`, None before the first."""
-        return self._last_step
 
     def save(
         self, state: TrainingState, weights: Array, moments: Mapping[str, Array], *, is_best: bool = False
@@ -91,9 +89,9 @@ class CheckpointWriter:
         np.copyto(self._weights, weights, casting="no")
         for name, buffer in self._moments.items():
             np.copyto(buffer, moments[name], casting="no")
-        if self._last_step is None:
+        if self.last_step is None:
             self._stale = {step for step in list_checkpoints(self._folder) if step > state.step}
-        self._last_step = state.step
+        self.last_step = state.step
         state = state.model_copy(update={"is_best": is_best})
         self._thread = threading.Thread(target=self._run, args=(state,), name="checkpoint", daemon=True)
         self._thread.start()
@@ -119,7 +117,7 @@ class CheckpointWriter:
             self._thread.join(seconds)
             if self._thread.is_alive():
                 raise ResourceError(
-                    f"checkpoint {folder_name(self._last_step or 0)} in {self._folder} is not written after "
+                    f"checkpoint {folder_name(self.last_step or 0)} in {self._folder} is not written after "
                     f"{seconds:.0f} s: the disk is stuck or too slow"
                 )
             self._thread = None

@@ -4,9 +4,9 @@ import inspect
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from crystalline_ray.kernels import gemm
 from crystalline_ray.spheres import segment
@@ -26,12 +26,8 @@ class KernelTime:
     product_seconds: float = 0.0
 
 
-class _Site(NamedTuple):
-    """A name to rebind: where it is looked up, the name, and what it is shown as."""
-
-    owner: Any
-    name: str
-    shown: str
+_Site = tuple[Any, str, str]
+"""A name to rebind: where it is looked up, the name, and what it is shown as."""
 
 
 class _Clock:
@@ -95,15 +91,15 @@ def timed_kernels() -> Iterator[dict[str, KernelTime]]:
     put back at the end.
     """
     clock = _Clock()
-    wrapped = [(site, clock.kernel) for site in _kernel_sites()] + [(site, clock.product) for site in _product_sites()]
-    originals = [(site, getattr(site.owner, site.name)) for site, _ in wrapped]
-    try:
-        for (site, wrap), (_, original) in zip(wrapped, originals, strict=True):
-            setattr(site.owner, site.name, wrap(site.shown, original))
+    wrapped = [(clock.kernel, *site) for site in _kernel_sites()] + [
+        (clock.product, *site) for site in _product_sites()
+    ]
+    with ExitStack() as stack:
+        for wrap, owner, name, shown in wrapped:
+            original = getattr(owner, name)
+            stack.callback(setattr, owner, name, original)
+            setattr(owner, name, wrap(shown, original))
         yield clock.times
-    finally:
-        for site, original in originals:
-            setattr(site.owner, site.name, original)
 
 
 def _kernel_sites() -> Iterator[_Site]:
@@ -111,11 +107,11 @@ def _kernel_sites() -> Iterator[_Site]:
     for module in callers:
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if function.__module__.startswith(_KERNELS) and name.endswith(_KERNEL_ENDINGS):
-                yield _Site(module, name, name)
-    yield _Site(segment.SegmentSphere, "reduce", "segment_reduce")
+                yield module, name, name
+    yield segment.SegmentSphere, "reduce", "segment_reduce"
 
 
 def _product_sites() -> Iterator[_Site]:
     for name, _ in inspect.getmembers(gemm, inspect.isfunction):
         if any(word in name for word in _PRODUCTS):
-            yield _Site(gemm, name, f"gemm.{name}")
+            yield gemm, name, f"gemm.{name}"

@@ -4,6 +4,7 @@ import math
 import time
 from dataclasses import dataclass, field
 
+from crystalline_ray.data.batches import ValidationBatches
 from crystalline_ray.data.dataset import Dataset
 from crystalline_ray.engine.base import Engine
 from crystalline_ray.errors import CrystallineError, NonFiniteError
@@ -35,12 +36,14 @@ class TrainingLoop:
     state: TrainingState
     bits_per_byte: float | None = None
     crystalline_score: float | None = None
-    mean_tokens_per_second: float = 0.0
     gradient_bytes: int = 0
     _skipped_in_a_row: int = 0
     _validated_step: int | None = None
     _started: float = field(default_factory=time.monotonic)
-    _elapsed_before: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.meter = Meter(first_step=self.state.step, total_steps=self.state.total_steps)
+        self._elapsed_before = self.state.elapsed_seconds
 
     def run(self) -> TrainingState:
         """Train to the last step or to an interruption; the last state is saved either way.
@@ -49,25 +52,22 @@ class TrainingLoop:
             CrystallineError: a sphere failed; the state before the failed step is saved first.
             NonFiniteError: too many updates in a row were not finite.
         """
-        self._elapsed_before = self.state.elapsed_seconds
-        meter = Meter(first_step=self.state.step, total_steps=self.state.total_steps)
-        self.console.start(meter)
+        self.console.start(self.meter)
         if self.state.first_validation_loss is None:
-            self._validate(meter, self.run_spec.config.eval_batches)
+            self._validate()
         try:
             while self.state.step < self.state.total_steps and self.interruption.reason is None:
-                self._step(meter)
+                self._step()
         except CrystallineError as error:
             self._save(is_best=False)
             self.writer.wait()
             raise type(error)(f"{error}; step {self.state.step} is saved, go on from there with --resume") from error
-        self.mean_tokens_per_second = meter.mean_tokens_per_second
-        if self.state.step == self.state.total_steps and self.interruption.reason is None:
-            self._validate(meter, self.run_spec.config.eval_batches)
-            is_best = self._is_best()
-            self._validate_whole(meter)
-        else:
-            is_best = self._is_best()
+        finished = self.state.step == self.state.total_steps and self.interruption.reason is None
+        if finished:
+            self._validate()
+        is_best = self._is_best()
+        if finished:
+            self._validate_whole()
         self._save(is_best=is_best)
         self.writer.wait()
         self._log_saved()
@@ -79,32 +79,33 @@ class TrainingLoop:
         """Updates applied so far: the version of the weights."""
         return self.state.step - self.state.skipped_steps
 
-    def _step(self, meter: Meter) -> None:
+    def _step(self) -> None:
         config, step = self.run_spec.config, self.state.step
         rate = learning_rate(config, step, self.state.total_steps)
         weight = smoothing_weight(config, step, self.state.total_steps)
         result = self.engine.step(StepRequest(step, self.version, rate, weight))
         self._account(result)
         self.gradient_bytes = max(self.gradient_bytes, result.gradient_bytes)  # a last step may have fewer groups
-        meter.update(result.loss, result.tokens)
+        self.meter.update(result.loss, result.tokens)
         done = self.state.step
         if done % config.log_every == 0 or done == self.state.total_steps or not result.applied:
-            self._log_step(result, rate, meter)
-        self.console.step(meter, rate)
+            self._log_step(result, rate)
+        self.console.step(self.meter, rate)
         if done % config.eval_every == 0 and done < self.state.total_steps:
-            self._validate(meter, config.eval_batches)
+            self._validate()
         if done % config.checkpoint_every == 0 and done < self.state.total_steps:
             self._save(is_best=self._is_best())
         self._log_saved()
 
     def _account(self, result: StepResult) -> None:
         run, before = self.run_spec, self.state
+        windows = (len(self.dataset.train) - 1) // run.shape.seq_len
         sequences = min(before.sequences + run.sequences_per_step, run.total_sequences)
         self.state = before.model_copy(
             update={
                 "step": before.step + 1,
                 "sequences": sequences,
-                "epoch": sequences // self.windows,
+                "epoch": sequences // windows,
                 "tokens_seen": before.tokens_seen + result.tokens,
                 "skipped_steps": before.skipped_steps + (not result.applied),
                 "train_loss": result.loss if math.isfinite(result.loss) else before.train_loss,
@@ -122,32 +123,29 @@ class TrainingLoop:
                 "has diverged; resume from an earlier checkpoint or start again with a lower learning_rate"
             )
 
-    @property
-    def windows(self) -> int:
-        """Training sequences of an epoch."""
-        return (len(self.dataset.train) - 1) // self.run_spec.shape.seq_len
-
-    def _validate(self, meter: Meter, batches: int | None) -> None:
-        """Measure the validation loss over so many micro-batches, the same ones every time, and keep the best."""
-        loss = self._evaluate(meter, batches)
+    def _validate(self) -> None:
+        """Measure the validation loss over the same micro-batches every time, and keep the best."""
+        count = self._validation_batches()
+        loss = self._evaluate(min(count, self.run_spec.config.eval_batches or count))
         first, best = self.state.first_validation_loss, self.state.best_validation_loss
-        self._set_losses(loss, loss if first is None else first, loss if best is None else min(best, loss))
+        losses = {
+            "validation_loss": loss,
+            "first_validation_loss": loss if first is None else first,
+            "best_validation_loss": loss if best is None else min(best, loss),
+        }
+        self.state = self.state.model_copy(update=losses)
         self._validated_step = self.state.step
 
-    def _validate_whole(self, meter: Meter) -> None:
+    def _validate_whole(self) -> None:
         """Measure the loss over the whole validation part; not compared with the best, which may be of a part."""
-        batches = self.run_spec.config.eval_batches
-        if batches is not None and batches < self._validation_batches():
-            loss = self._evaluate(meter, None)
-            self._set_losses(loss, self.state.first_validation_loss, self.state.best_validation_loss)
+        batches, count = self.run_spec.config.eval_batches, self._validation_batches()
+        if batches is not None and batches < count:
+            self.state = self.state.model_copy(update={"validation_loss": self._evaluate(count)})
 
-    def _evaluate(self, meter: Meter, batches: int | None) -> float:
+    def _evaluate(self, batches: int) -> float:
         targets = len(self.dataset.validation) - 1
-        count = self._validation_batches()
-        meter.pause()
-        request = EvaluationRequest(self.state.step, self.version, min(count, batches or count))
-        result = self.engine.evaluate(request)
-        meter.resume()
+        with self.meter.paused():
+            result = self.engine.evaluate(EvaluationRequest(self.state.step, self.version, batches))
         self.bits_per_byte = result.loss / math.log(2) * targets / self.dataset.validation_bytes
         self.crystalline_score = result.crystalline_score
         values: dict[str, float] = {
@@ -162,25 +160,21 @@ class TrainingLoop:
         return result.loss
 
     def _validation_batches(self) -> int:
-        tokens_each = self.run_spec.shape.seq_len * self.run_spec.config.batch_size
-        return -(-(len(self.dataset.validation) - 1) // tokens_each)
-
-    def _set_losses(self, loss: float, first: float | None, best: float | None) -> None:
-        losses = {"validation_loss": loss, "first_validation_loss": first, "best_validation_loss": best}
-        self.state = self.state.model_copy(update=losses)
+        seq_len, batch_size = self.run_spec.shape.seq_len, self.run_spec.config.batch_size
+        return ValidationBatches(self.dataset.validation, seq_len, batch_size).count
 
     def _is_best(self) -> bool:
         """Whether the weights of this step were measured and are the best so far."""
         return self._validated_step == self.state.step and self.state.validation_loss == self.state.best_validation_loss
 
-    def _log_step(self, result: StepResult, rate: float, meter: Meter) -> None:
+    def _log_step(self, result: StepResult, rate: float) -> None:
         self.metrics.write(
             self.state.step,
             {
                 "loss": result.loss,
                 "learning_rate": rate,
                 "gradient_norm": result.gradient_norm,
-                "tokens_per_second": meter.tokens_per_second,
+                "tokens_per_second": self.meter.tokens_per_second,
                 "tokens_seen": self.state.tokens_seen,
                 "epoch": self.state.epoch,
                 "skipped_steps": self.state.skipped_steps,

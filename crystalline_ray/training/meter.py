@@ -3,14 +3,15 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class Meter:
     """Smooths the loss and the rate of a run over its last steps.
 
-    `clock` gives seconds. The clock starts when the meter is made; `pause` and `resume` enclose what is not training,
-    such as validation, so that it counts for the time left but not for the tokens per second.
+    `clock` gives seconds. The clock starts when the meter is made; `paused` encloses what is not training, such as
+    validation, so that it counts for the time left but not for the tokens per second.
     """
 
     _DECAY = 0.95
@@ -23,7 +24,6 @@ class Meter:
         self.steps_done = first_step
         self._tokens = 0
         self._paused_seconds = 0.0
-        self._paused_at: float | None = None
         self._loss_sum = self._loss_weight = 0.0
         self._start = clock()
         # (seconds, seconds of training, steps finished, tokens) after each of the last steps
@@ -36,24 +36,17 @@ class Meter:
         if math.isfinite(loss):
             self._loss_sum = self._DECAY * self._loss_sum + loss
             self._loss_weight = self._DECAY * self._loss_weight + 1.0
-        self._marks.append((self._clock(), self.training_seconds, self.steps_done, self._tokens))
+        now = self._clock()
+        self._marks.append((now, now - self._start - self._paused_seconds, self.steps_done, self._tokens))
 
-    def pause(self) -> None:
-        """Stop counting the time as training."""
-        if self._paused_at is None:
-            self._paused_at = self._clock()
-
-    def resume(self) -> None:
-        """Count the time as training again."""
-        if self._paused_at is not None:
-            self._paused_seconds += self._clock() - self._paused_at
-            self._paused_at = None
-
-    @property
-    def training_seconds(self) -> float:
-        """Seconds spent training since the start, pauses left out."""
-        now = self._clock() if self._paused_at is None else self._paused_at
-        return now - self._start - self._paused_seconds
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count the time of the block as training."""
+        before = self._clock()
+        try:
+            yield
+        finally:
+            self._paused_seconds += self._clock() - before
 
     @property
     def loss(self) -> float | None:

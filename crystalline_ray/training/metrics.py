@@ -40,25 +40,20 @@ class MetricsWriter:
                 replace_file(path, b"".join(map(_line, kept)))
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            self._file = path.open("ab", buffering=0)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append {"step": step, **values}; numbers that are not finite become null, which JSON can say."""
         data = _line({"step": step, **values})
         with disk_errors(self._path):
-            written = os.write(self._descriptor, data)
-            while written < len(data):
-                written += os.write(self._descriptor, data[written:])
+            while data:
+                data = data[self._file.write(data) :]
 
     def close(self) -> None:
         """Wait until the records are on the disk and close the file; a second call does nothing."""
-        if self._descriptor >= 0:
-            descriptor, self._descriptor = self._descriptor, -1
-            with disk_errors(self._path):
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+        if not self._file.closed:
+            with disk_errors(self._path), self._file:
+                os.fsync(self._file.fileno())
 
     def __enter__(self) -> Self:
         return self

@@ -212,7 +212,7 @@ def _train(
         bits_per_byte=loop.bits_per_byte,
         crystalline_score=loop.crystalline_score,
         tokens=state.tokens_seen,
-        tokens_per_second=loop.mean_tokens_per_second,
+        tokens_per_second=loop.meter.mean_tokens_per_second,
         elapsed_seconds=state.elapsed_seconds,
         weights_digest=digest,
         restarts=state.restarts,

@@ -74,7 +74,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], None], **metadata: st
 def test_everything_comes_back_bit_for_bit(
     save: Save, shape: ModelShape, make_buffer: Callable[[int], Array], make_state: Callable[[int], TrainingState]
 ) -> None:
-    loaded = load(save(17), shape=shape)
+    loaded = load(save(17))
     assert loaded.weights.dtype == np.float32
     assert loaded.weights.tobytes() == make_buffer(17).tobytes()
     assert {name: buffer.tobytes() for name, buffer in loaded.moments.items()} == {
@@ -234,11 +234,10 @@ def test_a_checkpoint_being_replaced_counts_until_its_successor_is_there(save: S
 def test_another_shape_is_an_error_that_names_both_and_not_a_reason_to_go_back(
     save: Save, tmp_path: Path, shape: ModelShape
 ) -> None:
-    path = save(10)
+    save(10)
     other = replace(shape, num_layers=3)
-    for attempt in (lambda: load_newest(tmp_path, shape=other), lambda: load(path, shape=other)):
-        with pytest.raises(CheckpointError, match=r"another shape: .*num_layers 1,.* there, .*num_layers 3,"):
-            attempt()
+    with pytest.raises(CheckpointError, match=r"another shape: .*num_layers 1,.* there, .*num_layers 3,"):
+        load_newest(tmp_path, shape=other)
 
 
 def test_weights_that_are_not_those_of_the_digest_are_refused(save: Save) -> None:

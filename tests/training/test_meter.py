@@ -53,12 +53,8 @@ def test_the_rate_follows_a_new_pace_and_the_mean_does_not(clock: Clock) -> None
 def test_pauses_cost_time_left_but_no_tokens_per_second(clock: Clock) -> None:
     meter = Meter(first_step=0, total_steps=20, clock=clock)
     run(meter, clock, steps=5, seconds=1.0, tokens=10)
-    meter.pause()
-    clock.now += 10
-    meter.pause()
-    assert meter.training_seconds == pytest.approx(5)
-    meter.resume()
-    meter.resume()
+    with meter.paused():
+        clock.now += 10
     run(meter, clock, steps=5, seconds=1.0, tokens=10)
     assert meter.tokens_per_second == pytest.approx(10)
     assert meter.mean_tokens_per_second == pytest.approx(10)

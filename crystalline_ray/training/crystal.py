@@ -29,8 +29,8 @@ class Shell:
         contacts: mean number of the twelve contact neighbours that are in the crystal.
         distance: mean cosine distance between the embeddings of its tokens and of their contact neighbours; None
             without a model.
-        shuffled: the same with every neighbour replaced by a token drawn from the neighbour's shell, which is as
-            frequent but not a neighbour: what the geometry does not explain.
+        shuffled: the same with every neighbour replaced by another token drawn from the neighbour's shell, which is as
+            frequent, and a neighbour by chance only: what the geometry does not explain.
     """
 
     number: int
@@ -101,19 +101,32 @@ def _distances_by_shell(
 ) -> Floats:
     """Return mean cosine distances to contact neighbours, and to tokens of the neighbours' shells, (2, shells)."""
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    tokens, columns = np.nonzero(neighbours >= 0)
-    others = neighbours[tokens, columns]
-    means = []
-    for partners in (others, _drawn_from_the_shells_of(others, shell)):
-        distances = 1.0 - np.vecdot(unit[tokens], unit[partners])
-        pairs = np.bincount(shell[tokens], minlength=shells)
-        with np.errstate(invalid="ignore"):  # a vocabulary of one token has no pairs
-            means.append(np.bincount(shell[tokens], distances, shells) / pairs)
-    return np.array(means)
+    starts, stream = np.searchsorted(shell, np.arange(shells + 1)), generator(0, Purpose.SAMPLE, 0)
+    sums, pairs = np.zeros((2, shells)), np.zeros(shells)
+    # one at a time, for the embeddings of all pairs are 24 times those of all tokens
+    for column in neighbours.T:
+        tokens = np.flatnonzero(column >= 0)
+        partners, own = column[tokens], shell[tokens]
+        pairs += np.bincount(own, minlength=shells)
+        for total, others in zip(sums, (partners, _drawn(partners, tokens, shell, starts, stream)), strict=True):
+            total += np.bincount(own, 1.0 - np.vecdot(unit[tokens], unit[others]), shells)
+    with np.errstate(invalid="ignore"):  # a vocabulary of one token has no pairs
+        means: Floats = sums / pairs
+    return means
 
 
-def _drawn_from_the_shells_of(tokens: npt.NDArray[np.int32], shell: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-    """Replace each token by one drawn from its shell; ranks of a shell are consecutive."""
-    starts = np.searchsorted(shell, np.arange(int(shell[-1]) + 2))
-    first, last = starts[shell[tokens]], starts[shell[tokens] + 1]
-    return generator(0, Purpose.SAMPLE, 0).integers(first, last)
+def _drawn(
+    partners: npt.NDArray[np.int32],
+    tokens: npt.NDArray[np.int64],
+    shell: npt.NDArray[np.int32],
+    starts: npt.NDArray[np.int64],
+    stream: np.random.Generator,
+) -> npt.NDArray[np.int64]:
+    """Replace each token's partner by one drawn from the partner's shell, the token itself left out.
+
+    Ranks of a shell are consecutive, from `starts` on.
+    """
+    around, within = shell[partners], shell[partners] == shell[tokens]
+    drawn = stream.integers(starts[around], starts[around + 1] - within)
+    others: npt.NDArray[np.int64] = drawn + (within & (drawn >= tokens))
+    return others

@@ -15,25 +15,24 @@ from crystalline_ray.training.crystal import Crystal
 _MOST_POINTS = 4096
 _RANK_SHOWN = 59
 _INCHES, _DOTS_PER_INCH = 6.0, 130
+_ENDINGS = (".png", ".svg", ".pdf")
 
 
 def plot_crystal(crystal: Crystal, file: Path) -> None:
     """Write the picture to `file`, in the format of its ending; of a large vocabulary the inner points are shown.
 
-    Raises ConfigError if matplotlib is not installed, or if it cannot write such a file.
+    Raises ConfigError for another ending than .png, .svg or .pdf, if matplotlib is not installed, or if the file cannot
+    be written.
     """
+    if file.suffix.lower() not in _ENDINGS:
+        raise ConfigError(f"--plot {file}: unknown ending {file.suffix!r}; must be one of {', '.join(_ENDINGS)}")
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError("--plot needs matplotlib, which is not installed: pip install matplotlib") from error
     learned = crystal.shells[0].distance is not None
     panels = 3 if learned else 2
     figure = Figure(figsize=(_INCHES * panels, _INCHES), dpi=_DOTS_PER_INCH, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    if file.suffix.lstrip(".").lower() not in canvas.get_supported_filetypes():
-        kinds = ", ".join(sorted(canvas.get_supported_filetypes()))
-        raise ConfigError(f"--plot {file}: unknown ending {file.suffix!r}; must be one of {kinds}")
     _points(figure.add_subplot(1, panels, 1, projection="3d"), crystal)
     _similarity(figure, figure.add_subplot(1, panels, 2), crystal)
     if learned:
@@ -49,8 +48,11 @@ def _points(axes: Any, crystal: Crystal) -> None:
     points, groups = fcc_points(count), symmetry_groups(np.arange(count))
     shown = axes.scatter(*points.T, c=groups, cmap="hsv", vmin=0, vmax=GROUPS, s=14, depthshade=True)
     axes.set_title(f"{count:,} commonest tokens on the face-centred cubic lattice")
-    axes.set_box_aspect((1, 1, 1))
-    axes.figure.colorbar(shown, ax=axes, label="symmetry group", shrink=0.6, ticks=range(GROUPS))
+    reach = max(1, int(np.abs(points).max()))  # alike on all axes, or the crystal would not look cubic
+    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), zlim=(-reach, reach), box_aspect=(1, 1, 1))
+    edges = np.arange(GROUPS + 1) - 0.5  # a colour for each group, or the bar would end with that of the first
+    bar = axes.figure.colorbar(shown, ax=axes, label="symmetry group", shrink=0.6, boundaries=edges)
+    bar.set_ticks(range(GROUPS))
 
 
 def _similarity(figure: Any, axes: Any, crystal: Crystal) -> None:

@@ -1,5 +1,6 @@
 """The crystal of a vocabulary in numbers and as a picture."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,20 @@ def test_embeddings_that_follow_the_lattice_lie_nearer_than_shuffled_ones() -> N
     assert np.mean(ratios) == pytest.approx(1.0, abs=0.03)
 
 
+def test_no_token_is_drawn_as_its_own_neighbour() -> None:
+    # of embeddings at right angles, only a token itself is nearer than 1
+    assert all(shell.distance == shell.shuffled == 1.0 for shell in describe_crystal(90, np.eye(90)).shells)
+
+
+def test_distances_take_little_more_memory_than_the_embeddings() -> None:
+    embeddings = np.ones((3000, 64), np.float32)
+    tracemalloc.start()
+    describe_crystal(3000, embeddings)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5 * embeddings.nbytes
+
+
 def test_one_token_is_a_crystal() -> None:
     crystal = describe_crystal(1, np.ones((1, 3)))
     assert [(shell.points, shell.contacts, shell.distance) for shell in crystal.shells] == [(1, 0.0, None)]
@@ -59,3 +74,17 @@ def test_a_picture_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         plot_crystal(describe_crystal(300), tmp_path / "crystal.bmx")
     with pytest.raises(ConfigError, match="cannot be written"):
         plot_crystal(describe_crystal(300), tmp_path / "nowhere" / "crystal.png")
+
+
+@pytest.mark.parametrize("vocab_size", [1, 2, 62])
+def test_the_crystal_is_drawn_to_one_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vocab_size: int) -> None:
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    drawn = []
+    monkeypatch.setattr(figure, "savefig", lambda self, _: drawn.append(self.axes[0]))
+    plot_crystal(describe_crystal(vocab_size), tmp_path / "crystal.png")
+    assert drawn[0].get_xlim() == drawn[0].get_ylim() == drawn[0].get_zlim()
+
+
+def test_only_what_every_matplotlib_can_write_is_an_ending(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown ending '\.pgf'; must be one of \.png, \.svg, \.pdf"):
+        plot_crystal(describe_crystal(20), tmp_path / "crystal.pgf")

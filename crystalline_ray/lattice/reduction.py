@@ -146,7 +146,8 @@ class _Floating:
     def __init__(self, rows: Rows, delta: Fraction) -> None:
         self._rows = np.array(rows, dtype=object)
         self._transform = np.array(_identity(len(rows)), dtype=object)
-        self._delta = float(delta + (1 - delta) / 100)  # a little more than asked for, so that rounding does not matter
+        # a little more than asked for, so that rounding does not matter, but never 1
+        self._delta = min(float(delta + (1 - delta) / 100), math.nextafter(1.0, 0.0))
         self._mu = np.eye(len(rows))
         self._r = np.zeros_like(self._mu)  # lower triangle: r_ij = mu_ij |b*_j|^2
         # In exact arithmetic, an integer that begins below the product of all norms falls by delta with each insertion.

@@ -57,8 +57,9 @@ class Sampling:
         if self.temperature == 0.0:
             return int(np.argmax(logits))
         order = np.argsort(-logits, kind="stable")[: self.top_k]
-        scaled = logits[order].astype(np.float64) / self.temperature
-        mass = np.cumsum(np.exp(scaled - scaled[0]))
+        scaled = logits[order].astype(np.float64)
+        with np.errstate(over="ignore"):  # of a temperature near 0; the difference of the first stays 0
+            mass = np.cumsum(np.exp((scaled - scaled[0]) / self.temperature))
         if self.top_p is not None:
             mass = mass[: np.searchsorted(mass, self.top_p * mass[-1]) + 1]
         picked = np.searchsorted(mass, uniform * mass[-1], side="right")

@@ -56,6 +56,12 @@ def test_long_entries_stay_exact(method: Method, eta: Fraction, basis: np.ndarra
 
 
 @METHODS
+def test_delta_may_be_nearer_to_one_than_floating_point_numbers_are(method: Method, eta: Fraction) -> None:
+    basis, delta = subset_sum(5, 40), 1 - Fraction(1, 10**20)
+    check(basis, method(basis, delta), delta, eta)
+
+
+@METHODS
 def test_long_reductions(method: Method, eta: Fraction) -> None:
     for basis in (subset_sum(10, 160), leech_lattice()):
         found = method(basis)

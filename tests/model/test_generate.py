@@ -187,6 +187,11 @@ def test_equal_logits_prefer_the_lower_token() -> None:
     assert Sampling(1.0, top_k=1).draw(np.array([1.0, 2.0, 2.0]), 0.9) == 1
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-30])
+def test_a_temperature_near_zero_takes_the_most_probable_token(temperature: float) -> None:
+    assert Sampling(temperature).draw(np.array([-1.0, 3.0, 2.0], np.float32), 0.9) == 1
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_diverged_logits_are_an_error(value: float) -> None:
     for temperature in (0.0, 1.0):

@@ -25,7 +25,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _PLAN_FIELDS = (
     "coordinators", "vocab_size", "seq_len", "embed_dim", "num_layers", "num_heads", "dropout", "head", "head_tree",
     "neighbour_mixing", "positions", "batch_size", "global_batch_size", "sum_unit", "smoothing", "smoothing_neighbours",
-    "laplacian_prior", "optimizer", "precision", "gradient_compression",
+    "laplacian_prior", "optimizer", "precision", "gradient_compression", "routing",
 )  # fmt: skip
 
 _json_option = click.option(

@@ -50,8 +50,8 @@ def prepare(data: DataConfig, *, seq_len: int, seed: int, progress: Progress = s
     The cache key is a hash of the text itself and of all that decides the tokens. A cached dataset is
     verified; a damaged one is built anew, with a note in the summary.
 
-    Raises DataError if the text cannot be used or a part is too short for `seq_len` + 1 tokens, and ResourceError if
-    the cache cannot be written.
+    Raises DataError if the text cannot be used, a part is too short for `seq_len` + 1 tokens or there is but one token,
+    and ResourceError if the cache cannot be written.
     """
     corpus = read_corpus(data.text, text_column=data.text_column, progress=progress)
     texts = [document.text for document in corpus.documents]
@@ -73,6 +73,8 @@ def prepare(data: DataConfig, *, seq_len: int, seed: int, progress: Progress = s
                 install(temporary, folder)
             dataset = _open(folder, contents=False)
     _require_length(dataset, seq_len)
+    if dataset.tokenizer.vocab_size < 2:
+        raise DataError("the text is one character over and over, so there is nothing to predict; use other text")
     dataset.summary["notes"] += notes
     dataset.summary.update(
         skipped_binary=corpus.skipped_binary,

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from crystalline_ray.config import Config
 from crystalline_ray.kernels.gemm import Library
 from crystalline_ray.kernels.optimizers import MOMENTS
@@ -112,7 +114,8 @@ class RunSpec:
     def leaf_bytes(self) -> int:
         """What each leaf allocates for its own work."""
         config = self.config
-        return workspace_size(
+        scratch = self.layout.size * np.dtype(np.float32).itemsize if config.sum_unit > 1 else 0
+        return scratch + workspace_size(
             self.shape,
             config.batch_size,
             dropout=config.dropout,

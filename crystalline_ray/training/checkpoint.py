@@ -166,7 +166,10 @@ def read_head_tree(folder: Path, kind: str) -> str:
 
     Raises CheckpointError if none has one that can be read. Nothing is verified, as `load_newest` will.
     """
-    for path in reversed(list_checkpoints(folder).values()):
+    checkpoints = list_checkpoints(folder)
+    if not checkpoints:
+        raise CheckpointError(f"there is no checkpoint in {folder}")
+    for path in reversed(checkpoints.values()):
         try:
             outline = _read_shape(path / MODEL).head_tree
         except (CheckpointError, SafetensorError, OSError):
@@ -174,7 +177,7 @@ def read_head_tree(folder: Path, kind: str) -> str:
         if outline.partition(":")[0] == kind:
             return outline
     raise CheckpointError(
-        f"no checkpoint in {folder} has a head_tree called {kind!r}, which the configuration asks for"
+        f"no checkpoint in {folder} that can be read has a head_tree called {kind!r}, which the configuration asks for"
     )
 
 

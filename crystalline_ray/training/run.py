@@ -105,13 +105,14 @@ def check_memory(run: RunSpec) -> None:
     if run.config.engine == "ray":
         check_room(arena_root(), run.memory)
     workspace = run.leaf_bytes
-    needed = run.memory.total_bytes + len(run.plan.leaves) * workspace
+    saved = run.layout.size * np.dtype(np.float32).itemsize * (1 + len(run.moment_names) + run.memory.residuals)
+    needed = run.memory.total_bytes + len(run.plan.leaves) * workspace + saved
     available = psutil.virtual_memory().available
     if needed > available:
         raise ResourceError(
             f"main memory too small: the run needs {needed / 2**20:,.0f} MiB ({run.memory.total_bytes / 2**20:,.0f} "
-            f"shared, {workspace / 2**20:,.0f} for each leaf), {available / 2**20:,.0f} MiB are available; use a "
-            "smaller model, a smaller batch_size or fewer threads"
+            f"shared, {workspace / 2**20:,.0f} for each leaf, {saved / 2**20:,.0f} for the checkpoint being written), "
+            f"{available / 2**20:,.0f} MiB are available; use a smaller model, a smaller batch_size or fewer threads"
         )
 
 

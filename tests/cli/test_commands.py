@@ -216,6 +216,12 @@ def test_plan_says_which_leaves_idle_and_what_memory_it_takes(capsys: pytest.Cap
     assert found["memory"]["shared"] == sum(parts)
 
 
+def test_plan_tells_what_routes_take(capsys: pytest.CaptureFixture[str]) -> None:
+    memory = run_json(capsys, "plan", "--cpus", "13", "--batch-size", "2", "--routing", "symmetry")["memory"]
+    assert memory["routes"] == 3 * 12 * (1 + 24) * 8
+    assert "routes" not in run_json(capsys, "plan", "--cpus", "13")["memory"]
+
+
 @pytest.mark.usefixtures("short_peak")
 def test_doctor_finds_what_the_machine_has_and_plan_without_cores_is_for_it(capsys: pytest.CaptureFixture[str]) -> None:
     found = run_json(capsys, "doctor")

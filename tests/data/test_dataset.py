@@ -275,6 +275,13 @@ def test_tiny_text(tmp_path, text, tokenizer):
         make(path, tokenizer=tokenizer)
 
 
+def test_text_of_one_character(tmp_path):
+    path = tmp_path / "same.txt"
+    path.write_text("a" * 2000)
+    with pytest.raises(DataError, match="one character over and over, so there is nothing to predict"):
+        make(path, tokenizer="char")
+
+
 def test_smaller_vocabulary_than_asked_for_is_noted(folder):
     dataset = make(folder, vocab_size=50_000)
     size = dataset.tokenizer.vocab_size

@@ -9,6 +9,7 @@ import os
 import signal
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,11 +18,12 @@ from crystalline_ray.config import Config, load_config, resume_config
 from crystalline_ray.data.batches import TrainBatches, ValidationBatches
 from crystalline_ray.data.dataset import prepare
 from crystalline_ray.errors import CheckpointError, ConfigError, NonFiniteError, ResourceError
+from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.training.arithmetic import decide_arithmetic
 from crystalline_ray.training.checkpoint import load_newest, read_head_tree
 from crystalline_ray.training.console import Console
 from crystalline_ray.training.metrics import read_metrics
-from crystalline_ray.training.run import open_configured_engine, train
+from crystalline_ray.training.run import check_memory, open_configured_engine, plan_for, specify, train
 from crystalline_ray.training.use import evaluate, load_model
 
 TINY = {
@@ -336,6 +338,21 @@ def test_stop_and_resume_across_engines_and_leaf_counts_give_one_digest(make_con
     assert list(ray_session.iterdir()) == []
 
 
+def test_the_copy_that_is_being_saved_needs_memory_too(make_config, monkeypatch):
+    config = make_config(steps=1, gradient_compression="e8", routing="symmetry")
+    dataset = prepare(config, seq_len=config.seq_len, seed=config.seed)
+    run = specify(config, plan_for(config), dataset, SHELLS)
+    copied = (1 + 2 + 12) * run.layout.size * 4  # weights, moments, residuals
+    needed = run.memory.total_bytes + 2 * run.leaf_bytes + copied
+    for available in (needed, needed - 1):
+        monkeypatch.setattr("psutil.virtual_memory", lambda found=available: SimpleNamespace(available=found))
+        if available == needed:
+            check_memory(run)
+            continue
+        with pytest.raises(ResourceError, match="for the checkpoint being written"):
+            check_memory(run)
+
+
 @pytest.mark.parametrize("kind", ["frequency", "embedding"])
 def test_a_resumed_run_keeps_the_tree_it_was_saved_with(make_config, monkeypatch, kind):
     fields = {"steps": 5, "head": "lattice", "head_tree": kind}
@@ -350,6 +367,8 @@ def test_a_resumed_run_keeps_the_tree_it_was_saved_with(make_config, monkeypatch
     assert evaluate(load_model(folder)).nats_per_token == pytest.approx(whole.validation_loss, rel=1e-6)
     with pytest.raises(CheckpointError, match=r"no checkpoint in .* has a head_tree called 'other'"):
         read_head_tree(folder / "checkpoints", "other")
+    with pytest.raises(CheckpointError, match="there is no checkpoint in"):
+        read_head_tree(folder / "nowhere", kind)
     shape = load_newest(folder / "checkpoints").layout.shape
     with pytest.raises(CheckpointError, match=rf"head_tree {kind} \([0-9a-f]{{8}}\).* there, .*head_tree shells.* in"):
         load_newest(folder / "checkpoints", shape=replace(shape, head_tree="shells"))

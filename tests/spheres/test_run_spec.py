@@ -1,0 +1,26 @@
+"""What a run is said to need is what its spheres take."""
+
+import tracemalloc
+
+import pytest
+from node_memory import node_memory
+
+from crystalline_ray.config import Config
+from crystalline_ray.model.layout import ModelShape
+from crystalline_ray.spheres.leaf import LeafSphere
+from crystalline_ray.spheres.plan import plan_spheres
+from crystalline_ray.spheres.run_spec import RunSpec
+
+
+@pytest.mark.parametrize("sum_unit", [1, 2])
+def test_leaf_bytes_are_what_a_leaf_allocates(tmp_path, sum_unit):
+    shape = ModelShape(vocab_size=3000, seq_len=16, embed_dim=64, num_layers=1, num_heads=2)
+    config = Config(batch_size=2, sum_unit=sum_unit)
+    run = RunSpec(config, shape, plan_spheres([[None]]), tmp_path, 10**9)
+    memory = node_memory(run.memory)
+    tracemalloc.start()
+    leaf = LeafSphere(memory, shape, batch_size=2, dropout=0.0, seed=0, bfloat16=False, sum_unit=sum_unit)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert leaf.batches == 0
+    assert held == pytest.approx(run.leaf_bytes, rel=0.03)

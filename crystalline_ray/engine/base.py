@@ -49,9 +49,7 @@ class Engine(Protocol):
         """Stop all spheres and release the memory."""
 
     def __enter__(self) -> Self:
-        """Return itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Close."""
         self.close()

@@ -71,6 +71,12 @@ def detect_topology(affinity: Collection[int] | None = None, system: Path = SYST
     return Topology(tuple(sorted(cores, key=pinning_order)), _cpu_quota(system))
 
 
+def proc_entry(file: str, name: str) -> str:
+    """Return the first value of `name` in a file of `name: value` lines under /proc, '' if there is none."""
+    entries = (line.partition(":") for line in _read(SYSTEM / "proc" / file).splitlines())
+    return next((value.strip() for found, _, value in entries if found.strip() == name), "")
+
+
 def _cpu_quota(system: Path) -> float | None:
     """The tightest CPU bandwidth limit, in cores, of this process's control group and the groups around it."""
     limits: list[tuple[str, ...]] = []
@@ -105,6 +111,6 @@ def _cpu_list(text: str) -> Iterator[int]:
 def _read(path: Path) -> str:
     """The stripped content, or '' where the kernel has no such file or does not show it to this process."""
     try:
-        return path.read_text(encoding="ascii").strip()
+        return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""

@@ -1,9 +1,9 @@
 """Which library computes matrix products, from which numbers: what the configuration leaves open is decided here."""
 
-from pathlib import Path
 from typing import Literal
 
 from crystalline_ray.config import Config
+from crystalline_ray.engine.topology import proc_entry
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels.blas import mkl_library
 from crystalline_ray.kernels.gemm import Library
@@ -11,7 +11,6 @@ from crystalline_ray.kernels.gemm import Library
 Precision = Literal["float32", "bfloat16"]
 """Of the operands of matrix products."""
 
-_CPU_INFO = Path("/proc/cpuinfo")
 _BFLOAT16_FLAGS = ("amx_bf16", "avx512_bf16")
 _INSTALL = "pip install mkl"
 
@@ -51,14 +50,4 @@ def warnings_about(config: Config) -> tuple[str, ...]:
 
 def has_bfloat16() -> bool:
     """Return whether the processor multiplies bfloat16 itself (x86 with AMX or AVX512-BF16)."""
-    return any(flag in cpu_info("flags").split() for flag in _BFLOAT16_FLAGS)
-
-
-def cpu_info(field: str) -> str:
-    """Return the first core's entry in /proc/cpuinfo, an empty string where there is none."""
-    if _CPU_INFO.exists():
-        for line in _CPU_INFO.read_text(encoding="utf-8").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == field:
-                return value.strip()
-    return ""
+    return any(flag in proc_entry("cpuinfo", "flags").split() for flag in _BFLOAT16_FLAGS)

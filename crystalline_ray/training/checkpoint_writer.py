@@ -107,26 +107,25 @@ class CheckpointWriter:
         del self._saved[:count]
         return saved
 
-    def wait(self, deadline_seconds: float | None = None) -> None:
+    def wait(self) -> None:
         """Wait until nothing is being written.
 
         Raises what the background thread met, and ResourceError when the deadline passes.
         """
-        seconds = self._deadline_seconds if deadline_seconds is None else deadline_seconds
         if self._thread is not None:
-            self._thread.join(seconds)
+            self._thread.join(self._deadline_seconds)
             if self._thread.is_alive():
                 raise ResourceError(
                     f"checkpoint {folder_name(self.last_step or 0)} in {self._folder} is not written after "
-                    f"{seconds:.0f} s: the disk is stuck or too slow"
+                    f"{self._deadline_seconds:.0f} s: the disk is stuck or too slow"
                 )
             self._thread = None
         self._raise_error()
 
-    def close(self, deadline_seconds: float | None = None) -> None:
+    def close(self) -> None:
         """Wait until everything is written and give the folder free; raises like `wait`."""
         try:
-            self.wait(deadline_seconds)
+            self.wait()
         finally:
             if self._lock is not None:
                 os.close(self._lock)

@@ -17,17 +17,17 @@ from rich.text import Text
 from crystalline_ray.training.meter import Meter
 
 _PLAIN_WIDTH = 100
+_REFRESH_SECONDS, _PLAIN_SECONDS = 0.1, 5.0
+_PLAIN_LINES = 200
 
 
 class Console:
     """Shows a run on standard output, or on standard error when `json_output` keeps that for one JSON object.
 
     On a terminal there is a live progress bar, drawn at most ten times a second by the calling thread. Elsewhere
-    there are plain lines without control characters: one every `plain_seconds` at most, about `plain_lines` in all.
+    there are plain lines without control characters: one in five seconds at most, about 200 in all.
     `quiet` shows nothing. Use it as a context manager: an error must not leave the terminal without its cursor.
     """
-
-    _REFRESH_SECONDS = 0.1
 
     def __init__(
         self,
@@ -35,8 +35,6 @@ class Console:
         json_output: bool = False,
         quiet: bool = False,
         file: TextIO | None = None,
-        plain_seconds: float = 5.0,
-        plain_lines: int = 200,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         stream = file or (sys.stderr if json_output else sys.stdout)
@@ -44,8 +42,6 @@ class Console:
         self.is_terminal = not quiet and stream.isatty() and os.environ.get("TERM") not in (None, "", "dumb")
         self._encoding = getattr(stream, "encoding", None) or "utf-8"
         self._json_output = json_output
-        self._plain_seconds = plain_seconds
-        self._plain_lines = plain_lines
         self._clock = clock
         self._rich = RichConsole(
             file=stream,
@@ -106,7 +102,7 @@ class Console:
         if self._stage == (stage, done) or not (changed or finished or now >= self._next_time):
             return
         self._stage = stage, done
-        self._next_time = now + (self._REFRESH_SECONDS if self.is_terminal else self._plain_seconds)
+        self._next_time = now + (_REFRESH_SECONDS if self.is_terminal else _PLAIN_SECONDS)
         amount = f": {done:,} of {total:,}" if total else f": {done:,}" if done else ""
         if self.is_terminal:
             self._draw(stage + amount, done, total or None)
@@ -128,11 +124,11 @@ class Console:
         if done < meter.total_steps and (now < self._next_time or done < self._next_step):
             return
         if self.is_terminal:
-            self._next_time = now + self._REFRESH_SECONDS
+            self._next_time = now + _REFRESH_SECONDS
             self._draw(self._status(meter, learning_rate), done, meter.total_steps)
         else:
-            self._next_time = now + self._plain_seconds
-            self._next_step = done + (meter.total_steps - meter.first_step) // self._plain_lines
+            self._next_time = now + _PLAIN_SECONDS
+            self._next_step = done + (meter.total_steps - meter.first_step) // _PLAIN_LINES
             self.line(self._status(meter, learning_rate))
 
     def validation(
@@ -223,6 +219,11 @@ def token_groups(sizes: Sequence[int], shares: Sequence[float]) -> str:
         f"{sum(sizes):,} tokens in twelve groups of {each}; "
         f"shares of the text {100 * max(shares):.1f} % to {100 * min(shares):.1f} %"
     )
+
+
+def plural(role: str) -> str:
+    """Return the name of several spheres of a role."""
+    return "leaves" if role == "leaf" else role + "s"
 
 
 def short_count(number: float) -> str:

@@ -16,8 +16,8 @@ from rich.filesize import decimal
 
 from crystalline_ray.config import Config
 from crystalline_ray.data.progress import Progress
-from crystalline_ray.engine.topology import allowed_cores, detect_topology
-from crystalline_ray.training.arithmetic import chosen_arithmetic, cpu_info
+from crystalline_ray.engine.topology import allowed_cores, detect_topology, proc_entry
+from crystalline_ray.training.arithmetic import chosen_arithmetic
 from crystalline_ray.training.blas import Blas, loaded_blas
 from crystalline_ray.training.console import facts
 from crystalline_ray.training.measuring import as_worker, measuring_core
@@ -103,6 +103,7 @@ def diagnose(config: Config, progress: Progress) -> Diagnosis:
     shared = shutil.disk_usage(_SHARED_MEMORY) if _SHARED_MEMORY.is_dir() else None
     products, blas = _gemm(config, progress)
     train = _train(config)
+    flags = proc_entry("cpuinfo", "flags") or proc_entry("cpuinfo", "Features")  # x86, Arm
     notes = []
     if not blas:
         notes.append("NumPy's BLAS is not one that threadpoolctl knows: its threads cannot be limited to one")
@@ -111,8 +112,8 @@ def diagnose(config: Config, progress: Progress) -> Diagnosis:
     return Diagnosis(
         versions={name: version(name) for name in ("crystalline-ray", "ray", "numpy", "pyarrow")}
         | {"Python": platform.python_version()},
-        processor=cpu_info("model name") or platform.processor() or platform.machine(),
-        simd=[flag for flag in _SIMD if flag in (cpu_info("flags") or cpu_info("Features")).split()],
+        processor=proc_entry("cpuinfo", "model name") or platform.processor() or platform.machine(),
+        simd=[flag for flag in _SIMD if flag in flags.split()],
         numpy_simd=_numpy_simd(),
         blas=blas,
         gemm=products,

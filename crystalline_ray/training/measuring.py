@@ -4,16 +4,14 @@ import argparse
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
 from crystalline_ray.engine.process import prepare_worker
+from crystalline_ray.engine.topology import proc_entry
 from crystalline_ray.errors import ConfigError, ResourceError
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.denormals import flush_to_zero
-
-_STATUS = Path("/proc/self/status")
 
 
 def measuring_parser(description: str | None, rounds: int, what: str) -> argparse.ArgumentParser:
@@ -66,9 +64,6 @@ def peak_memory() -> int:
     Read as VmHWM of proc(5): unlike `getrusage`'s figure it does not begin with that of the parent process. Raises
     ResourceError on a system that does not tell.
     """
-    if _STATUS.exists():
-        for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name == "VmHWM":
-                return int(value.split()[0]) * 1024
-    raise ResourceError(f"this system does not tell the peak memory of a process: no VmHWM in {_STATUS}")
+    if peak := proc_entry("self/status", "VmHWM"):
+        return int(peak.split()[0]) * 1024
+    raise ResourceError("this system does not tell the peak memory of a process: no VmHWM in /proc/self/status")

@@ -16,7 +16,7 @@ from crystalline_ray.errors import ResourceError
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.spheres.plan import SpherePlan, SphereSpec
 from crystalline_ray.spheres.run_spec import RunSpec, model_shape
-from crystalline_ray.training.console import facts
+from crystalline_ray.training.console import facts, plural
 from crystalline_ray.training.introduction import describe_model, idle_leaves
 
 # Up to here each level-1 sphere has a line of its own; a larger tree shows equal ones together.
@@ -117,7 +117,7 @@ class PlanView:
 def _describe(spheres: Sequence[SphereSpec], each: str = "") -> str:
     """Name spheres of one kind: how many, ids, symmetry groups, cores."""
     first = spheres[0]
-    name = first.role if len(spheres) == 1 else f"{len(spheres)} {_plural(first.role)}"
+    name = first.role if len(spheres) == 1 else f"{len(spheres)} {plural(first.role)}"
     parts = [f"{name} {ranges(sphere.id for sphere in spheres)}{each}"]
     if first.level == 1:
         groups = sorted({group for sphere in spheres for group in sphere.groups})
@@ -142,8 +142,4 @@ def ranges(numbers: Iterable[int]) -> str:
 
 
 def _count(number: int, name: str) -> str:
-    return f"{number:,} {name if number == 1 else _plural(name)}"
-
-
-def _plural(name: str) -> str:
-    return "leaves" if name == "leaf" else name + "s"
+    return f"{number:,} {name if number == 1 else plural(name)}"

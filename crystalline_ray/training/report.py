@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Self
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from crystalline_ray.engine.base import SphereStats
 from crystalline_ray.errors import InputError
-from crystalline_ray.training.console import duration, facts, short_count, token_groups
+from crystalline_ray.training.console import duration, facts, plural, short_count, token_groups
 from crystalline_ray.training.durable import replace_file
 from crystalline_ray.training.routing import RoutingReport
 
@@ -138,9 +139,8 @@ def _sphere_table(spheres: Sequence[SphereStats]) -> Table:
     table.add_column("  sphere")
     for name in ("CPU seconds", "waiting seconds", "batches"):
         table.add_column(name, justify="right")
-    order = {"root": 0, "control": 1, "leaf": 2}
-    ranked = sorted(spheres, key=lambda sphere: (sphere.level, order[sphere.role]))
-    for (level, role), members in groupby(ranked, key=lambda sphere: (sphere.level, sphere.role)):
+    kind = attrgetter("level", "role")  # on a level, controls before leaves
+    for (level, role), members in groupby(sorted(spheres, key=kind), key=kind):
         group = list(members)
         table.add_row(
             "  " * (level + 1) + _name(role, len(group)),
@@ -152,8 +152,7 @@ def _sphere_table(spheres: Sequence[SphereStats]) -> Table:
 
 
 def _name(role: str, count: int) -> str:
-    plural = {"root": "roots", "control": "controls", "leaf": "leaves"}
-    return role if role == "root" and count == 1 else f"{count} {role if count == 1 else plural[role]}"
+    return role if role == "root" else f"{count} {role if count == 1 else plural(role)}"
 
 
 def _spread(values: Sequence[float], digits: int) -> str:

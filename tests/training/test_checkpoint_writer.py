@@ -48,6 +48,12 @@ def save(make_buffer: MakeBuffer, make_state: MakeState) -> Save:
     return write
 
 
+def await_background() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "checkpoint":
+            thread.join(60)
+
+
 @contextmanager
 def as_nobody() -> Iterator[None]:
     """Give up the rights of root, to whom no folder is forbidden."""
@@ -232,8 +238,7 @@ def test_an_error_in_the_background_is_raised_once_by_the_next_call(
     writer.wait()
     with file_size_limit(SMALL_FILES_ONLY):
         save(writer, 20)
-        (background,) = [thread for thread in threading.enumerate() if thread.name == "checkpoint"]
-        background.join(30)
+        await_background()
     with pytest.raises(ResourceError, match=r"cannot write .*step_00000020: File too large \(.* free there\)"):
         save(writer, 30) if call == "save" else getattr(writer, call)()
     assert load_newest(tmp_path).state.step == 10
@@ -298,9 +303,10 @@ def test_the_next_save_waits_for_the_one_before_and_not_for_ever(
     with pytest.raises(ResourceError, match=r"step_00000010 in .* is not written after 0 s"):
         save(writer, 20)
     disk_answers.set()
-    writer.wait(60)
+    await_background()
     save(writer, 20)
-    writer.close(60)
+    await_background()
+    writer.close()
     assert load_newest(tmp_path).weights.tobytes() != b""
     assert [state.step for state in writer.take_saved()] == [10, 20]
 

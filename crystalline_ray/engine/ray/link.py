@@ -51,13 +51,11 @@ class RayLink:
         self.wait_seconds += time.perf_counter() - start
         if not ready:
             late = sorted({self._references[ticket][1] for ticket in tickets})
-            raise DeadlineError(f"no answer within {timeout:g} s from {', '.join(map(self._name, late))}")
+            names = ", ".join(describe(self._plan, sphere) for sphere in late)
+            raise DeadlineError(f"no answer within {timeout:g} s from {names}")
         ticket = pending[ready[0]]
         reference, sphere = self._references.pop(ticket)
-        return ticket, fetch(reference, self._name(sphere))
-
-    def _name(self, sphere: int) -> str:
-        return describe(self._plan, sphere)
+        return ticket, fetch(reference, describe(self._plan, sphere))
 
 
 def describe(plan: SpherePlan, sphere: int) -> str:

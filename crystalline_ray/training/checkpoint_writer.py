@@ -15,6 +15,7 @@ from rich.filesize import decimal
 
 from crystalline_ray.errors import CheckpointError, CrystallineError, ResourceError
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, weights_digest
+from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.training.checkpoint import (
     OLD_PREFIX,
     Array,
@@ -202,27 +203,19 @@ class CheckpointWriter:
                     _remove(self._folder / folder_name(other))
 
 
-def check_space(
-    folder: Path,
-    *,
-    shape: ModelShape,
-    num_moments: int,
-    total_steps: int,
-    checkpoint_every: int,
-    keep_last: int = 3,
-    keep_every: int | None = None,
-) -> int:
-    """Return the bytes that the checkpoints of a run will hold at once, having tried that `folder` can be written.
+def check_space(folder: Path, run: RunSpec) -> int:
+    """Return the bytes that the checkpoints of `run` will hold at once, having tried that `folder` can be written.
 
     Counted are the last ones, the best one, the one being written and every n-th. Raises ResourceError, naming what
     is needed and what is free, if the disk cannot hold them.
     """
-    written = -(-total_steps // checkpoint_every)
-    held = keep_last + 2
-    if keep_every is not None:
-        held += total_steps // keep_every
-    each = ParameterLayout(shape).num_parameters * 4 * (1 + num_moments)
-    needed = min(held, written + 1) * each
+    config = run.config
+    held = config.keep_checkpoints + 2
+    if config.keep_every is not None:
+        held += run.total_steps // config.keep_every
+    held = min(held, -(-run.total_steps // config.checkpoint_every) + 1)
+    each = run.layout.num_parameters * 4 * (1 + len(run.moment_names) + run.memory.residuals)
+    needed = held * each
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f"{_TEMPORARY_PREFIX}probe-{os.getpid()}"
@@ -233,7 +226,7 @@ def check_space(
     if needed - present > free:
         raise ResourceError(
             f"{folder} has room for {decimal(free)}, the checkpoints of this run need "
-            f"{decimal(needed - present)}: {decimal(each)} each, {min(held, written + 1)} at once; "
+            f"{decimal(needed - present)}: {decimal(each)} each, {held} at once; "
             "lower keep_checkpoints or use another runs_dir"
         )
     return needed

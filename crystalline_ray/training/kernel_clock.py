@@ -58,8 +58,8 @@ class _Clock:
 
     def product(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """Time a product for the kernel that asks for it; one that no kernel asks for is a kernel of its own."""
-        alone = self.kernel(name, self._counted(function))
         within = self._counted(function)
+        alone = self.kernel(name, within)
 
         def timed(*arguments: Any, **options: Any) -> Any:
             return (alone if self._current is None else within)(*arguments, **options)

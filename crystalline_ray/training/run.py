@@ -58,7 +58,7 @@ def train(
         run = specify(config, plan, dataset, find_head_tree(config, dataset, resume))
         check_memory(run)
         with run_folder(config, resume) as folder:
-            _check_disk(run, folder)
+            check_space(folder / CHECKPOINTS, run)
             with (open_engine or open_configured_engine)(run, console) as engine:
                 state = _place_weights(run, dataset, engine, folder if resume else None, console)
                 introduce(console, run, dataset, folder, state, (*engine.warnings, *warnings_about(config)))
@@ -132,19 +132,6 @@ def open_configured_engine(run: RunSpec, console: Console) -> Iterator[Engine]:
         console.progress("Starting Ray", 1, 1)
         with RayEngine(run, arenas) as engine:
             yield engine
-
-
-def _check_disk(run: RunSpec, folder: Path) -> None:
-    config = run.config
-    check_space(
-        folder / CHECKPOINTS,
-        shape=run.shape,
-        num_moments=len(run.moment_names) + run.memory.residuals,
-        total_steps=run.total_steps,
-        checkpoint_every=config.checkpoint_every,
-        keep_last=config.keep_checkpoints,
-        keep_every=config.keep_every,
-    )
 
 
 def _place_weights(

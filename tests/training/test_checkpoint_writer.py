@@ -14,8 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crystalline_ray.config import Config
 from crystalline_ray.errors import CheckpointError, ResourceError
 from crystalline_ray.model.layout import ModelShape, weights_digest
+from crystalline_ray.spheres.plan import plan_spheres
+from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.training import checkpoint_writer
 from crystalline_ray.training.checkpoint import MANIFEST, MODEL, Array, TrainingState, list_checkpoints, load_newest
 from crystalline_ray.training.checkpoint_writer import CheckpointWriter, check_space
@@ -46,6 +49,12 @@ def save(make_buffer: MakeBuffer, make_state: MakeState) -> Save:
         writer.save(make_state(step), make_buffer(step), moments, is_best=is_best)
 
     return write
+
+
+def make_run(shape: ModelShape, total_steps: int, **fields: Any) -> RunSpec:
+    """A run with two moments that saves every tenth step."""
+    config = Config(checkpoint_every=10, **fields)
+    return RunSpec(config, shape, plan_spheres([[None]]), Path(), total_steps * config.global_batch_size)
 
 
 def await_background() -> None:
@@ -318,7 +327,7 @@ def test_a_folder_that_must_not_be_written_is_named() -> None:
         folder = Path(name) / "checkpoints"
         with as_nobody():
             with pytest.raises(ResourceError, match=f"cannot write {folder}: Permission denied .* free there"):
-                check_space(folder, shape=shape, num_moments=2, total_steps=1, checkpoint_every=1)
+                check_space(folder, make_run(shape, total_steps=1))
             with pytest.raises(ResourceError, match=f"cannot write {folder}: Permission denied"):
                 CheckpointWriter(folder, shape=shape, tokenizer_json="{}", moment_names=[])
 
@@ -326,7 +335,7 @@ def test_a_folder_that_must_not_be_written_is_named() -> None:
 def test_a_file_in_the_way_is_named(tmp_path: Path, shape: ModelShape) -> None:
     (tmp_path / "runs").write_text("not a folder")
     with pytest.raises(ResourceError, match=r"runs/mine: Not a directory"):
-        check_space(tmp_path / "runs" / "mine", shape=shape, num_moments=2, total_steps=1, checkpoint_every=1)
+        check_space(tmp_path / "runs" / "mine", make_run(shape, total_steps=1))
 
 
 def test_a_disk_that_cannot_hold_the_checkpoints_is_refused_before_the_run(tmp_path: Path) -> None:
@@ -334,7 +343,7 @@ def test_a_disk_that_cannot_hold_the_checkpoints_is_refused_before_the_run(tmp_p
     with pytest.raises(
         ResourceError, match=r"has room for .*B, the checkpoints of this run need \d+\.\d PB: .* each, 5"
     ):
-        check_space(tmp_path, shape=planet, num_moments=2, total_steps=1000, checkpoint_every=10)
+        check_space(tmp_path, make_run(planet, total_steps=1000))
 
 
 @pytest.mark.parametrize(
@@ -344,9 +353,7 @@ def test_a_disk_that_cannot_hold_the_checkpoints_is_refused_before_the_run(tmp_p
 def test_the_space_needed_counts_what_is_held_at_once(
     tmp_path: Path, shape: ModelShape, total_steps: int, keep_every: int | None, held: int
 ) -> None:
-    needed = check_space(
-        tmp_path, shape=shape, num_moments=2, total_steps=total_steps, checkpoint_every=10, keep_every=keep_every
-    )
+    needed = check_space(tmp_path, make_run(shape, total_steps, keep_every=keep_every))
     each = checkpoint_writer.ParameterLayout(shape).num_parameters * 3 * 4
     assert needed == held * each
     assert list(tmp_path.iterdir()) == []

@@ -36,7 +36,6 @@ class TrainingLoop:
     state: TrainingState
     bits_per_byte: float | None = None
     crystalline_score: float | None = None
-    gradient_bytes: int = 0
     _skipped_in_a_row: int = 0
     _validated_step: int | None = None
     _started: float = field(default_factory=time.monotonic)
@@ -85,7 +84,6 @@ class TrainingLoop:
         weight = smoothing_weight(config, step, self.state.total_steps)
         result = self.engine.step(StepRequest(step, self.version, rate, weight))
         self._account(result)
-        self.gradient_bytes = max(self.gradient_bytes, result.gradient_bytes)  # a last step may have fewer groups
         self.meter.update(result.loss, result.tokens)
         done = self.state.step
         if done % config.log_every == 0 or done == self.state.total_steps or not result.applied:

@@ -19,6 +19,7 @@ from crystalline_ray.engine.topology import allowed_cores
 from crystalline_ray.errors import CheckpointError, ResourceError
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.layout import initialise, weights_digest
+from crystalline_ray.spheres.codec import make_codec
 from crystalline_ray.spheres.plan import SpherePlan, plan_spheres
 from crystalline_ray.spheres.run_spec import RunSpec, model_shape
 from crystalline_ray.training.arithmetic import decide_arithmetic, warnings_about
@@ -188,6 +189,7 @@ def _train(
         loop = TrainingLoop(run, dataset, engine, console, writer, metrics, interruption, state)
         state = loop.run()
     digest = weights_digest(engine.memory.weights(loop.version))
+    codec, plain_bytes = make_codec(config.gradient_compression), run.layout.size * np.dtype(np.float32).itemsize
     report = RunReport(
         run=folder.name,
         steps=state.step,
@@ -209,8 +211,8 @@ def _train(
         group_shares=dataset.summary["group_shares"],
         routing=RoutingReport.of(run, dataset, state.step),
         gradient_compression=config.gradient_compression,
-        gradient_bytes=loop.gradient_bytes,
-        gradient_bytes_float32=run.groups * run.layout.size * np.dtype(np.float32).itemsize,
+        gradient_bytes=run.groups * (codec.num_bytes(run.layout.size) if codec else plain_bytes),
+        gradient_bytes_float32=run.groups * plain_bytes,
         spheres=tuple(engine.stats()),
     )
     report.write(folder / REPORT)

@@ -153,6 +153,18 @@ def test_residuals_of_compressed_gradients_survive_a_stop(make_config):
     assert ratio == pytest.approx(8 / (1 + 2 / 192), rel=0.03)
 
 
+def test_codes_are_those_of_a_full_step_when_only_a_smaller_one_was_left(make_config):
+    fields = {"epochs": 1, "batch_size": 100, "global_batch_size": 1000, "gradient_compression": "e8"}
+    whole = quietly(make_config(name="whole", **fields))
+    cut = make_config(name="cut", **fields)
+    train(cut, SignalAt(whole.steps - 1))
+    resumed = quietly(cut, resume=cut.runs_dir / "cut")
+    assert resumed.weights_digest == whole.weights_digest
+    assert resumed.gradient_bytes == whole.gradient_bytes
+    codes = [r["gradient_bytes"] for r in read_metrics(cut.runs_dir / "cut" / "metrics.jsonl").records if "loss" in r]
+    assert codes[0] == whole.gradient_bytes > codes[-1]
+
+
 def test_a_damaged_newest_checkpoint_costs_time_but_no_bit(make_config):
     whole = quietly(make_config(steps=8, name="whole"))
     config = make_config(steps=8, name="hurt")

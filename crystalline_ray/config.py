@@ -329,6 +329,14 @@ class Config(
         deciding = self.model_dump(mode="json", exclude=set(self.OPERATIONAL))
         return hashlib.blake2b(json.dumps(deciding, sort_keys=True).encode(), digest_size=32).hexdigest()
 
+    def to_yaml(self) -> str:
+        """Return a file of all fields under the headings of `SECTIONS`, which loads as the same configuration."""
+        values = self.model_dump(mode="json")
+        return "\n".join(
+            f"# {heading}\n" + yaml.safe_dump({field: values[field] for field in section.model_fields}, sort_keys=False)
+            for heading, section in SECTIONS.items()
+        )
+
 
 SECTIONS: Mapping[str, type[BaseModel]] = {
     "Data": DataConfig,
@@ -371,18 +379,6 @@ def resume_config(path: Path, environ: Mapping[str, str], flags: Mapping[str, An
                 "weights; leave it out, or start a new run"
             )
     return resumed
-
-
-def save_config(config: Config, path: Path) -> None:
-    """Write `config` as YAML under the headings of `SECTIONS`; the file appears whole or not at all."""
-    values = config.model_dump(mode="json")
-    parts = [
-        f"# {heading}\n" + yaml.safe_dump({field: values[field] for field in section.model_fields}, sort_keys=False)
-        for heading, section in SECTIONS.items()
-    ]
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("\n".join(parts), encoding="utf-8")
-    partial.replace(path)
 
 
 def _layers(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]) -> Layer:

@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 from threadpoolctl import threadpool_limits
 
-from crystalline_ray.config import Config, save_config
+from crystalline_ray.config import Config
 from crystalline_ray.data.batches import TrainBatches
 from crystalline_ray.data.dataset import Dataset, prepare
 from crystalline_ray.data.token_use import learn_tree
@@ -26,6 +26,7 @@ from crystalline_ray.training.arithmetic import decide_arithmetic, warnings_abou
 from crystalline_ray.training.checkpoint import TrainingState, load_newest, read_head_tree
 from crystalline_ray.training.checkpoint_writer import CheckpointWriter, check_space
 from crystalline_ray.training.console import Console
+from crystalline_ray.training.durable import replace_file
 from crystalline_ray.training.interruption import Interruption
 from crystalline_ray.training.introduction import introduce, write_sample
 from crystalline_ray.training.loop import TrainingLoop
@@ -63,7 +64,8 @@ def train(
             with (open_engine or open_configured_engine)(run, console) as engine:
                 state = _place_weights(run, dataset, engine, folder if resume else None, console)
                 introduce(console, run, dataset, folder, state, (*engine.warnings, *warnings_about(config)))
-                save_config(config.model_copy(update={"name": folder.name}), folder / CONFIG)
+                named = config.model_copy(update={"name": folder.name})
+                replace_file(folder / CONFIG, named.to_yaml().encode())
                 engine.start(console.progress)
                 # Entered after Ray has started, which takes SIGTERM for itself.
                 with interruption.handled(patiently=True):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from crystalline_ray.cli import main
-from crystalline_ray.config import Config, save_config
+from crystalline_ray.config import Config
 from crystalline_ray.data.char import CharTokenizer
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise, weights_digest
 from crystalline_ray.training.checkpoint import MODEL, TrainingState, folder_name, write_checkpoint
@@ -181,7 +181,7 @@ def save_run(run: Path, embed_dim: int) -> None:
         weights_digest=weights_digest(weights),
     )
     (run / "checkpoints").mkdir(parents=True)
-    save_config(config, run / "config.yaml")
+    (run / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     write_checkpoint(
         run / "checkpoints" / folder_name(3),
         state=state,

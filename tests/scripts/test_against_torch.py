@@ -3,17 +3,15 @@
 import importlib.util
 import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from bench_scripts import FOLDER, load_script
 
 from crystalline_ray.errors import DeadlineError, SphereError
 
-SCRIPT = Path(__file__).parents[2] / "scripts/bench/against_torch.py"
 ECHO = "import json, sys; [print(json.dumps({'seconds': 1.5}), flush=True) for line in sys.stdin]"
 DYING = "import sys; print('early words', file=sys.stderr); sys.stdin.readline(); sys.exit('out of luck')"
 HANGING = "import sys, time; print('waiting for ever', file=sys.stderr, flush=True); time.sleep(600)"
@@ -21,12 +19,7 @@ HANGING = "import sys, time; print('waiting for ever', file=sys.stderr, flush=Tr
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("against_torch", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("against_torch")
 
 
 def command(code: str) -> list[str]:
@@ -88,7 +81,7 @@ def test_ratios_compare_the_steps_of_one_round(script: ModuleType) -> None:
 
 def test_leaf_is_a_contestant_that_steps(script: ModuleType) -> None:
     core = str(min(os.sched_getaffinity(0)))
-    contestant = str(SCRIPT.with_name("contestant.py"))
+    contestant = str(FOLDER / "contestant.py")
     with script.started("leaf", [sys.executable, contestant, "numpy", "float32", "A", core]) as leaf:
         assert re.match(r"numpy \d", leaf.answer(60.0)["versions"])
         first, second = leaf.step(60.0), leaf.step(60.0)
@@ -98,8 +91,11 @@ def test_leaf_is_a_contestant_that_steps(script: ModuleType) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is installed")
-def test_absent_torch_is_said() -> None:
-    found = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, timeout=60, check=False)
-    assert found.returncode == 2
-    assert found.stderr.startswith("error: PyTorch is not installed")
-    assert "Traceback" not in found.stderr
+def test_absent_torch_is_said(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["against_torch.py"])
+    assert script.main() == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: PyTorch is not installed")
+    assert "Traceback" not in error

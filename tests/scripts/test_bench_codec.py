@@ -1,20 +1,12 @@
 """The table of codes, with few and short measurements."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
-
-SCRIPT = Path(__file__).parents[2] / "scripts/bench/codec.py"
+from bench_scripts import load_script
 
 
 def test_e8_errs_less_than_d3_and_d3_less_than_the_scalar_quantiser(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = importlib.util.spec_from_file_location("bench_codec", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    for name, value in {"STEPS": 1, "PIECES": 2, "VECTORS": 20_000}.items():
+    script = load_script("codec")
+    for name, value in {"STEPS": 1, "PIECES": 2, "VECTORS": 10_000}.items():
         monkeypatch.setattr(script, name, value)
     scalar, d3, e8, bfloat16 = sorted(script.measure(1), key=lambda result: -result["error_normal"])
     assert [result["code"] for result in (scalar, d3, e8, bfloat16)] == ["scalar", "D3", "E8", "bfloat16"]

@@ -1,23 +1,16 @@
 """The comparison of heads on a vocabulary of thirteen; with that of its figures it takes minutes."""
 
-import importlib.util
 from itertools import islice
-from pathlib import Path
 
 import pytest
+from bench_scripts import load_script
 
 from crystalline_ray.training.console import Console
-
-SCRIPT = Path(__file__).parents[2] / "scripts/bench/lattice_head.py"
 
 
 @pytest.mark.parametrize("heads", [("full", "shells"), ("frequency", "embedding")])
 def test_heads_run_in_turn_on_the_same_targets(heads: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = importlib.util.spec_from_file_location("bench_lattice_head", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("lattice_head")
     for name, value in {"VOCABULARY": 13, "ROWS": 8, "WIDTH": 4, "TEXT_TOKENS": 100}.items():
         monkeypatch.setattr(script, name, value)
     with Console(json_output=True) as console:

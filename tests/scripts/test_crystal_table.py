@@ -1,29 +1,18 @@
 """The ablation: its table, and that every switch it names is a configuration; its figures take an hour."""
 
-import importlib.util
 import sys
 from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-FOLDER = Path(__file__).parents[2] / "scripts/bench"
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from bench_scripts import load_script
 
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.setitem(sys.modules, "crystal_table", load("crystal_table"))
-    return load("crystal")
+    monkeypatch.setitem(sys.modules, "crystal_table", load_script("crystal_table"))
+    return load_script("crystal")
 
 
 def record(kind: str, switch: str, seed: int, loss: float) -> dict[str, object]:
@@ -42,7 +31,7 @@ def test_differences_are_taken_seed_by_seed() -> None:
         *(record("time", "better", seed, loss) for seed, loss in ((1, 2.2), (2, 4.0))),
         {"kind": "speed", "text": "verse", "switch": "better", "speed": 0.5},
     ]
-    table = load("crystal_table").markdown(records, "plain")
+    table = load_script("crystal_table").markdown(records, "plain")
     assert cells(table, "plain") == ["plain", "3.0000 ± 1.4142", "", "", "", "100", ""]
     assert cells(table, "better") == [
         "better", "2.7000 ± 1.2728", "-10.00 ± 0.00 %", "+5.00 ± 7.07 %", "0.50", "100", "",
@@ -55,7 +44,7 @@ def test_as_fast_as_plain_is_the_same_at_equal_time() -> None:
         {"kind": "speed", "text": "verse", "switch": switch, "speed": speed}
         for switch, speed in (("fast", 0.98), ("slow", 0.9))
     ]
-    table = load("crystal_table").markdown(records, "plain")
+    table = load_script("crystal_table").markdown(records, "plain")
     assert cells(table, "fast")[2:5] == ["+5.00 %", "+5.00 %", "0.98"]
     assert cells(table, "slow")[2:5] == ["+5.00 %", "", "0.90"]
 

@@ -1,7 +1,7 @@
 """Every kind of bad input as one table: one clear message, a non-zero status, and nothing left behind."""
 
 import re
-import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,12 +88,12 @@ TABLE = [
     ),
     Bad(
         "shared memory too small",
-        "train text.txt --engine ray --embed-dim 65536 --num-layers 1000",
+        "train text.txt --engine ray --embed-dim 65536 --num-layers 100",
         r"shared memory too small: the arena needs [\d,]+ MiB, .* has [\d,]+ MiB free",
     ),
     Bad(
         "main memory too small",
-        "train text.txt --embed-dim 65536 --num-layers 1000",
+        "train text.txt --embed-dim 65536 --num-layers 100",
         r"main memory too small: the run needs [\d,]+ MiB .*, [\d,]+ MiB are available",
     ),
     Bad("runs folder is a file", "train text.txt --runs-dir text.txt", r"cannot write text\.txt/"),
@@ -131,11 +131,12 @@ TABLE = [
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with everything that the commands name."""
-    folder = tmp_path_factory.mktemp("filled")
+def workplace(tmp_path_factory: pytest.TempPathFactory, cache_folder: Path) -> Iterator[Path]:
+    """The current folder, with everything that the commands name; no command may change anything there."""
+    folder = tmp_path_factory.mktemp("workplace")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setenv("CRYSTALLINE_RAY_CACHE_DIR", str(cache_folder))
         Path("text.txt").write_text("to be or not to be, that is the question. " * 40)
         Path("empty.txt").touch()
         Path("binary.bin").write_bytes(bytes(range(256)) * 8)
@@ -149,16 +150,12 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
             save_run(Path("saved", name), embed_dim)
         weights = Path("saved/truncated/checkpoints", folder_name(3), MODEL)
         weights.write_bytes(weights.read_bytes()[:-100])
-    return folder
+        yield folder
 
 
-@pytest.fixture
-def workplace(filled: Path, tmp_path: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, in which the command is given."""
-    shutil.copytree(filled, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CRYSTALLINE_RAY_CACHE_DIR", str(cache_folder))
-    return tmp_path
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    """What is in every file below a folder, and None for every folder."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def save_run(run: Path, embed_dim: int) -> None:
@@ -201,11 +198,11 @@ def test_bad_input_is_refused(
     arguments = bad.command.split()
     if arguments[:1] == ["train"] and "--resume" not in arguments and "text.txt" in bad.command:
         arguments = [*arguments[:1], *TINY.split(), *arguments[1:]]
-    before = sorted(workplace.rglob("*"))
+    before = contents(workplace)
     assert main(arguments) == 2
     error = capsys.readouterr().err
     messages = [line for line in error.splitlines() if line.startswith("error: ")]
     assert len(messages) == 1, error
     assert re.search(bad.message, messages[0]), messages[0]
     assert "Traceback" not in error
-    assert sorted(workplace.rglob("*")) == before
+    assert contents(workplace) == before

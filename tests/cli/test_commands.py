@@ -20,8 +20,9 @@ from crystalline_ray.spheres.plan import plan_spheres
 
 TINY = [
     "--engine", "local", "--tokenizer", "char", "--seq-len", "16", "--embed-dim", "16", "--num-layers", "1",
-    "--num-heads", "2", "--batch-size", "2", "--steps", "6", "--eval-every", "2", "--checkpoint-every", "2",
-    "--sample-tokens", "5", "--eval-batches", "3", "--warmup-steps", "1", "--learning-rate", "0.02",
+    "--num-heads", "2", "--batch-size", "2", "--global-batch-size", "8", "--steps", "6", "--eval-every", "2",
+    "--checkpoint-every", "2", "--sample-tokens", "5", "--eval-batches", "3", "--warmup-steps", "1",
+    "--learning-rate", "0.02", "--validation-fraction", "0.03",
 ]  # fmt: skip
 
 
@@ -54,7 +55,7 @@ def test_train_writes_what_a_run_is(workplace: Path) -> None:
     run = workplace / "runs/base"
     assert {path.name for path in run.iterdir()} >= {"config.yaml", "metrics.jsonl", "report.json", "checkpoints"}
     config = load_config(run / "config.yaml", {}, {})
-    assert (config.name, config.steps, config.global_batch_size) == ("base", 6, 24)
+    assert (config.name, config.steps, config.global_batch_size) == ("base", 6, 8)
 
 
 def test_train_accepts_the_documented_line(
@@ -154,7 +155,7 @@ def test_evaluate_measures_any_text(workplace: Path, capsys: pytest.CaptureFixtu
 
 def test_evaluate_refuses_a_training_text_that_has_changed(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("changing.txt").write_text("round the sphere " * 200)
-    assert main(["train", "changing.txt", *TINY, "--name", "changing"]) == 0
+    assert main(["train", "changing.txt", *TINY, "--name", "changing", "--steps", "1"]) == 0
     Path("changing.txt").write_text("round the crystal " * 200)
     capsys.readouterr()
     assert main(["evaluate", "changing"]) == 2

@@ -23,13 +23,24 @@ DOCUMENTS = [
 ]
 
 
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    path = tmp_path / "text"
+def write_documents(path: Path) -> Path:
     path.mkdir()
     for number, text in enumerate(DOCUMENTS):
         (path / f"{number:02}.txt").write_text(text, encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return write_documents(tmp_path / "text")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """A folder with the text and, in the cache beside it, its tokens."""
+    root = tmp_path_factory.mktemp("built")
+    make(write_documents(root / "text"))
+    return root
 
 
 def make(text: Path, seq_len: int = 16, seed: int = 1, progress=None, **settings) -> Dataset:
@@ -153,14 +164,16 @@ def flip(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
 @pytest.mark.parametrize("name", ["train-00000.arrow", "validation-00000.arrow", "tokenizer.json", MANIFEST])
-def test_damage_is_noticed_and_made_good(folder, damage, name):
-    first = make(folder)
-    expected = everything(first)
-    before = {path.name: path.read_bytes() for path in first.folder.iterdir()}
-    damage(first.folder / name)
+def test_damage_is_noticed_and_made_good(built, tmp_path, damage, name):
+    shutil.copytree(built, tmp_path, dirs_exist_ok=True)
+    folder, (tokens,) = tmp_path / "text", leftovers(tmp_path / "cache")
+    first = tmp_path / "cache" / tokens
+    expected = everything(open_dataset(built / "cache" / tokens))
+    before = {path.name: path.read_bytes() for path in first.iterdir()}
+    damage(first / name)
     if damage is not flip:
         with pytest.raises(DataError, match=name):
-            open_dataset(first.folder)
+            open_dataset(first)
     again = make(folder)
     assert not again.summary["cached"]
     assert "damaged and have been made anew" in again.summary["notes"][0]

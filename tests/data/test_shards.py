@@ -40,7 +40,7 @@ def test_full_last_file_is_not_followed_by_an_empty_one(tmp_path):
     assert len(writer.names) == 2
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(sizes=st.lists(st.integers(1, 9), max_size=8), data=st.data())
 def test_reading_any_range(sizes, data):
     tokens = np.arange(sum(sizes), dtype=np.uint16)

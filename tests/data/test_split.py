@@ -13,7 +13,7 @@ def documents(count: int) -> list[str]:
     return [f"document {number} " + "x" * (number % 7) for number in range(count)]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(texts=TEXTS, fraction=FRACTIONS, seed=st.integers(0, 2**64 - 1))
 def test_by_document_both_parts_have_text_and_none_is_lost(texts, fraction, seed):
     texts = [*texts, "one more"]

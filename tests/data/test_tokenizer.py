@@ -35,7 +35,7 @@ def char() -> CharTokenizer:
     return CharTokenizer.train([SAMPLE])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(text=TEXT | FIDDLY)
 @example(f"before{END_OF_TEXT}after")
 @example("\0\0")
@@ -88,7 +88,7 @@ def test_long_text_is_sampled_evenly(monkeypatch):
     assert len(tokenizer.encode("value")) < 5
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(text=FIDDLY, size=st.integers(1, 9))
 @example("a\n        b", 1)
 @example("a\n\nb", 1)
@@ -105,7 +105,7 @@ def test_pieces_of_a_long_text_are_bounded():
     assert list(pieces("x" * 100_000)) == ["x" * 100_000]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(data=st.data())
 def test_streaming_equals_decoding_at_once(any_bpe, data):
     """For any tokens, also those that no text encodes to."""

@@ -23,7 +23,7 @@ def digest_of(run, steps=2):
         return train_steps(engine, run, steps)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=8)
 @given(
     cores=st.integers(2, 40),
     coordinators=st.sampled_from(["shared", "dedicated"]),
@@ -76,7 +76,7 @@ def test_any_tree_gives_the_bits_of_one_leaf(
 @pytest.mark.parametrize(("precision", "head"), [("float32", "full"), ("bfloat16", "full"), ("bfloat16", "lattice")])
 def test_any_tree_gives_the_bits_of_one_leaf_with_mkl_too(make_run, precision, head):
     # large enough that most products are MKL's
-    fields = {"batch_size": 8, "global_batch_size": 8 * 5, "embed_dim": 96, "dropout": 0.1}
+    fields = {"batch_size": 8, "global_batch_size": 8 * 4, "embed_dim": 96, "dropout": 0.1}
     fields |= {"blas": "mkl", "precision": precision, "head": head}
     if precision == "bfloat16" and head == "full":
         fields |= {"smoothing": "crystal"}
@@ -108,7 +108,7 @@ def test_an_alpha_frozen_at_zero_trains_the_plain_model_to_the_bit(make_run):
     assert all(weights[0][name].tobytes() == weights[1][name].tobytes() for name in weights[0])
 
 
-@settings(deadline=None, max_examples=4)
+@settings(deadline=None, max_examples=3)
 @given(
     cores=st.integers(2, 40),
     coordinators=st.sampled_from(["shared", "dedicated"]),
@@ -182,7 +182,7 @@ def test_clipping_scales_the_whole_gradient_to_the_norm(make_run):
     assert moved[0.1] == pytest.approx(0.1, rel=1e-4)
 
 
-@pytest.mark.parametrize("compression", ["none", "bfloat16", "d3", "e8"])
+@pytest.mark.parametrize("compression", ["none", "bfloat16", "e8"])
 def test_a_step_that_was_skipped_leaves_no_trace(make_run, compression):
     digests = []
     for spoilt in (False, True):

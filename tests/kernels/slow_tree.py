@@ -40,22 +40,17 @@ def slow_paths(vocab_size: int) -> list[list[Step]]:
 def paths_below(root: list[Branch], vocab_size: int) -> list[list[Step]]:
     """Return the path to every token under a root; rows are numbered as nodes come in a breadth-first walk."""
     paths: list[list[Step]] = [[] for _ in range(vocab_size)]
-    waiting, rows = deque([root]), 0
+    waiting, rows = deque([(root, list[Step]())]), 0
     while waiting:
-        node = waiting.popleft()
+        node, above = waiting.popleft()
         for choice, branch in enumerate(node):
-            step = Step(slice(rows, rows + len(node)), choice)
-            for token in tokens_below(branch):
-                paths[token].append(step)
+            path = [*above, Step(slice(rows, rows + len(node)), choice)]
             if isinstance(branch, list):
-                waiting.append(branch)
+                waiting.append((branch, path))
+            else:
+                paths[branch] = path
         rows += len(node)
     return paths
-
-
-def tokens_below(branch: Branch) -> list[int]:
-    """Return the tokens under a branch from left to right."""
-    return [token for part in branch for token in tokens_below(part)] if isinstance(branch, list) else [branch]
 
 
 def slow_log_probability(x: np.ndarray, table: np.ndarray, steps: list[Step]) -> float:

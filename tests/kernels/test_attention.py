@@ -67,7 +67,7 @@ SHAPES = [
 def test_backward_equals_finite_differences(shape: tuple[int, int, int, int], rate: float) -> None:
     attention = Attention(*shape, np.float64, rate)
     attention.forward()
-    every = 1 if attention.qkv.size < 200 else 23  # position: some in each block, the short last one too
+    every = 1 if attention.qkv.size < 200 else (shape[2] - 1) // 5  # position: one in each block at least
     dqkv = attention.backward()[:, ::every].copy()
     sample = attention.qkv[:, ::every]
     numeric = numeric_gradient(lambda: float((attention.forward() * attention.dout).sum()), sample)

@@ -11,7 +11,7 @@ def indices(rows: int) -> RunIndices:
     return space
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(st.lists(st.integers(0, 10**6) | st.integers(0, 5), min_size=1, max_size=400))
 def test_rows_are_sorted_and_cut_where_the_key_changes(row_keys: list[int]) -> None:
     array, scratch = np.array(row_keys, np.int32), indices(len(row_keys))

@@ -25,7 +25,7 @@ def run(scores: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.nda
     return out, totals, shift
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     st.integers(1, 20),
     st.integers(0, 30),

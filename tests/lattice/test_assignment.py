@@ -30,7 +30,7 @@ def total(affinity: np.ndarray, groups: np.ndarray) -> int:
     return int(affinity[np.arange(len(affinity)), groups].sum())
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=50)
 @given(
     capacities=st.lists(st.integers(0, 4), min_size=2, max_size=4),
     largest=st.sampled_from([1, 3, 50]),

@@ -24,7 +24,7 @@ def root_of(tree: TokenTree, first: int = 0) -> list[Branch]:
     return [root_of(tree, branch) if branch >= 0 else ~branch for branch in below]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(st.integers(2, 300), st.integers(0, 10**6))
 def test_a_tree_read_back_is_the_one_written(vocab: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

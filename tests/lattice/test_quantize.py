@@ -63,7 +63,7 @@ def test_no_point_of_d_is_nearer(x: np.ndarray) -> None:
     np.testing.assert_allclose(squared_distances(x, points), least_distances(x, offsets, in_d), atol=1e-6)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=20)
 @given(vectors(8))
 def test_no_point_of_e8_is_nearer(x: np.ndarray) -> None:
     points = nearest(nearest_e8, x)

@@ -42,7 +42,7 @@ def subset_sum(size: int, bits: int) -> np.ndarray:
 
 
 @METHODS
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(basis=independent_rows(7, 10**4), delta=st.sampled_from([0.26, 0.75, 0.99, 0.9999]))
 def test_the_basis_becomes_reduced(method: Method, eta: Fraction, basis: np.ndarray, delta: float) -> None:
     check(basis, method(basis, delta), delta, eta)
@@ -89,7 +89,7 @@ def test_what_floating_point_leaves_undone_is_finished(monkeypatch: pytest.Monke
     check(enormous, lll_floating(enormous), 0.99, Fraction(FLOATING_ETA))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(independent_rows(6, 50))
 def test_the_integral_orthogonalisation_is_the_reference(basis: np.ndarray) -> None:
     form = GramSchmidt(basis.tolist())

@@ -59,7 +59,7 @@ def vectors(draw: st.DrawFn, size: int) -> np.ndarray:
 
 
 @CODES
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(data=st.data())
 def test_the_gauge_is_the_largest_projection_on_a_shortest_vector(name: str, data: st.DataObject) -> None:
     x = data.draw(vectors(VORONOI_CODES[name].dimension))
@@ -78,7 +78,7 @@ def test_the_cell_is_where_zero_is_nearest(name: str) -> None:
 
 
 @CODES
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(data=st.data())
 def test_vectors_within_the_largest_gauge_decode_to_their_nearest_point(name: str, data: st.DataObject) -> None:
     code = VORONOI_CODES[name]

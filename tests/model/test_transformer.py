@@ -60,8 +60,8 @@ SHAPES = model_shapes(
 )
 
 
-@settings(deadline=None, max_examples=12)
-@given(SHAPES, st.integers(1, 3), st.sampled_from([0.0, 0.3]), st.booleans())
+@settings(deadline=None, max_examples=8)
+@given(SHAPES, st.integers(1, 2), st.sampled_from([0.0, 0.3]), st.booleans())
 def test_gradient_of_the_whole_model_equals_finite_differences(
     shape: ModelShape, batch: int, dropout: float, parts: bool
 ) -> None:
@@ -84,12 +84,11 @@ def test_gradient_of_the_whole_model_equals_finite_differences(
         part = slice(parameter.offset, parameter.offset + parameter.size)
         direction = np.zeros_like(weights)
         direction[part] = rng.standard_normal(parameter.size)
-        once, twice = (
-            loss_at(weights + step * direction) - loss_at(weights - step * direction) for step in (3e-5, 6e-5)
-        )
-        slope = (8.0 * once - twice) / 36e-5
-        size = np.linalg.norm(gradient[part]) * np.linalg.norm(direction[part])
-        assert abs(0.5 * slope - gradient @ direction) < 1e-6 * (1.0 + size), parameter.name
+        length = np.linalg.norm(direction)
+        step = 1e-5 / length  # so short a way that the loss does not bend, whatever the size of the tensor
+        slope = (loss_at(weights + step * direction) - loss_at(weights - step * direction)) / (2.0 * step)
+        size = np.linalg.norm(gradient[part]) * length
+        assert abs(0.5 * slope - gradient @ direction) < 1e-7 * (1.0 + size), parameter.name
     for padding in model.layout.padding:
         assert not gradient[padding].any()
 

@@ -48,7 +48,7 @@ def gradients(draw: st.DrawFn) -> np.ndarray:
 
 
 @LATTICES
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(values=gradients())
 def test_every_value_decodes_to_a_lattice_point_within_the_covering_radius(name: str, values: np.ndarray) -> None:
     code = VORONOI_CODES[name]

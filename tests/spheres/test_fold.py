@@ -19,7 +19,7 @@ def memory_with(regions: int) -> BufferMemory:
     return node_memory(MemoryLayout(parameters=SIZE, moments=0, regions=regions))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(micro_batches=st.integers(1, 400), sum_unit=st.integers(1, 5))
 def test_units_of_all_groups_hold_every_micro_batch_once_and_in_order(micro_batches, sum_unit):
     groups = [group_units(group, micro_batches, sum_unit) for group in range(12)]
@@ -47,7 +47,7 @@ class ShuffledLink:
         return ticket, self.replies[ticket]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(data=st.data(), count=st.integers(1, 12), slots=st.integers(1, 4), workers=st.integers(1, 4))
 def test_the_sum_has_the_same_bits_in_any_order_of_arrival(data, count, slots, workers):
     rng = np.random.default_rng(count)

@@ -15,7 +15,7 @@ def units_of(plan: SpherePlan, micro_batches: int, sum_unit: int) -> dict[int, i
     }
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(
     cores=st.integers(1, 180),
     coordinators=st.sampled_from(["dedicated", "shared"]),
@@ -39,7 +39,7 @@ def test_every_unit_finds_a_leaf_within_the_fewest_rounds(cores, coordinators, m
         assert count <= rounds * leaves_below(plan, plan.spheres[sphere])
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(cores=st.integers(1, 100), micro_batches=st.integers(1, 300))
 def test_a_sphere_that_lends_does_not_borrow(cores, micro_batches):
     plan = plan_spheres([[None] * cores], coordinators="shared")

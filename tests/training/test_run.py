@@ -34,6 +34,8 @@ TINY = {
     "num_layers": 1,
     "num_heads": 2,
     "batch_size": 2,
+    "global_batch_size": 8,
+    "validation_fraction": 0.03,
     "learning_rate": 0.01,
     "warmup_steps": 3,
     "eval_every": 4,
@@ -108,7 +110,10 @@ def test_eight_steps_leave_a_run_folder_that_tells_the_whole_story(make_config):
     ("number", "fields"),
     [
         (signal.SIGTERM, {"routing": "round_robin"}),
-        (signal.SIGINT, {"routing": "symmetry", "smoothing": "crystal", "smoothing_schedule": "linear"}),
+        (
+            signal.SIGINT,
+            {"routing": "symmetry", "global_batch_size": 24, "smoothing": "crystal", "smoothing_schedule": "linear"},
+        ),
     ],
     ids=["SIGTERM", "SIGINT, symmetry, crystal"],
 )
@@ -205,9 +210,9 @@ def test_resume_refuses_a_run_whose_ids_were_no_ranks(make_config, monkeypatch):
 
 def test_a_run_that_never_trained_leaves_no_folder(make_config, tmp_path):
     with pytest.raises(ResourceError, match="main memory too small: the run needs"):
-        quietly(make_config(steps=1, num_layers=1000, embed_dim=16384))
+        quietly(make_config(steps=1, num_layers=100, embed_dim=16384))
     with pytest.raises(ResourceError, match="shared memory too small: the arena needs"):
-        quietly(make_config(steps=1, num_layers=1000, embed_dim=16384, engine="ray"))
+        quietly(make_config(steps=1, num_layers=100, embed_dim=16384, engine="ray"))
     assert not (tmp_path / "runs").exists()
 
 
@@ -233,15 +238,13 @@ def test_a_reloaded_model_has_its_vocabulary_norms_optimizer_and_counters(make_c
     assert loaded.tokenizer_json == dataset.tokenizer.to_json()
     assert loaded.layout.shape.vocab_size == dataset.tokenizer.vocab_size
     state = loaded.state
-    assert (state.step, state.sequences, state.tokens_seen) == (10, 10 * 24, 10 * 24 * 16)
+    assert (state.step, state.sequences, state.tokens_seen) == (10, 10 * 8, 10 * 8 * 16)
     assert (state.skipped_steps, state.config_digest) == (0, decide_arithmetic(config).digest())
     assert state.validation_loss == report.validation_loss
 
 
 def test_a_trained_model_beats_the_unigram_and_bigram_entropy_of_its_corpus(make_config):
-    config = make_config(
-        steps=100, name="learn", eval_every=100, batch_size=8, global_batch_size=16, checkpoint_every=100
-    )
+    config = make_config(steps=60, name="learn", eval_every=60, batch_size=8, global_batch_size=16, checkpoint_every=60)
     report = quietly(config)
     dataset = prepare(config, seq_len=16, seed=config.seed)
     tokens = dataset.train.read(0, len(dataset.train)).tolist()
@@ -273,7 +276,7 @@ def test_every_window_of_the_corpus_is_used_exactly_once_an_epoch(make_config, r
         epochs=3,
         name="epochs",
         threads=15,
-        seq_len=121,
+        seq_len=241,
         embed_dim=8,
         batch_size=5,
         global_batch_size=60,
@@ -283,11 +286,11 @@ def test_every_window_of_the_corpus_is_used_exactly_once_an_epoch(make_config, r
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LeafSphere, "compute", recording)
         quietly(config)
-    dataset = prepare(config, seq_len=121, seed=config.seed)
-    windows = TrainBatches(dataset.train, 121, 1, config.seed).windows
+    dataset = prepare(config, seq_len=241, seed=config.seed)
+    windows = TrainBatches(dataset.train, 241, 1, config.seed).windows
     expected: Counter[bytes] = Counter()
     for window in range(windows):
-        tokens = dataset.train.read(window * 121, window * 121 + 122).astype(np.int32)
+        tokens = dataset.train.read(window * 241, window * 241 + 242).astype(np.int32)
         expected[tokens[:-1].tobytes() + tokens[-1:].tobytes()] += 3
     assert windows * 3 % 60 != 0  # the last step is ragged
     assert seen == expected
@@ -315,7 +318,7 @@ def test_validation_is_over_the_whole_validation_part(make_config):
 def test_many_epochs_with_fewer_batches_than_leaves_end(make_config, tmp_path):
     small = tmp_path / "small.txt"
     small.write_text("ab cd ef gh " * 40)
-    config = make_config(epochs=12, name="short", threads=9, eval_every=4, checkpoint_every=5)
+    config = make_config(epochs=6, name="short", threads=9, validation_fraction=0.1)
     report = quietly(config.model_copy(update={"text": (small,)}))
     assert report.steps == report.total_steps
     assert math.isfinite(report.validation_loss)
@@ -338,7 +341,7 @@ def test_stop_and_resume_across_engines_and_leaf_counts_give_one_digest(make_con
     def in_session(run, console):
         return contextlib.closing(RayEngine(run, ray_session))
 
-    fields = {"steps": 30, "routing": "symmetry", "gradient_compression": "e8"}
+    fields = {"steps": 30, "routing": "symmetry", "global_batch_size": 24, "gradient_compression": "e8"}
     local = quietly(make_config(name="local", **fields))
     config = make_config(name="ray", threads=2, engine="ray", pin=False, **fields)
     stopped = train(config, SignalAt(17), open_engine=in_session)

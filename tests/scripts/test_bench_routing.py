@@ -1,17 +1,10 @@
 """The cost of routing on the smallest of the three steps; the largest takes minutes."""
 
-import importlib.util
-from pathlib import Path
-
-SCRIPT = Path(__file__).parents[2] / "scripts/bench/routing.py"
+from bench_scripts import load_script
 
 
 def test_the_share_of_a_step_follows_from_the_rounds_of_its_leaves() -> None:
-    spec = importlib.util.spec_from_file_location("bench_routing", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("routing")
     with script.as_worker(script.measuring_core(), "numpy"):
         result = script.measure(*next(script.cases()), rounds=1)
     assert (result["micro_batches"], result["sequences"]) == (12, 12)

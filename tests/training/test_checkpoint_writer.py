@@ -339,7 +339,7 @@ def test_a_file_in_the_way_is_named(tmp_path: Path, shape: ModelShape) -> None:
 
 
 def test_a_disk_that_cannot_hold_the_checkpoints_is_refused_before_the_run(tmp_path: Path) -> None:
-    planet = ModelShape(vocab_size=1_000_000, seq_len=1024, embed_dim=65_536, num_layers=100, num_heads=64)
+    planet = ModelShape(vocab_size=1_000_000, seq_len=1024, embed_dim=65_536, num_layers=1000, num_heads=64)
     with pytest.raises(
         ResourceError, match=r"has room for .*B, the checkpoints of this run need \d+\.\d PB: .* each, 5"
     ):

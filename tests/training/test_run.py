@@ -354,7 +354,7 @@ def test_stop_and_resume_across_engines_and_leaf_counts_give_one_digest(make_con
 
 
 def test_the_copy_that_is_being_saved_needs_memory_too(make_config, monkeypatch):
-    config = make_config(steps=1, gradient_compression="e8", routing="symmetry")
+    config = make_config(steps=1, global_batch_size=24, gradient_compression="e8", routing="symmetry")
     dataset = prepare(config, seq_len=config.seq_len, seed=config.seed)
     run = specify(config, plan_for(config), dataset, SHELLS)
     copied = (1 + 2 + 12) * run.layout.size * 4  # weights, moments, residuals

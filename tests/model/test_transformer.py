@@ -85,10 +85,10 @@ def test_gradient_of_the_whole_model_equals_finite_differences(
         direction = np.zeros_like(weights)
         direction[part] = rng.standard_normal(parameter.size)
         length = np.linalg.norm(direction)
-        step = 1e-5 / length  # so short a way that the loss does not bend, whatever the size of the tensor
+        step = 3e-6 / length  # neither bending nor rounding then comes near the bound, whatever the size of the tensor
         slope = (loss_at(weights + step * direction) - loss_at(weights - step * direction)) / (2.0 * step)
         size = np.linalg.norm(gradient[part]) * length
-        assert abs(0.5 * slope - gradient @ direction) < 1e-7 * (1.0 + size), parameter.name
+        assert abs(0.5 * slope - gradient @ direction) < 1e-6 * (1.0 + size), parameter.name
     for padding in model.layout.padding:
         assert not gradient[padding].any()
 

@@ -35,7 +35,7 @@ def chat(
             writer = new_writer()
             continue
         try:
-            writer.add(line if writer.ended or not line else "\n" + line)
+            writer.add_line(line)
         except TokenizerError as error:
             show(f"({error})\n")
             continue

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crystalline_ray.data.tokenizer import Tokenizer
+from crystalline_ray.errors import TokenizerError
 from crystalline_ray.model.generate import Generator, Sampling, generate
 from crystalline_ray.model.layout import ModelShape
 
@@ -30,6 +31,7 @@ class Writer:
         self.context: list[int] = []
         self._generator = Generator(shape, weights)
         self._tokenizer = tokenizer
+        self._line_break = next(text for text in ("\n", " ", "") if _knows(tokenizer, text))
         self._sampling = sampling
         self._seed = seed
 
@@ -44,6 +46,13 @@ class Writer:
         if not self.context and self._tokenizer.end_of_text is not None:
             self.context.append(self._tokenizer.end_of_text)  # in training, this stands before a text's first token
         self.context += tokens
+
+    def add_line(self, line: str) -> None:
+        """Add text on a line of its own, or nothing if it is empty; raises as `add`.
+
+        Where the model knows no line break, a space stands for it, and where it knows no space either, nothing.
+        """
+        self.add(line if self.ended or not line else self._line_break + line)
 
     def write(self, max_new_tokens: int, *, through_ends: bool = False) -> Iterator[str]:
         """Yield text as whole characters until `max_new_tokens` are written or the model ends the text.
@@ -70,3 +79,11 @@ class Writer:
             self.context.append(end_of_text)
         if text := stream.flush():
             yield text
+
+
+def _knows(tokenizer: Tokenizer, text: str) -> bool:
+    try:
+        tokenizer.encode(text)
+    except TokenizerError:
+        return False
+    return True

@@ -57,6 +57,20 @@ def test_without_a_separator_text_begins_after_a_line_break(symbols: str, begin:
     assert "".join(writer.write(3)) == begin * 3
 
 
+@pytest.mark.parametrize(("symbols", "between"), [("eta \n", "\n"), ("eta ", " "), ("eta", "")])
+def test_lines_are_apart_as_far_as_the_model_knows_how(symbols: str, between: str) -> None:
+    shape = ModelShape(len(symbols), 8, 4, 1, 1)
+    tokenizer = CharTokenizer(symbols)
+    weights = np.zeros(ParameterLayout(shape).size, np.float32)
+    writer = Writer(shape, weights, tokenizer, Sampling(temperature=0), seed=1)
+    for line in ("tea", "", "eat"):
+        writer.add_line(line)
+    assert tokenizer.decode(writer.context) == f"tea{between}eat"
+    with pytest.raises(TokenizerError):
+        writer.add_line("é")
+    assert tokenizer.decode(writer.context) == f"tea{between}eat"
+
+
 def test_writing_lengthens_the_context_beyond_what_the_model_sees() -> None:
     (token,) = TOKENIZER.encode("x").tolist()
     writer = writer_that_says(token)
@@ -106,29 +120,29 @@ class Echo:
         self.text = ""
         self.ended = True
 
-    def add(self, text: str) -> None:
-        if "é" in text:
+    def add_line(self, line: str) -> None:
+        if "é" in line:
             raise TokenizerError("no é here")
-        self.text += text
+        self.text += f"[{line}]"
         self.ended = False
 
     def write(self, max_new_tokens: int) -> Iterator[str]:
         yield f"<{self.text}>"
-        if self.text.endswith("interrupt"):
+        if self.text.endswith("interrupt]"):
             raise KeyboardInterrupt
-        self.ended = self.text.endswith("end")
+        self.ended = self.text.endswith("end]")
 
 
 @pytest.mark.parametrize(
     ("lines", "shown"),
     [
-        (["a", "b"], "<a>\n<a\nb>\n\n"),
-        (["a", ""], "<a>\n<a>\n\n"),
-        (["a", "/clear", "b", "/quit", "c"], "<a>\n<b>\n"),
-        (["é", "a"], "(no é here)\n<a>\n\n"),
-        (["interrupt", "a"], "<interrupt> ...\n<interrupt\na>\n\n"),
-        (["end", "a"], "<end>\n(end of the text)\n<enda>\n\n"),
-        (["a", KeyboardInterrupt()], "<a>\n\n"),
+        (["a", "b"], "<[a]>\n<[a][b]>\n\n"),
+        (["a", ""], "<[a]>\n<[a][]>\n\n"),
+        (["a", "/clear", "b", "/quit", "c"], "<[a]>\n<[b]>\n"),
+        (["é", "a"], "(no é here)\n<[a]>\n\n"),
+        (["interrupt", "a"], "<[interrupt]> ...\n<[interrupt][a]>\n\n"),
+        (["end", "a"], "<[end]>\n(end of the text)\n<[end][a]>\n\n"),
+        (["a", KeyboardInterrupt()], "<[a]>\n\n"),
     ],
 )
 def test_chat_takes_turns_on_one_text(lines: list[str | BaseException], shown: str) -> None:

@@ -1,6 +1,5 @@
 """The command line: parses, calls, prints. What takes time to import is imported by the command that needs it."""
 
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from pydantic_core import to_json
 
 from crystalline_ray import __version__
 from crystalline_ray.cli_options import FieldsCommand, given_fields
@@ -386,4 +386,4 @@ def _print_result(result: Any, as_json: bool) -> None:
 
 
 def _print_json(values: dict[str, Any]) -> None:
-    click.echo(json.dumps(values, ensure_ascii=False))
+    click.echo(to_json(values, inf_nan_mode="null"))  # JSON has no word for the infinite

@@ -235,7 +235,7 @@ class OptimizerConfig(_Section):
     )
     beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW: decay of the mean gradient")
     beta2: float = Field(default=0.95, ge=0, lt=1, description="AdamW: decay of the mean squared gradient")
-    epsilon: float = Field(default=1e-8, gt=0, le=1, description="AdamW: added to the denominator of the update")
+    epsilon: float = Field(default=1e-8, ge=1e-16, le=1, description="AdamW: added to the denominator of the update")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD: share of the last update kept")
     weight_decay: float = Field(default=0.1, ge=0, le=10, description="Pull of the matrices' weights towards zero")
     clip_norm: float = Field(default=1.0, ge=0, description="Longest gradient, a longer one is scaled down; 0: any")
@@ -244,6 +244,12 @@ class OptimizerConfig(_Section):
     def _rate_falls(self) -> Self:
         if self.min_learning_rate > self.learning_rate:
             raise _conflict(self, "{min_learning_rate} must not exceed {learning_rate}")
+        return self
+
+    @model_validator(mode="after")
+    def _decay_shrinks(self) -> Self:
+        if self.learning_rate * self.weight_decay > 1:
+            raise _conflict(self, "{learning_rate} times {weight_decay} must not exceed 1: weights would change sign")
         return self
 
 

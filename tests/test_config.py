@@ -123,6 +123,11 @@ def test_other_variables_of_the_environment_are_not_ours() -> None:
             "smoothing: crystal\nhead: lattice",
             r"smoothing = 'crystal' .* needs head = 'full', not head = 'lattice' .*on a target's path",
         ),
+        ("epsilon: 1e-60", r"epsilon = 1e-60 .*greater than or equal to 0.0000000000000001"),
+        (
+            "learning_rate: 20.0",
+            r"learning_rate = 20.0 .* times weight_decay = 0.1 \(default\) must not exceed 1: weights would change",
+        ),
         ("min_learning_rate: 1", r"min_learning_rate = 1.0 .*must not exceed learning_rate = 0.001 \(default\)"),
     ],
 )

@@ -133,6 +133,10 @@ class Generator:
             raise InputError(f"expected 1 to {self.free} tokens, the rest of the context, got {len(ids)}")
         if ids.min() < 0 or ids.max() >= self.shape.vocab_size:
             raise InputError(f"tokens must be in [0, {self.shape.vocab_size}), got {ids.min()} to {ids.max()}")
+        with np.errstate(over="ignore", invalid="ignore"):  # of a model that diverged; a draw finds what is not finite
+            self._read(ids)
+
+    def _read(self, ids: npt.NDArray[np.int64]) -> None:
         weights, start = self._weights, self._used
         self._used += len(ids)
         x = weights.token_table[ids]

@@ -76,7 +76,8 @@ class SegmentSphere:
 
         A prior's gradient at the weights of `version` comes before them.
         """
-        return {number: self._reduce_segment(number, groups, version) for number in self._segments}
+        with np.errstate(over="ignore", invalid="ignore"):  # the vote on the norm finds what is not finite
+            return {number: self._reduce_segment(number, groups, version) for number in self._segments}
 
     def apply(self, version: int, learning_rate: float, clip_coefficient: float) -> None:
         """Update the segments from `version` to `version + 1` with the gradient last reduced."""

@@ -60,8 +60,9 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """Of how many equally likely tokens the model would be as unsure."""
-        return math.exp(self.nats_per_token)
+        """Of how many equally likely tokens the model would be as unsure; infinite from 710 nats on."""
+        with np.errstate(over="ignore"):
+            return float(np.exp(self.nats_per_token))
 
     @property
     def bits_per_byte(self) -> float:

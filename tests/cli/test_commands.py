@@ -48,7 +48,7 @@ def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
     """Run a command with --json; standard output must be one object and nothing else."""
     capsys.readouterr()
     assert main([*arguments, "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
+    return json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # NaN and Infinity are no JSON
 
 
 def test_train_writes_what_a_run_is(workplace: Path) -> None:
@@ -142,6 +142,18 @@ def test_evaluate_measures_the_held_out_text_as_training_did(
     assert found["perplexity"] == pytest.approx(math.exp(found["nats_per_token"]))
     assert main(["evaluate", "base"]) == 0
     assert f"crystalline score  {found['crystalline_score']:.4f}\n" in capsys.readouterr().out
+
+
+def test_perplexity_of_a_diverged_model_is_infinite(
+    workplace: Path, corpus_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*TINY, "--name", "wild", "--runs-dir", str(tmp_path), "--learning-rate", "100", "--weight-decay", "0"]
+    assert main(["train", str(corpus_file), *options]) == 0
+    found = run_json(capsys, "evaluate", str(tmp_path / "wild"))
+    assert found["nats_per_token"] > 710
+    assert found["perplexity"] is None
+    assert main(["evaluate", str(tmp_path / "wild")]) == 0
+    assert "perplexity         inf\n" in capsys.readouterr().out
 
 
 def test_evaluate_measures_any_text(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -199,6 +199,12 @@ def test_diverged_logits_are_an_error(value: float) -> None:
             Sampling(temperature).draw(np.array([0.0, value]), 0.5)
 
 
+@pytest.mark.parametrize("shape", [SHAPE, LATTICE])
+def test_a_model_whose_values_overflow_writes_without_a_warning(shape: ModelShape) -> None:
+    generator = Generator(shape, weights_of(shape) * np.float32(1e36))
+    assert len(list(generate(generator, [1], max_new_tokens=3, sampling=Sampling(), seed=0, stop_token=None))) == 3
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -97,4 +97,11 @@ def test_padding_between_tensors_stays_zero():
     for row in rows:
         row[~used] = 0
     run_owners(memory, config, [tuple(range(12))])
-    assert not memory.weights(4)[~used].any()
+    assert not memory.weights(4)[~used].view(np.uint32).any()  # nor a minus before the zero
+
+
+def test_a_gradient_too_large_to_square_is_not_finite():
+    memory, config = filled_memory(2), Config()
+    memory.region(0)[:] = 1e30
+    squares = SegmentSphere(tuple(range(12)), LAYOUT, config, memory).reduce(range(12), 3)
+    assert set(squares.values()) == {np.inf}

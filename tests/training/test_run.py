@@ -325,10 +325,9 @@ def test_many_epochs_with_fewer_batches_than_leaves_end(make_config, tmp_path):
 
 
 def test_divergence_ends_the_run_with_a_clear_error_and_a_checkpoint(make_config):
-    config = make_config(
-        steps=60, name="diverge", optimizer="sgd", learning_rate=100.0, clip_norm=0.0, schedule="constant"
-    )
-    with np.errstate(all="ignore"), pytest.raises(NonFiniteError, match="lower learning_rate"):
+    rule = {"optimizer": "sgd", "learning_rate": 100.0, "weight_decay": 0.01, "clip_norm": 0.0, "schedule": "constant"}
+    config = make_config(steps=60, name="diverge", **rule)
+    with pytest.raises(NonFiniteError, match="lower learning_rate"):
         quietly(config)
     assert np.isfinite(load_newest(config.runs_dir / "diverge" / "checkpoints").weights).all()
 

@@ -5,6 +5,7 @@ faster on most x86 processors, and multiplies bfloat16 with float32 accumulation
 """
 
 import ctypes
+import importlib
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import ThreadpoolController
 
 Matrix = npt.NDArray[Any]
 
@@ -45,14 +45,15 @@ class Products(NamedTuple):
 @lru_cache(maxsize=1)
 def numpy_products() -> Products | None:
     """Return the functions of the library NumPy uses, None where it has none with the C interface."""
-    for controller in ThreadpoolController().select(user_api="blas").lib_controllers:
-        library = ctypes.CDLL(controller.filepath)
-        for prefix in _PREFIXES:
-            for suffix in _SUFFIXES:
-                names = {code: f"{prefix}cblas_{kind}gemm{suffix}" for code, kind in (("f", "s"), ("d", "d"))}
-                if all(hasattr(library, name) for name in names.values()):
-                    integer = ctypes.c_int64 if suffix else ctypes.c_int32
-                    return Products({code: _declared(library, name, code, integer) for code, name in names.items()})
+    # A name is looked up in NumPy's extension and in what that was linked to. Other libraries in the process, MKL among
+    # them, may have the same functions, with other bits.
+    library = ctypes.CDLL(importlib.import_module("numpy._core._multiarray_umath").__file__)
+    for prefix in _PREFIXES:
+        for suffix in _SUFFIXES:
+            names = {code: f"{prefix}cblas_{kind}gemm{suffix}" for code, kind in (("f", "s"), ("d", "d"))}
+            if all(hasattr(library, name) for name in names.values()):
+                integer = ctypes.c_int64 if suffix else ctypes.c_int32
+                return Products({code: _declared(library, name, code, integer) for code, name in names.items()})
     return None
 
 

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -125,6 +126,28 @@ def test_products_of_bfloat16_add_up_in_float32(m: int, n: int, k: int, flip_a: 
     np.testing.assert_allclose(out, expected, atol=2e-5)  # products of bfloat16 are exact in float32
     gemm.add_product(bits[0].T if flip_a else bits[0], bits[1].T if flip_b else bits[1], out)
     np.testing.assert_allclose(out, 2 * expected, atol=4e-5)
+
+
+@with_mkl
+def test_small_products_are_those_of_numpys_library_whatever_else_is_loaded() -> None:
+    """In several processes, since the order in which libraries are found may differ from one to the next."""
+    program = """
+import sys, numpy as np
+from crystalline_ray.kernels import gemm
+a, b = np.random.default_rng(1).standard_normal((2, 600), np.float32)
+out = np.ones((3, 3), np.float32)
+gemm.use(sys.argv[1])
+gemm.add_product(a.reshape(3, 200), b.reshape(200, 3), out)  # MKL rounds it otherwise than NumPy's library
+print(out.tobytes().hex())
+"""
+    arguments = [sys.executable, "-c", program]
+    processes = [
+        subprocess.Popen([*arguments, library], stdout=subprocess.PIPE, env={**os.environ, "PYTHONHASHSEED": str(seed)})
+        for seed, library in enumerate(["numpy", "mkl", "mkl", "mkl", "mkl", "mkl"])
+    ]
+    products = [process.communicate(timeout=120)[0] for process in processes]
+    assert all(process.returncode == 0 for process in processes)
+    assert len(set(products)) == 1
 
 
 @with_mkl

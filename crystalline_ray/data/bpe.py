@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as Library
 from tokenizers import models, pre_tokenizers, trainers
 
-from crystalline_ray.data.progress import Progress, silent
 from crystalline_ray.data.ranks import old_ids
 from crystalline_ray.errors import TokenizerError
+from crystalline_ray.progress import Progress, silent
 
 END_OF_TEXT = "<|endoftext|>"
 NUM_BYTES = 256

@@ -6,9 +6,9 @@ from hashlib import blake2b
 from pathlib import Path
 
 from crystalline_ray.data.files import SourceFile, find_files, standard_library
-from crystalline_ray.data.progress import Progress, silent
 from crystalline_ray.data.readers import is_utf16, read_file
 from crystalline_ray.errors import DataError
+from crystalline_ray.progress import Progress, silent
 
 _FILES_PER_REPORT = 16
 

@@ -11,16 +11,16 @@ import pyarrow as pa
 import tokenizers
 from numpy.typing import NDArray
 
-from crystalline_ray.config import DataConfig
-from crystalline_ray.data.cache import FORMAT, building, check, default_cache_dir, disk_errors, install, seal
+from crystalline_ray.data.config import DataConfig
 from crystalline_ray.data.corpus import Corpus, read_corpus
 from crystalline_ray.data.encoding import count_bytes, encode_documents
-from crystalline_ray.data.progress import Progress, silent
 from crystalline_ray.data.ranks import describe_ranks, frequency_ranks
 from crystalline_ray.data.shards import ShardWriter, TokenArray, map_shard, renumber_shard, token_dtype
 from crystalline_ray.data.split import Split, resolve_mode, split
 from crystalline_ray.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from crystalline_ray.errors import DataError, TokenizerError
+from crystalline_ray.progress import Progress, silent
+from crystalline_ray.storage.sealed import FORMAT, building, check, default_cache_dir, disk_errors, install, seal
 
 _TOKENIZER = "tokenizer.json"
 _PARTS = ("train", "validation")

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crystalline_ray.data.bpe import pieces
-from crystalline_ray.data.progress import Progress, silent
 from crystalline_ray.data.shards import TokenArray, token_dtype
 from crystalline_ray.data.tokenizer import Tokenizer
+from crystalline_ray.progress import Progress, silent
 
 _CHUNK_CHARS = 2 << 20  # encoded at once: enough pieces for many cores, and about 150 MB in the library
 

@@ -11,7 +11,7 @@ is needed, not secrecy.
 import numpy as np
 from numpy.typing import NDArray
 
-from crystalline_ray.kernels.random import Purpose, generator
+from crystalline_ray.streams import Purpose, generator
 
 _ROUNDS = 8
 _MAX_SIZE = 1 << 62

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from crystalline_ray.data.bpe import BpeTokenizer
 from crystalline_ray.data.char import CharTokenizer
-from crystalline_ray.data.progress import Progress, silent
 from crystalline_ray.errors import TokenizerError
+from crystalline_ray.progress import Progress, silent
 
 
 class TokenStream(Protocol):

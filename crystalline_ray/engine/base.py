@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol, Self
 
-from crystalline_ray.data.progress import Progress
+from crystalline_ray.progress import Progress
 from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.messages import EvaluationRequest, EvaluationResult, StepRequest, StepResult
 from crystalline_ray.spheres.plan import Role

@@ -8,19 +8,19 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from crystalline_ray.data.progress import Progress
 from crystalline_ray.engine.base import Engine, SphereStats
 from crystalline_ray.engine.process import check_single_thread
 from crystalline_ray.errors import SphereError
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.denormals import flush_to_zero
-from crystalline_ray.spheres.build import Sphere
+from crystalline_ray.progress import Progress
 from crystalline_ray.spheres.memory import BufferMemory, Memory, MemoryLayout
 from crystalline_ray.spheres.messages import EvaluationRequest, EvaluationResult, Posts, StepRequest, StepResult
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 from crystalline_ray.spheres.run_spec import RunSpec
-from crystalline_ray.spheres.segment import CommitProtocol, Squares
+from crystalline_ray.spheres.segment_owner import CommitProtocol, Squares
 from crystalline_ray.spheres.similar import place_similar_tokens
+from crystalline_ray.spheres.sphere import Sphere
 
 _ROOT = 0
 

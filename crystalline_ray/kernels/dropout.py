@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crystalline_ray.kernels.random import Purpose, generator
 from crystalline_ray.kernels.workspace import Array, row_blocks, rows_per_block
+from crystalline_ray.streams import Purpose, generator
 
 _LEVELS = 1 << 16
 

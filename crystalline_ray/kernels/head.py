@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from crystalline_ray.crystal.smoothing import Objective, Smoothing
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.operands import Operands, unrounded
-from crystalline_ray.kernels.smoothing import Objective, Smoothing
 from crystalline_ray.kernels.softmax import exponentials
 from crystalline_ray.kernels.workspace import Array, Tokens, row_blocks, rows_per_block
 

@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from crystalline_ray.crystal.lattice_head import LatticeHeadBuffers
+from crystalline_ray.crystal.mixing import MixingBuffers, mixing_plan
 from crystalline_ray.kernels.attention import AttentionBuffers, attention_plan
 from crystalline_ray.kernels.blas import BFLOAT16
 from crystalline_ray.kernels.head import HeadBuffers
-from crystalline_ray.kernels.lattice_head import LatticeHeadBuffers
-from crystalline_ray.kernels.mixing import MixingBuffers, mixing_plan
 from crystalline_ray.kernels.operands import Bfloat16Operands, Operands, unrounded
 from crystalline_ray.kernels.rotary import fill_rotations
 from crystalline_ray.kernels.runs import RunIndices, run_index_plan

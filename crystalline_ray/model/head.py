@@ -10,6 +10,21 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from crystalline_ray.crystal.lattice_head import (
+    LatticeHeadBuffers,
+    lattice_head_forward,
+    lattice_head_forward_backward,
+    lattice_head_index_plan,
+    lattice_head_plan,
+    lattice_log_probabilities,
+)
+from crystalline_ray.crystal.smoothing import (
+    Objective,
+    Smoothing,
+    SparseSmoothing,
+    UniformSmoothing,
+    sparse_smoothing_bytes,
+)
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.head import (
@@ -20,23 +35,8 @@ from crystalline_ray.kernels.head import (
     head_operand_sizes,
     head_plan,
 )
-from crystalline_ray.kernels.lattice_head import (
-    LatticeHeadBuffers,
-    lattice_head_forward,
-    lattice_head_forward_backward,
-    lattice_head_index_plan,
-    lattice_head_plan,
-    lattice_log_probabilities,
-)
 from crystalline_ray.kernels.operands import Operands
 from crystalline_ray.kernels.runs import RunIndices
-from crystalline_ray.kernels.smoothing import (
-    Objective,
-    Smoothing,
-    SparseSmoothing,
-    UniformSmoothing,
-    sparse_smoothing_bytes,
-)
 from crystalline_ray.kernels.workspace import Array, Tokens, Workspace
 from crystalline_ray.lattice.outline import FAN_OUT
 from crystalline_ray.model.layout import ModelShape

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from crystalline_ray.errors import ConfigError
-from crystalline_ray.kernels.random import Purpose, generator
 from crystalline_ray.kernels.rotary import Periods, clock_periods, geometric_periods
 from crystalline_ray.lattice.fcc import fcc_points
 from crystalline_ray.lattice.tree import SHELLS, TokenTree, token_tree
+from crystalline_ray.streams import Purpose, generator
 
 ALIGNMENT = 16
 """Floats per 64-byte cache line: tensors start, and segments end, on multiples of it."""

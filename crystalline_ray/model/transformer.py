@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from crystalline_ray.crystal.mixed_model import mixed, unmix_gradient
+from crystalline_ray.crystal.smoothing import Objective
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels.blas import mkl_products
 from crystalline_ray.kernels.dropout import Masks, dropout_backward, dropout_forward
 from crystalline_ray.kernels.embedding import embedding_backward, embedding_forward
 from crystalline_ray.kernels.norm import norm_backward, norm_forward
-from crystalline_ray.kernels.smoothing import Objective
 from crystalline_ray.kernels.workspace import Array, Tokens, row_blocks, steady_state
 from crystalline_ray.model.block import BlockMasks, block_backward, block_forward, fold, unfold
 from crystalline_ray.model.buffers import GradientBuffers, allocate, buffer_bytes, sequences_per_part
@@ -24,7 +25,6 @@ from crystalline_ray.model.head import (
     head_smoothing_bytes,
 )
 from crystalline_ray.model.layout import ModelShape, ParameterLayout
-from crystalline_ray.model.mixing import mixed, unmix_gradient
 from crystalline_ray.model.views import ModelViews, bind
 
 _NO_DROPOUT = BlockMasks(None, None, None)

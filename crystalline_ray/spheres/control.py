@@ -9,9 +9,9 @@ from functools import lru_cache
 
 import numpy as np
 
+from crystalline_ray.spheres.canonical_sum import SumJobs, Unit, group_units
 from crystalline_ray.spheres.dispatch import Dispatcher, Jobs, Worker
 from crystalline_ray.spheres.feedback import GroupSender
-from crystalline_ray.spheres.fold import FoldJobs, Unit, group_units
 from crystalline_ray.spheres.link import Link
 from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.messages import (
@@ -141,7 +141,7 @@ class ControlSphere:
             following = first + self._run.micro_batches_per_step
             self._training.read_ahead(following + number for unit in units for number in unit.micro_batches)
 
-        jobs = FoldJobs(self._memory, self._slots, units, message)
+        jobs = SumJobs(self._memory, self._slots, units, message)
         workers = [Worker(helper.sphere, helper.quota) for helper in order.helpers]
         # A level-1 leaf waits only for leaves it borrowed: reading ahead would delay its own work.
         idle = _nothing if self._spec.role == "leaf" else read_next_step
@@ -196,7 +196,7 @@ class DeepControlSphere:
             batches = (order.batches[unit.position],)
             return UnitMessage(order.step, order.version, region, order.scale, order.smoothing_weight, batches)
 
-        jobs = FoldJobs(self._memory, self._slots, units, message)
+        jobs = SumJobs(self._memory, self._slots, units, message)
         self._run(jobs)
         replies = jobs.gradients()
         self.batches += len(units)

@@ -12,7 +12,7 @@ worth between nodes, and their length is reported.
 
 import numpy as np
 
-from crystalline_ray.spheres.codec import PIECE, Codec, make_codec
+from crystalline_ray.crystal.codes import PIECE, Codec, make_codec
 from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.run_spec import RunSpec
 

@@ -5,7 +5,7 @@ Borrowing changes who computes a gradient, never what is added to what.
 
 from collections.abc import Sequence
 
-from crystalline_ray.spheres.fold import group_units
+from crystalline_ray.spheres.canonical_sum import group_units
 from crystalline_ray.spheres.messages import Helper
 from crystalline_ray.spheres.plan import SpherePlan, SphereSpec
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from crystalline_ray.data.progress import Progress
+from crystalline_ray.crystal.prior import LaplacianPrior
 from crystalline_ray.lattice.similarity import Neighbours, similar_ranks
 from crystalline_ray.model.head import SmoothedBy
+from crystalline_ray.progress import Progress
 from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
-from crystalline_ray.spheres.prior import LaplacianPrior
 from crystalline_ray.spheres.run_spec import RunSpec
 
 

@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 from crystalline_ray.errors import CheckpointError, ConfigError
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, weights_digest
-from crystalline_ray.training.durable import sync_folder, write_file
+from crystalline_ray.storage.files import sync_folder, write_file
 
 MODEL, OPTIMIZER, TOKENIZER, STATE, MANIFEST = (
     "model.safetensors",

@@ -16,6 +16,7 @@ from rich.filesize import decimal
 from crystalline_ray.errors import CheckpointError, CrystallineError, ResourceError
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, weights_digest
 from crystalline_ray.spheres.run_spec import RunSpec
+from crystalline_ray.storage.files import disk_errors, free_bytes, sync_folder
 from crystalline_ray.training.checkpoint import (
     OLD_PREFIX,
     Array,
@@ -25,7 +26,6 @@ from crystalline_ray.training.checkpoint import (
     read_state,
     write_checkpoint,
 )
-from crystalline_ray.training.durable import disk_errors, free_bytes, sync_folder
 
 _TEMPORARY_PREFIX, _DELETED_PREFIX = ".tmp-", ".deleted-"
 _LOCK = ".lock"

@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crystalline_ray.data.dataset import Dataset
-from crystalline_ray.model.generate import Sampling
+from crystalline_ray.generation.generator import Sampling
+from crystalline_ray.generation.session import TextSession
 from crystalline_ray.spheres.plan import occupancy
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.training.checkpoint import TrainingState
 from crystalline_ray.training.console import Console, short_count, token_groups
-from crystalline_ray.training.writer import Writer
 
 
 def introduce(
@@ -51,7 +51,7 @@ def introduce(
 def write_sample(console: Console, run: RunSpec, dataset: Dataset, weights: NDArray[np.float32]) -> None:
     """Show what the model writes by itself."""
     config = run.config
-    writer = Writer(run.shape, weights, dataset.tokenizer, Sampling(), config.seed)
+    writer = TextSession(run.shape, weights, dataset.tokenizer, Sampling(), config.seed)
     prompt = config.sample_prompt or ""
     writer.add(prompt)
     console.line(f"sample of {config.sample_tokens} tokens:")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from crystalline_ray.errors import InputError
-from crystalline_ray.training.durable import disk_errors, replace_file
+from crystalline_ray.storage.files import disk_errors, replace_file
 
 Record = dict[str, Any]
 

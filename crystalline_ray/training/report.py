@@ -14,9 +14,9 @@ from rich.text import Text
 
 from crystalline_ray.engine.base import SphereStats
 from crystalline_ray.errors import InputError
+from crystalline_ray.storage.files import replace_file
 from crystalline_ray.training.console import duration, facts, plural, short_count, token_groups
-from crystalline_ray.training.durable import replace_file
-from crystalline_ray.training.routing import RoutingReport
+from crystalline_ray.training.routing_report import RoutingReport
 
 
 class RunReport(BaseModel):

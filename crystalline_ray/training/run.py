@@ -9,30 +9,30 @@ import psutil
 from threadpoolctl import threadpool_limits
 
 from crystalline_ray.config import Config
+from crystalline_ray.crystal.codes import make_codec
+from crystalline_ray.crystal.token_use import learn_tree
 from crystalline_ray.data.batches import TrainBatches
 from crystalline_ray.data.dataset import Dataset, prepare
-from crystalline_ray.data.token_use import learn_tree
+from crystalline_ray.engine.arena import arena_root, check_room
+from crystalline_ray.engine.arithmetic import decide_arithmetic, warnings_about
 from crystalline_ray.engine.base import Engine
+from crystalline_ray.engine.cores import allowed_cores
 from crystalline_ray.engine.local import LocalEngine
-from crystalline_ray.engine.ray.arena import arena_root, check_room
-from crystalline_ray.engine.topology import allowed_cores
 from crystalline_ray.errors import CheckpointError, ResourceError
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.layout import initialise, weights_digest
-from crystalline_ray.spheres.codec import make_codec
 from crystalline_ray.spheres.plan import SpherePlan, plan_spheres
 from crystalline_ray.spheres.run_spec import RunSpec, model_shape
-from crystalline_ray.training.arithmetic import decide_arithmetic, warnings_about
+from crystalline_ray.storage.files import replace_file
 from crystalline_ray.training.checkpoint import TrainingState, load_newest, read_head_tree
 from crystalline_ray.training.checkpoint_writer import CheckpointWriter, check_space
 from crystalline_ray.training.console import Console
-from crystalline_ray.training.durable import replace_file
 from crystalline_ray.training.interruption import Interruption
 from crystalline_ray.training.introduction import introduce, write_sample
 from crystalline_ray.training.loop import TrainingLoop
 from crystalline_ray.training.metrics import MetricsWriter
 from crystalline_ray.training.report import RunReport
-from crystalline_ray.training.routing import RoutingReport
+from crystalline_ray.training.routing_report import RoutingReport
 from crystalline_ray.training.run_folder import CHECKPOINTS, CONFIG, METRICS, REPORT, run_folder
 
 OpenEngine = Callable[[RunSpec, Console], AbstractContextManager[Engine]]

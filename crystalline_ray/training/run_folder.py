@@ -8,8 +8,8 @@ from pathlib import Path
 
 from crystalline_ray.config import Config
 from crystalline_ray.errors import ConfigError, InputError
+from crystalline_ray.storage.files import disk_errors
 from crystalline_ray.training.checkpoint import list_checkpoints
-from crystalline_ray.training.durable import disk_errors
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"

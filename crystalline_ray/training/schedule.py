@@ -2,7 +2,7 @@
 
 import math
 
-from crystalline_ray.config import LossConfig, OptimizerConfig
+from crystalline_ray.spheres.config import LossConfig, OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:

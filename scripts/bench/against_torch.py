@@ -26,12 +26,12 @@ from typing import IO, Any, NamedTuple, cast
 
 from rich.table import Table
 
+from crystalline_ray.bench.work import STANDARD
+from crystalline_ray.bench.worker import measuring_core, measuring_parser, parse_rounds
 from crystalline_ray.engine.process import SINGLE_THREAD
 from crystalline_ray.errors import CrystallineError, DeadlineError, InputError, SphereError
 from crystalline_ray.kernels.blas import mkl_library
 from crystalline_ray.training.console import Console
-from crystalline_ray.training.leaf_work import STANDARD
-from crystalline_ray.training.measuring import measuring_core, measuring_parser, parse_rounds
 
 WARM_UP_ROUNDS = 3
 START_SECONDS = 120.0

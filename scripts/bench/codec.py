@@ -25,17 +25,17 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
+from crystalline_ray.bench.worker import as_worker, measuring_core, measuring_parser, parse_rounds
 from crystalline_ray.config import Config
+from crystalline_ray.crystal.codes import PIECE, Bfloat16Codec, Codec, LatticeCodec
 from crystalline_ray.data.dataset import prepare
 from crystalline_ray.engine.local import LocalEngine
 from crystalline_ray.errors import CrystallineError
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.lattice.voronoi import VORONOI_CODES
 from crystalline_ray.model.layout import initialise
-from crystalline_ray.spheres.codec import PIECE, Bfloat16Codec, Codec, LatticeCodec
 from crystalline_ray.spheres.messages import StepRequest
 from crystalline_ray.training.console import Console
-from crystalline_ray.training.measuring import as_worker, measuring_core, measuring_parser, parse_rounds
 from crystalline_ray.training.run import plan_for, specify
 
 STEPS = 50

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 
+from crystalline_ray.bench.libraries import blas_in_use
+from crystalline_ray.bench.work import STANDARD, Work, leaf_work
+from crystalline_ray.bench.worker import peak_memory
 from crystalline_ray.engine.process import prepare_worker
 from crystalline_ray.kernels.gemm import Library
-from crystalline_ray.training.blas import blas_in_use
-from crystalline_ray.training.leaf_work import STANDARD, Work, leaf_work
-from crystalline_ray.training.measuring import peak_memory
 
 
 def make_step(framework: str, work: Work) -> Callable[[], float]:

@@ -28,6 +28,7 @@ from typing import Any
 from crystal_table import SAME_SPEED, Record, markdown
 from rich.markdown import Markdown
 
+from crystalline_ray.bench.worker import as_worker, measuring_core
 from crystalline_ray.config import Config
 from crystalline_ray.data.dataset import prepare
 from crystalline_ray.engine.local import LocalEngine
@@ -36,7 +37,6 @@ from crystalline_ray.model.layout import initialise
 from crystalline_ray.spheres.messages import StepRequest
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.training.console import Console
-from crystalline_ray.training.measuring import as_worker, measuring_core
 from crystalline_ray.training.run import find_head_tree, plan_for, specify
 from crystalline_ray.training.schedule import smoothing_weight
 

@@ -10,10 +10,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from crystalline_ray.bench.worker import peak_memory
 from crystalline_ray.config import Config
 from crystalline_ray.errors import CrystallineError
 from crystalline_ray.training.console import Console
-from crystalline_ray.training.measuring import peak_memory
 from crystalline_ray.training.run import train
 
 

@@ -25,19 +25,19 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from crystalline_ray.bench.work import STANDARD, leaf_work
+from crystalline_ray.bench.worker import as_worker, measuring_core, measuring_parser, parse_rounds
+from crystalline_ray.crystal.smoothing import Objective
+from crystalline_ray.crystal.token_use import learn_tree
 from crystalline_ray.data.shards import TokenArray
-from crystalline_ray.data.token_use import learn_tree
 from crystalline_ray.errors import CrystallineError
 from crystalline_ray.kernels.operands import unrounded
-from crystalline_ray.kernels.smoothing import Objective
 from crystalline_ray.kernels.workspace import Array, Workspace, steady_state
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.head import head_loss_and_gradient, plan_head, plan_head_indices, view_head
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
 from crystalline_ray.model.views import bind
 from crystalline_ray.training.console import Console
-from crystalline_ray.training.leaf_work import STANDARD, leaf_work
-from crystalline_ray.training.measuring import as_worker, measuring_core, measuring_parser, parse_rounds
 
 VOCABULARY = 12**4
 ROWS = 4096

@@ -21,7 +21,10 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from crystalline_ray.bench.work import STANDARD
+from crystalline_ray.bench.worker import as_worker, measuring_core, measuring_parser, parse_rounds
 from crystalline_ray.config import Config, load_config
+from crystalline_ray.crystal.routing import Router
 from crystalline_ray.data.batches import TrainBatches
 from crystalline_ray.data.shards import TokenArray
 from crystalline_ray.errors import CrystallineError
@@ -29,11 +32,8 @@ from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
 from crystalline_ray.model.transformer import Transformer
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, plan_spheres
-from crystalline_ray.spheres.routing import Router
 from crystalline_ray.spheres.run_spec import RunSpec, model_shape
 from crystalline_ray.training.console import Console
-from crystalline_ray.training.leaf_work import STANDARD
-from crystalline_ray.training.measuring import as_worker, measuring_core, measuring_parser, parse_rounds
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ZIPF_EXPONENT = 1.3

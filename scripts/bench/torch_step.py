@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from crystalline_ray.bench.work import Work, zipf_batch
 from crystalline_ray.model.layout import ModelShape
-from crystalline_ray.training.leaf_work import Work, zipf_batch
 
 
 class Block(nn.Module):

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crystalline_ray.config import DataConfig
-from crystalline_ray.data.cache import MANIFEST, building, default_cache_dir
+from crystalline_ray.data.config import DataConfig
 from crystalline_ray.data.dataset import Dataset, open_dataset, prepare
 from crystalline_ray.data.encoding import encode_documents, tokenise
 from crystalline_ray.data.tokenizer import train_tokenizer
 from crystalline_ray.errors import DataError, ResourceError
+from crystalline_ray.storage.sealed import MANIFEST, building, default_cache_dir
 
 DOCUMENTS = [
     f"document {number} says:\n" + f"{number} is {chr(0x430 + number) * 8}, naïve or not\n" * 20 for number in range(30)

@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crystalline_ray.config import DataConfig
 from crystalline_ray.data import dataset as dataset_module
 from crystalline_ray.data import shards
 from crystalline_ray.data.bpe import END_OF_TEXT, BpeTokenizer
-from crystalline_ray.data.cache import FORMAT, MANIFEST
 from crystalline_ray.data.char import CharTokenizer
+from crystalline_ray.data.config import DataConfig
 from crystalline_ray.data.dataset import Dataset, open_dataset, prepare
 from crystalline_ray.data.encoding import tokenise
 from crystalline_ray.data.ranks import frequency_ranks
@@ -22,6 +21,7 @@ from crystalline_ray.data.shards import map_shard, renumber_shard, write_shard
 from crystalline_ray.data.split import split
 from crystalline_ray.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from crystalline_ray.errors import DataError
+from crystalline_ray.storage.sealed import FORMAT, MANIFEST
 
 DOCUMENTS = [f"{number} is {chr(0x430 + number) * 8}, naïve or not\n" * (number + 3) for number in range(24)]
 KINDS = [("bpe", 256), ("bpe", 257), ("bpe", 330), ("char", 256)]
@@ -206,7 +206,7 @@ def test_ranks_count_over_all_files_of_the_training_part(tmp_path, monkeypatch):
 
 def test_tokens_cached_in_an_older_format_are_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset_module, "FORMAT", FORMAT - 1)
-    monkeypatch.setattr("crystalline_ray.data.cache.FORMAT", FORMAT - 1)
+    monkeypatch.setattr("crystalline_ray.storage.sealed.FORMAT", FORMAT - 1)
     old = make(tmp_path, tokenizer="char")
     assert json.loads((old.folder / MANIFEST).read_text())["format"] == FORMAT - 1
     monkeypatch.undo()
@@ -219,7 +219,7 @@ def test_tokens_cached_in_an_older_format_are_not_read(tmp_path, monkeypatch):
 
 
 def test_an_older_format_in_the_place_of_this_one_is_made_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr("crystalline_ray.data.cache.FORMAT", FORMAT - 1)
+    monkeypatch.setattr("crystalline_ray.storage.sealed.FORMAT", FORMAT - 1)
     old = make(tmp_path, tokenizer="char")
     monkeypatch.undo()
     new = make(tmp_path, tokenizer="char")

@@ -9,7 +9,7 @@ import pytest
 
 from crystalline_ray.config import Config
 from crystalline_ray.data.dataset import Dataset, prepare
-from crystalline_ray.data.progress import silent
+from crystalline_ray.progress import silent
 from crystalline_ray.spheres.plan import plan_spheres
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.training.run import find_head_tree, specify

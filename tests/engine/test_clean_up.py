@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from crystalline_ray.engine.arena import Arena, arena_root
 from crystalline_ray.engine.ray import janitor
-from crystalline_ray.engine.ray.arena import Arena, arena_root
 from crystalline_ray.engine.ray.board import BOARD_BYTES, Board
 from crystalline_ray.engine.ray.session import sweep_stale
 from crystalline_ray.errors import DeadlineError

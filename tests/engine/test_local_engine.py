@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from engine_runs import train_steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,8 +13,9 @@ from crystalline_ray.kernels.blas import mkl_library
 from crystalline_ray.lattice.similarity import crystalline_score
 from crystalline_ray.model.layout import MIXING, initialise, weights_digest
 from crystalline_ray.model.transformer import Transformer
-from crystalline_ray.spheres.build import batch_sources
 from crystalline_ray.spheres.messages import EvaluationRequest, StepRequest
+from crystalline_ray.spheres.sphere import batch_sources
+from tests.helpers.engine_runs import train_steps
 
 
 def digest_of(run, steps=2):

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import numpy as np
 import psutil
 import pytest
-from engine_runs import train_steps
 
 from crystalline_ray.engine.local import LocalEngine
 from crystalline_ray.engine.ray.engine import RayEngine
@@ -16,6 +15,7 @@ from crystalline_ray.errors import DeadlineError, ResourceError, SphereError
 from crystalline_ray.kernels.blas import mkl_library
 from crystalline_ray.model.layout import initialise
 from crystalline_ray.spheres.messages import StepRequest
+from tests.helpers.engine_runs import train_steps
 
 pytestmark = pytest.mark.ray
 

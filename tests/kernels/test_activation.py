@@ -2,11 +2,11 @@ import math
 
 import numpy as np
 import pytest
-from differences import numeric_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crystalline_ray.kernels.activation import gelu_backward, gelu_forward
+from tests.helpers.differences import numeric_gradient
 
 
 def reference(x: np.ndarray) -> np.ndarray:

@@ -2,12 +2,12 @@ import math
 
 import numpy as np
 import pytest
-from differences import numeric_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crystalline_ray.kernels.attention import AttentionBuffers, attention_backward, attention_forward, attention_plan
 from crystalline_ray.kernels.dropout import Masks
+from tests.helpers.differences import numeric_gradient
 
 
 class Attention:

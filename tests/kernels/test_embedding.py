@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-from differences import numeric_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crystalline_ray.kernels.embedding import embedding_backward, embedding_forward
 from crystalline_ray.kernels.runs import RunIndices, run_index_plan
+from tests.helpers.differences import numeric_gradient
 
 
 def indices(rows: int) -> RunIndices:

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-from differences import numeric_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crystalline_ray.crystal.smoothing import Objective
 from crystalline_ray.kernels.head import HeadBuffers, head_forward, head_forward_backward, head_index_plan, head_plan
-from crystalline_ray.kernels.smoothing import Objective
+from tests.helpers.differences import numeric_gradient
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid:RuntimeWarning")
 

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-from differences import numeric_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crystalline_ray.kernels.dropout import Masks
 from crystalline_ray.kernels.linear import linear_backward, linear_forward, residual_backward, residual_forward
+from tests.helpers.differences import numeric_gradient
 
 
 @settings(deadline=None, max_examples=30)

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from differences import numeric_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crystalline_ray.kernels.norm import norm_backward, norm_forward
+from tests.helpers.differences import numeric_gradient
 
 
 def reference(x: np.ndarray, gain: np.ndarray, bias: np.ndarray) -> np.ndarray:

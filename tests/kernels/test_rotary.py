@@ -2,7 +2,6 @@ import math
 
 import numpy as np
 import pytest
-from differences import numeric_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from crystalline_ray.kernels.rotary import (
     rotary_backward,
     rotary_forward,
 )
+from tests.helpers.differences import numeric_gradient
 
 PERIODS = (12.0, 60.0, 100.0, 120.0, 600.0, 1000.0, 1200.0, 6000.0, 10_000.0)
 

@@ -3,13 +3,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from bases import d_lattice, e8_doubled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crystalline_ray.lattice import quantize
 from crystalline_ray.lattice.quantize import LARGEST_VALUE, nearest_d, nearest_e8, nearest_z
 from crystalline_ray.lattice.vectors import closest_vector
+from tests.helpers.bases import d_lattice, e8_doubled
 
 Quantiser = Callable[[np.ndarray, np.ndarray], None]
 QUANTISERS = pytest.mark.parametrize("quantiser", [nearest_z, nearest_d, nearest_e8])

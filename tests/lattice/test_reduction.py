@@ -4,13 +4,13 @@ from fractions import Fraction
 import flint
 import numpy as np
 import pytest
-from bases import hermite_form, independent_rows, leech_lattice, reference_gram_schmidt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crystalline_ray.lattice import reduction
 from crystalline_ray.lattice.basis import GramSchmidt
 from crystalline_ray.lattice.reduction import FLOATING_ETA, Reduction, is_reduced, lll_exact, lll_floating
+from tests.helpers.bases import hermite_form, independent_rows, leech_lattice, reference_gram_schmidt
 
 METHODS = pytest.mark.parametrize(
     ("method", "eta"), [(lll_exact, Fraction(1, 2)), (lll_floating, Fraction(FLOATING_ETA))]

@@ -6,13 +6,13 @@ from fractions import Fraction
 import flint
 import numpy as np
 import pytest
-from bases import d_lattice, e8_doubled, independent_rows, leech_lattice, reference_gram_schmidt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crystalline_ray.lattice.quantize import nearest_e8
 from crystalline_ray.lattice.reduction import lll_exact
 from crystalline_ray.lattice.vectors import LatticeVector, closest_vector, nearest_plane, shortest_vector
+from tests.helpers.bases import d_lattice, e8_doubled, independent_rows, leech_lattice, reference_gram_schmidt
 
 COORDINATES = st.one_of(
     st.floats(-50, 50), st.integers(-50, 50), st.fractions(-50, 50, max_denominator=6), st.just(2.0**40 + 0.125)

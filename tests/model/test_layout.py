@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_shapes import model_shapes
 
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.lattice.fcc import fcc_points
 from crystalline_ray.lattice.learned_trees import similarity_outline
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, Positions, initialise, weights_digest
+from tests.helpers.model_shapes import model_shapes
 
 SHAPES = model_shapes(
     st.integers(2, 300),

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_shapes import model_shapes
 
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels import blas, gemm, workspace
@@ -18,6 +17,7 @@ from crystalline_ray.lattice.similarity import similar_ranks
 from crystalline_ray.model import buffers
 from crystalline_ray.model.layout import MIXING, ModelShape, ParameterLayout, initialise
 from crystalline_ray.model.transformer import Transformer, workspace_size
+from tests.helpers.model_shapes import model_shapes
 
 SMALL = ModelShape(vocab_size=23, seq_len=7, embed_dim=12, num_layers=2, num_heads=3)
 LATTICE = replace(SMALL, head="lattice")

@@ -8,9 +8,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from bench_scripts import FOLDER, load_script
 
 from crystalline_ray.errors import DeadlineError, SphereError
+from tests.helpers.bench_scripts import FOLDER, load_script
 
 ECHO = "import json, sys; [print(json.dumps({'seconds': 1.5}), flush=True) for line in sys.stdin]"
 DYING = "import sys; print('early words', file=sys.stderr); sys.stdin.readline(); sys.exit('out of luck')"

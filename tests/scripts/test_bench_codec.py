@@ -1,7 +1,8 @@
 """The table of codes, with few and short measurements."""
 
 import pytest
-from bench_scripts import load_script
+
+from tests.helpers.bench_scripts import load_script
 
 
 def test_e8_errs_less_than_d3_and_d3_less_than_the_scalar_quantiser(monkeypatch: pytest.MonkeyPatch) -> None:

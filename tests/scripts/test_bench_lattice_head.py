@@ -3,9 +3,9 @@
 from itertools import islice
 
 import pytest
-from bench_scripts import load_script
 
 from crystalline_ray.training.console import Console
+from tests.helpers.bench_scripts import load_script
 
 
 @pytest.mark.parametrize("heads", [("full", "shells"), ("frequency", "embedding")])

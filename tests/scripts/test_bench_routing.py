@@ -1,6 +1,6 @@
 """The cost of routing on the smallest of the three steps; the largest takes minutes."""
 
-from bench_scripts import load_script
+from tests.helpers.bench_scripts import load_script
 
 
 def test_the_share_of_a_step_follows_from_the_rounds_of_its_leaves() -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from bench_scripts import load_script
+
+from tests.helpers.bench_scripts import load_script
 
 
 @pytest.fixture

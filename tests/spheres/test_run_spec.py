@@ -3,13 +3,13 @@
 import tracemalloc
 
 import pytest
-from node_memory import node_memory
 
 from crystalline_ray.config import Config
 from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.spheres.leaf import LeafSphere
 from crystalline_ray.spheres.plan import plan_spheres
 from crystalline_ray.spheres.run_spec import RunSpec
+from tests.helpers.node_memory import node_memory
 
 
 @pytest.mark.parametrize("sum_unit", [1, 2])

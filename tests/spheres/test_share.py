@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crystalline_ray.spheres.fold import group_units
+from crystalline_ray.spheres.canonical_sum import group_units
 from crystalline_ray.spheres.plan import SpherePlan, plan_spheres
 from crystalline_ray.spheres.share import leaves_below, share_work
 

@@ -11,7 +11,7 @@ from crystalline_ray.engine.base import SphereStats
 from crystalline_ray.errors import InputError, ResourceError
 from crystalline_ray.training.console import Console
 from crystalline_ray.training.report import RunReport
-from crystalline_ray.training.routing import RoutingReport
+from crystalline_ray.training.routing_report import RoutingReport
 
 
 def make_report(**changes: Any) -> RunReport:

@@ -9,8 +9,8 @@ from crystalline_ray.data.dataset import prepare
 from crystalline_ray.engine.local import LocalEngine
 from crystalline_ray.lattice.symmetry import symmetry_groups
 from crystalline_ray.lattice.tree import SHELLS
-from crystalline_ray.spheres.build import batch_sources
-from crystalline_ray.training.routing import RoutingReport
+from crystalline_ray.spheres.sphere import batch_sources
+from crystalline_ray.training.routing_report import RoutingReport
 from crystalline_ray.training.run import plan_for, specify
 
 
@@ -44,7 +44,7 @@ def test_a_long_run_is_judged_by_steps_spread_over_it(corpus_file, cache_folder,
     run, dataset = specified(corpus_file, cache_folder, epochs=40, routing="symmetry")
     whole = RoutingReport.of(run, dataset, 200)
     assert whole.steps == 64
-    monkeypatch.setattr("crystalline_ray.training.routing._MOST_STEPS", 200)
+    monkeypatch.setattr("crystalline_ray.training.routing_report._MOST_STEPS", 200)
     every = RoutingReport.of(run, dataset, 200)
     assert every.steps == 200
     assert whole.own_group_share == pytest.approx(every.own_group_share, abs=0.05)

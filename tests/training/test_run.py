@@ -17,14 +17,15 @@ import pytest
 from crystalline_ray.config import Config, load_config, resume_config
 from crystalline_ray.data.batches import TrainBatches, ValidationBatches
 from crystalline_ray.data.dataset import prepare
+from crystalline_ray.engine.arithmetic import decide_arithmetic
 from crystalline_ray.errors import CheckpointError, ConfigError, NonFiniteError, ResourceError
+from crystalline_ray.generation.evaluation import evaluate
+from crystalline_ray.generation.load import load_model
 from crystalline_ray.lattice.tree import SHELLS
-from crystalline_ray.training.arithmetic import decide_arithmetic
 from crystalline_ray.training.checkpoint import load_newest, read_head_tree
 from crystalline_ray.training.console import Console
 from crystalline_ray.training.metrics import read_metrics
 from crystalline_ray.training.run import check_memory, open_configured_engine, plan_for, specify, train
-from crystalline_ray.training.use import evaluate, load_model
 
 TINY = {
     "engine": "local",

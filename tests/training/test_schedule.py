@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crystalline_ray.config import LossConfig, OptimizerConfig
+from crystalline_ray.spheres.config import LossConfig, OptimizerConfig
 from crystalline_ray.training.schedule import learning_rate, smoothing_weight, warmup
 
 SCHEDULES = ("cosine", "linear", "constant")

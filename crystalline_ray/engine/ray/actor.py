@@ -7,15 +7,15 @@ from typing import Any
 
 import ray
 
+from crystalline_ray.engine.arena import Arena
 from crystalline_ray.engine.base import SphereStats
 from crystalline_ray.engine.process import prepare_worker
-from crystalline_ray.engine.ray.arena import Arena
 from crystalline_ray.engine.ray.board import Board
 from crystalline_ray.engine.ray.link import RayLink, describe, fetch
-from crystalline_ray.spheres.build import Sphere
 from crystalline_ray.spheres.messages import Committed
 from crystalline_ray.spheres.run_spec import RunSpec
-from crystalline_ray.spheres.segment import CommitProtocol
+from crystalline_ray.spheres.segment_owner import CommitProtocol
+from crystalline_ray.spheres.sphere import Sphere
 
 # Handles of actors by sphere; their methods are looked up at run time, so they have no static type.
 Actors = dict[int, Any]

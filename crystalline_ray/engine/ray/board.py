@@ -12,7 +12,7 @@ from crystalline_ray.engine.ray.link import describe
 from crystalline_ray.errors import DeadlineError
 from crystalline_ray.spheres.messages import Posts
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, SpherePlan
-from crystalline_ray.spheres.segment import Squares
+from crystalline_ray.spheres.segment_owner import Squares
 
 # A stamp and a number; the rest keeps the rows of two owners off one cache line.
 _ROW = 8

@@ -8,13 +8,13 @@ from typing import Any
 import psutil
 import ray
 
-from crystalline_ray.data.progress import Progress
+from crystalline_ray.engine.arena import Arena
 from crystalline_ray.engine.base import Engine, SphereStats
 from crystalline_ray.engine.ray.actor import ROOT_HOST
-from crystalline_ray.engine.ray.arena import Arena
 from crystalline_ray.engine.ray.board import BOARD_BYTES
 from crystalline_ray.engine.ray.link import RayLink, describe, fetch
 from crystalline_ray.errors import DeadlineError, SphereError
+from crystalline_ray.progress import Progress
 from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.messages import EvaluationRequest, EvaluationResult, StepRequest, StepResult
 from crystalline_ray.spheres.run_spec import RunSpec

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import ray
 
+from crystalline_ray.engine.arena import arena_root
 from crystalline_ray.engine.process import SINGLE_THREAD
 from crystalline_ray.engine.ray import janitor
-from crystalline_ray.engine.ray.arena import arena_root
 from crystalline_ray.errors import CrystallineError
 
 _PREFIX = "crystalline-ray-"

@@ -1,0 +1,1 @@
+"""Measuring one core: a leaf's step, its kernels, the best matrix product."""

@@ -1,0 +1,117 @@
+"""Where the time of a step goes: kernels and matrix products timed under the names by which the model calls them."""
+
+import inspect
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from crystalline_ray.kernels import gemm
+from crystalline_ray.spheres import segment_owner
+
+_KERNELS = ("crystalline_ray.kernels.", "crystalline_ray.crystal.")
+_CALLERS = ("crystalline_ray.model.", segment_owner.__name__)
+_KERNEL_ENDINGS = ("_forward", "_backward", "_update")
+_PRODUCTS = ("multiply", "product")
+
+
+@dataclass
+class KernelTime:
+    """What one kernel took: calls, seconds without those of kernels within, and how many of these in products."""
+
+    calls: int = 0
+    seconds: float = 0.0
+    product_seconds: float = 0.0
+
+
+_Site = tuple[Any, str, str]
+"""A name to rebind: where it is looked up, the name, and what it is shown as."""
+
+
+class _Clock:
+    """Wraps functions; the time of a kernel within a kernel is the inner one's alone."""
+
+    def __init__(self) -> None:
+        self.times: dict[str, KernelTime] = {}
+        self._current: KernelTime | None = None
+        self._within = 0.0
+        self._multiplying = False
+
+    def kernel(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        own = self.times.setdefault(name, KernelTime())
+
+        def timed(*arguments: Any, **options: Any) -> Any:
+            outer, before = self._current, self._within
+            self._current, self._within = own, 0.0
+            start = time.perf_counter()
+            try:
+                return function(*arguments, **options)
+            finally:
+                elapsed = time.perf_counter() - start
+                own.calls += 1
+                own.seconds += elapsed - self._within
+                self._current, self._within = outer, before + elapsed
+
+        return timed
+
+    def product(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Time a product for the kernel that asks for it; one that no kernel asks for is a kernel of its own."""
+        within = self._counted(function)
+        alone = self.kernel(name, within)
+
+        def timed(*arguments: Any, **options: Any) -> Any:
+            return (alone if self._current is None else within)(*arguments, **options)
+
+        return timed
+
+    def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            if self._multiplying or self._current is None:
+                return function(*arguments, **options)
+            self._multiplying = True
+            start = time.perf_counter()
+            try:
+                return function(*arguments, **options)
+            finally:
+                self._current.product_seconds += time.perf_counter() - start
+                self._multiplying = False
+
+        return counted
+
+
+@contextmanager
+def timed_kernels() -> Iterator[dict[str, KernelTime]]:
+    """Time every kernel for the duration, at the cost of two clock readings a call; yields the times by name.
+
+    Kernels are the functions `*_forward`, `*_backward` and `*_update` that the model and the segment owners import
+    from the kernels by name, and the segment owners' `reduce`. Products are the functions of the gemm seam called
+    `*multiply*` or `*product*`; one that the model asks for without a kernel appears as a kernel itself. All names are
+    put back at the end.
+    """
+    clock = _Clock()
+    wrapped = [(clock.kernel, *site) for site in _kernel_sites()] + [
+        (clock.product, *site) for site in _product_sites()
+    ]
+    with ExitStack() as stack:
+        for wrap, owner, name, shown in wrapped:
+            original = getattr(owner, name)
+            stack.callback(setattr, owner, name, original)
+            setattr(owner, name, wrap(shown, original))
+        yield clock.times
+
+
+def _kernel_sites() -> Iterator[_Site]:
+    callers = [module for name, module in sys.modules.items() if name.startswith(_CALLERS)]
+    for module in callers:
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            if function.__module__.startswith(_KERNELS) and name.endswith(_KERNEL_ENDINGS):
+                yield module, name, name
+    yield segment_owner.SegmentOwner, "reduce", "segment_reduce"
+
+
+def _product_sites() -> Iterator[_Site]:
+    for name, _ in inspect.getmembers(gemm, inspect.isfunction):
+        if any(word in name for word in _PRODUCTS):
+            yield gemm, name, f"gemm.{name}"

@@ -1,0 +1,118 @@
+"""The work of one leaf, for measuring: a micro-batch's gradient, clipping and AdamW in one process without Ray."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from crystalline_ray.config import Config, load_config
+from crystalline_ray.engine.arithmetic import Precision, chosen_arithmetic
+from crystalline_ray.errors import ConfigError
+from crystalline_ray.kernels.gemm import Library
+from crystalline_ray.kernels.workspace import aligned_zeros
+from crystalline_ray.lattice.tree import SHELLS
+from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
+from crystalline_ray.model.transformer import workspace_size
+from crystalline_ray.spheres.leaf import LeafSphere
+from crystalline_ray.spheres.memory import BufferMemory, MemoryLayout
+from crystalline_ray.spheres.messages import BatchMessage, Commit, UnitMessage
+from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
+from crystalline_ray.spheres.run_spec import model_shape
+from crystalline_ray.spheres.segment_owner import SegmentOwner
+from crystalline_ray.streams import Purpose, generator
+
+Batch = npt.NDArray[np.int32]
+
+_LEARNING_RATE = 1e-4
+_ZIPF_EXPONENT = 1.3
+
+
+class Work(NamedTuple):
+    """A model, the shape of its micro-batch and how it is computed."""
+
+    name: str
+    shape: ModelShape
+    batch_size: int
+    dropout: float = 0.0
+    precision: Precision = "float32"
+    blas: Library = "numpy"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return self.batch_size * self.shape.seq_len
+
+    @property
+    def workspace_bytes(self) -> int:
+        """What the leaf allocates for its own work, weights and gradient apart."""
+        return workspace_size(self.shape, self.batch_size, dropout=self.dropout, bfloat16=self.precision == "bfloat16")
+
+
+STANDARD = {
+    "A": Work("A", ModelShape(vocab_size=1000, seq_len=64, embed_dim=128, num_layers=2, num_heads=4), 16),
+    "B": Work("B", ModelShape(vocab_size=8192, seq_len=256, embed_dim=384, num_layers=6, num_heads=6), 8),
+}
+"""The two models by which kernels are judged: A is bound by calls, B by matrix products."""
+
+
+def find_work(model: str, environ: Mapping[str, str], flags: Mapping[str, Any]) -> Work:
+    """Return the standard work of that name, or that of a YAML configuration, with `environ` and `flags` over it.
+
+    Raises ConfigError if it is neither, or if the configuration is refused.
+    """
+    path = None if model in STANDARD else Path(model)
+    if path and path.suffix not in (".yaml", ".yml") and not path.is_file():
+        raise ConfigError(f"--model {model}: must be {', '.join(STANDARD)} or a YAML configuration file")
+    config = load_config(path, environ, flags)
+    precision, blas = chosen_arithmetic(config)
+    if model in STANDARD:
+        return STANDARD[model]._replace(precision=precision, blas=blas)
+    shape = model_shape(config, config.vocab_size, SHELLS)  # no text is read that could form another tree
+    return Work(model, shape, config.batch_size, config.dropout, precision, blas)
+
+
+def zipf_batch(work: Work, seed: int = 1) -> tuple[Batch, Batch]:
+    """Return inputs and targets (B, T): few tokens are frequent and many rare, as in text."""
+    ranks = generator(seed, Purpose.SAMPLE, 0).zipf(_ZIPF_EXPONENT, (work.batch_size, work.shape.seq_len + 1)) - 1
+    tokens = np.minimum(ranks, work.shape.vocab_size - 1).astype(np.int32)
+    return np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
+
+
+def leaf_work(work: Work) -> Callable[[], float]:
+    """Return a function that runs the next optimizer step and gives its loss in nats per token.
+
+    It is what the only leaf of a tree does, as its spheres do it: one micro-batch forward and backward, then as the
+    owner of all segments the norm, clipping and AdamW. Which BLAS computes is for the caller to set.
+    """
+    shape, config = work.shape, Config(batch_size=work.batch_size)
+    layout = ParameterLayout(shape)
+    sizes = MemoryLayout(layout.size, moments=2, regions=1)
+    memory = BufferMemory(sizes, {part: aligned_zeros(size).data for part, size in sizes.parts().items()})
+    memory.weights(0)[:] = initialise(layout, seed=1)
+    leaf = LeafSphere(
+        memory,
+        shape,
+        batch_size=work.batch_size,
+        dropout=work.dropout,
+        seed=1,
+        bfloat16=work.precision == "bfloat16",
+        sum_unit=1,
+    )
+    segments = SegmentOwner(tuple(range(SYMMETRY_GROUPS)), layout, config, memory)
+    batch = BatchMessage(0, *zipf_batch(work), work.tokens)
+    version = 0
+
+    def step() -> float:
+        nonlocal version
+        reply = leaf.compute(UnitMessage(version, version, 0, 1.0 / work.tokens, 0.0, (batch,)))
+        protocol = segments.commit(Commit(version, version, (0,), _LEARNING_RATE))
+        posts = next(protocol)
+        try:
+            protocol.send(list(posts.squares.values()))
+        except StopIteration:
+            version += 1
+        return reply.loss / work.tokens
+
+    return step

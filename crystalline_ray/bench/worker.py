@@ -1,0 +1,69 @@
+"""What every measurement on one core needs: the thread set up as a leaf's is, and the process's peak memory."""
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from threadpoolctl import threadpool_limits
+
+from crystalline_ray.engine.cores import proc_entry
+from crystalline_ray.engine.process import prepare_worker
+from crystalline_ray.errors import ConfigError, ResourceError
+from crystalline_ray.kernels import gemm
+from crystalline_ray.kernels.denormals import flush_to_zero
+
+
+def measuring_parser(description: str | None, rounds: int, what: str) -> argparse.ArgumentParser:
+    """Return a parser of what every comparison on one core takes: --rounds, of `what`, --core and --json."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"{what} (default: {rounds})")
+    parser.add_argument("--core", type=int, help="core to run on (default: the last that may be used)")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    return parser
+
+
+def parse_rounds(parser: argparse.ArgumentParser, least: int) -> argparse.Namespace:
+    """Read the command line; fewer rounds than `least` are refused as wrong use."""
+    options = parser.parse_args()
+    if options.rounds < least:
+        parser.error(f"--rounds {options.rounds}: must be at least {least}")
+    return options
+
+
+def measuring_core(core: int | None = None) -> int:
+    """Return the core to measure on: the one given, or the last that this process may use.
+
+    Raises ConfigError for a core that it may not use.
+    """
+    allowed = sorted(os.sched_getaffinity(0))
+    if core is None:
+        return allowed[-1]
+    if core not in allowed:
+        raise ConfigError(
+            f"--core {core}: must be one of the cores allowed to this process: {', '.join(map(str, allowed))}"
+        )
+    return core
+
+
+@contextmanager
+def as_worker(core: int, blas: gemm.Library) -> Iterator[None]:
+    """Set up the calling thread as a leaf's (`prepare_worker`) for the duration, then give it back cores and BLAS."""
+    cores = os.sched_getaffinity(0)
+    with threadpool_limits(limits=1, user_api="blas"), flush_to_zero(), gemm.using(gemm.library()):
+        try:
+            prepare_worker(core, blas)
+            yield
+        finally:
+            os.sched_setaffinity(0, cores)
+
+
+def peak_memory() -> int:
+    """Return the most bytes that this process has had in memory at once, its interpreter included.
+
+    Read as VmHWM of proc(5): unlike `getrusage`'s figure it does not begin with that of the parent process. Raises
+    ResourceError on a system that does not tell.
+    """
+    if peak := proc_entry("self/status", "VmHWM"):
+        return int(peak.split()[0]) * 1024
+    raise ResourceError("this system does not tell the peak memory of a process: no VmHWM in /proc/self/status")

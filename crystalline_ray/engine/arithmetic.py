@@ -1,0 +1,53 @@
+"""Which library computes matrix products, from which numbers: what the configuration leaves open is decided here."""
+
+from typing import Literal
+
+from crystalline_ray.config import Config
+from crystalline_ray.engine.cores import proc_entry
+from crystalline_ray.errors import ConfigError
+from crystalline_ray.kernels.blas import mkl_library
+from crystalline_ray.kernels.gemm import Library
+
+Precision = Literal["float32", "bfloat16"]
+"""Of the operands of matrix products."""
+
+_BFLOAT16_FLAGS = ("amx_bf16", "avx512_bf16")
+_INSTALL = "pip install mkl"
+
+
+def decide_arithmetic(config: Config) -> Config:
+    """Return the configuration with `auto` replaced as `chosen_arithmetic` says. Raises ConfigError as it does."""
+    precision, blas = chosen_arithmetic(config)
+    return config.model_copy(update={"blas": blas, "precision": precision})
+
+
+def chosen_arithmetic(config: Config) -> tuple[Precision, Library]:
+    """Return the precision and the library of products: as configured, `auto` as this machine offers.
+
+    Raises ConfigError if the configuration asks for what is not installed.
+    """
+    blas, precision = config.blas, config.precision
+    if blas == "auto":
+        blas = "mkl" if mkl_library() else "numpy"
+    if blas == "mkl" and mkl_library() is None:
+        raise ConfigError(f"blas = 'mkl': Intel's MKL is not in this environment; {_INSTALL}, or use numpy")
+    if precision == "auto":
+        precision = "bfloat16" if blas == "mkl" and has_bfloat16() else "float32"
+    if precision == "bfloat16" and blas != "mkl":
+        raise ConfigError(f"precision = 'bfloat16' needs blas = 'mkl', got {blas!r}; {_INSTALL}, or use float32")
+    return precision, blas
+
+
+def warnings_about(config: Config) -> tuple[str, ...]:
+    """Return what is to be said of a configuration that would be slower than its alternative."""
+    if config.precision == "bfloat16" and not has_bfloat16():
+        return (
+            "precision = 'bfloat16' would be faster as float32 on this processor: it has neither AMX nor AVX512-BF16, "
+            "so that products are emulated",
+        )
+    return ()
+
+
+def has_bfloat16() -> bool:
+    """Return whether the processor multiplies bfloat16 itself (x86 with AMX or AVX512-BF16)."""
+    return any(flag in proc_entry("cpuinfo", "flags").split() for flag in _BFLOAT16_FLAGS)

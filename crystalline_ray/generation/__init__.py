@@ -1,0 +1,1 @@
+"""Using a trained model: load it, evaluate it, let it write."""

@@ -1,0 +1,86 @@
+"""How well a model predicts a text."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from crystalline_ray.config import load_config
+from crystalline_ray.data.batches import TokenSource, ValidationBatches
+from crystalline_ray.data.corpus import read_corpus
+from crystalline_ray.data.dataset import prepare
+from crystalline_ray.data.encoding import tokenise
+from crystalline_ray.errors import DataError
+from crystalline_ray.generation.load import TrainedModel
+from crystalline_ray.kernels.denormals import flush_to_zero
+from crystalline_ray.lattice.similarity import crystalline_score
+from crystalline_ray.model.transformer import Transformer
+from crystalline_ray.progress import Progress, silent
+from crystalline_ray.training.run_folder import CONFIG
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a model predicts a text.
+
+    Attributes:
+        tokens: tokens that were predicted: all but the first.
+        num_bytes: UTF-8 bytes of the text.
+        nats_per_token: mean negative log-likelihood.
+        crystalline_score: mean -ln K(predicted, target); None for a lattice head.
+    """
+
+    tokens: int
+    num_bytes: int
+    nats_per_token: float
+    crystalline_score: float | None
+
+    @property
+    def perplexity(self) -> float:
+        """Of how many equally likely tokens the model would be as unsure; infinite from 710 nats on."""
+        with np.errstate(over="ignore"):
+            return float(np.exp(self.nats_per_token))
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits per byte of the text: compares models whatever their tokens are."""
+        return self.nats_per_token / math.log(2) * self.tokens / self.num_bytes
+
+
+@flush_to_zero()
+def evaluate(model: TrainedModel, text: Sequence[Path] = (), progress: Progress = silent) -> Evaluation:
+    """Measure `model` on the texts behind the paths, without any on the validation part of its own training text.
+
+    Raises DataError if a text cannot be used, or if the training text is not the one the model was trained on.
+    """
+    config = load_config(model.run / CONFIG, {}, {})
+    tokens: TokenSource
+    if text:
+        corpus = read_corpus(text, text_column=config.text_column, progress=progress)
+        texts = [document.text for document in corpus.documents]
+        tokens, num_bytes = tokenise(texts, model.tokenizer, progress=progress)
+        if len(tokens) < 2:
+            raise DataError(f"{', '.join(map(str, text))}: too short: {len(tokens)} tokens leave nothing to predict")
+    else:
+        dataset = prepare(config, seq_len=config.seq_len, seed=config.seed, progress=progress)
+        if dataset.folder.name != model.state.data_digest:
+            raise DataError(
+                f"the text of {model.run} has changed since it was trained on, or another version made tokens of it, "
+                "so what was held out is not known; name a text to evaluate on"
+            )
+        tokens, num_bytes = dataset.validation, dataset.validation_bytes
+    batches = ValidationBatches(tokens, model.shape.seq_len, config.batch_size)
+    transformer = Transformer(model.shape, config.batch_size, training=False)
+    scored = model.shape.head == "full"
+    inputs, targets = np.empty((2, config.batch_size, model.shape.seq_len), np.int32)
+    likeliest = np.empty(inputs.shape, np.intp)
+    total, score, count = 0.0, 0.0, 0
+    for index in range(batches.count):
+        count += batches.fill(index, inputs, targets)
+        total += transformer.loss(model.weights, inputs, targets, likeliest)
+        if scored:
+            score += crystalline_score(likeliest, targets)
+        progress("evaluating", index + 1, batches.count)
+    return Evaluation(count, num_bytes, total / count, score / count if scored else None)

@@ -1,0 +1,227 @@
+"""Generation of text: a forward pass with cached keys and values, and sampling from what it predicts."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from crystalline_ray.crystal.descent import draw_by_descent, most_probable
+from crystalline_ray.crystal.mixed_model import fold_mixing
+from crystalline_ray.errors import ConfigError, InputError, NonFiniteError
+from crystalline_ray.kernels import gemm
+from crystalline_ray.kernels.activation import gelu_forward
+from crystalline_ray.kernels.linear import linear_forward
+from crystalline_ray.kernels.norm import norm_forward
+from crystalline_ray.kernels.rotary import fill_rotations, rotary_forward
+from crystalline_ray.kernels.workspace import Array
+from crystalline_ray.model.head import head_logits
+from crystalline_ray.model.layout import ModelShape, ParameterLayout
+from crystalline_ray.model.views import BlockViews, LinearViews, NormViews, bind
+from crystalline_ray.streams import Purpose
+from crystalline_ray.streams import generator as random_generator
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn from logits; temperature 0 takes the most probable one.
+
+    top_k keeps the k most probable tokens. top_p keeps the fewest whose probabilities sum to at least p (Holtzman et
+    al., "The curious case of neural text degeneration", ICLR 2020, section 3.1). Raises ConfigError for other values.
+    """
+
+    temperature: float = 0.8
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0.0):
+            raise ConfigError(f"temperature must be a finite number of at least 0, got {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(f"top_k must be at least 1, got {self.top_k}")
+        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
+            raise ConfigError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+
+    def draw(self, logits: Array, uniform: float) -> int:
+        """Return the token that a uniform number in [0, 1) picks from logits (V,).
+
+        Tokens are laid out from the most to the least probable (ties: the lower token first), so that the same number
+        picks the same token whatever top_k and top_p cut off behind it, up to their rescaling. Raises NonFiniteError if
+        a logit is NaN or infinite.
+        """
+        if not np.isfinite(logits).all():
+            raise NonFiniteError("cannot draw a token: the model's logits are not finite, so its weights have diverged")
+        if self.temperature == 0.0:
+            return int(np.argmax(logits))
+        order = np.argsort(-logits, kind="stable")[: self.top_k]
+        scaled = logits[order].astype(np.float64)
+        with np.errstate(over="ignore"):  # of a temperature near 0; the difference of the first stays 0
+            mass = np.cumsum(np.exp((scaled - scaled[0]) / self.temperature))
+        if self.top_p is not None:
+            mass = mass[: np.searchsorted(mass, self.top_p * mass[-1]) + 1]
+        picked = np.searchsorted(mass, uniform * mass[-1], side="right")
+        return int(order[min(picked, len(mass) - 1)])  # a product that rounds up to the total is the last token's
+
+
+_PLAIN = Sampling(temperature=1.0)
+_TOKENS_PER_SEARCHED = 64  # with more of them to find, all at once take less time than a search
+
+
+class Generator:
+    """The forward pass of a model for one growing sequence; keys and values of past tokens are kept, not recomputed."""
+
+    def __init__(self, shape: ModelShape, weights: npt.NDArray[Any]) -> None:
+        """Take weights (size,) of the shape's layout, which must not change while the generator is used."""
+        self.shape, weights = fold_mixing(shape, weights)
+        self._weights = bind(ParameterLayout(self.shape), weights)
+        self._keys, self._values = np.zeros(
+            (2, shape.num_layers, shape.num_heads, shape.seq_len, shape.head_dim), weights.dtype
+        )
+        self._used = 0
+        self._rotations: Array | None = None
+        if shape.positions != "learned":
+            self._rotations = np.empty((2, shape.seq_len, 2 * shape.embed_dim), weights.dtype)
+            fill_rotations(self._rotations, shape.periods)
+        self._last: Array = np.zeros((1, shape.embed_dim), weights.dtype)
+
+    @property
+    def free(self) -> int:
+        """How many more tokens fit the context."""
+        return self.shape.seq_len - self._used
+
+    def prefill(self, tokens: Sequence[int]) -> None:
+        """Forget the past and read 1 to seq_len tokens.
+
+        Raises InputError if there are none, too many, or if one is not in [0, V).
+        """
+        self._used = 0
+        self._extend(tokens)
+
+    def step(self, token: int) -> None:
+        """Read one more token. Raises InputError as `prefill` does."""
+        self._extend([token])
+
+    def logits(self) -> Array:
+        """Return the logits (V,) of the token that follows those read; of the lattice head, log-probabilities."""
+        logits: Array = np.empty(self.shape.vocab_size, self._last.dtype)
+        head_logits(self.shape, self._last, self._weights, logits[None])
+        return logits
+
+    def draw(self, sampling: Sampling, uniform: float) -> int:
+        """Return the token that a uniform number in [0, 1) picks to follow those read, from their exact distribution.
+
+        A lattice head computes only the nodes that matter where that is exact: for the one most probable token or a few
+        (top_k), and at temperature 1 without top_p. Another temperature is not the same on branches as on tokens.
+        Raises NonFiniteError as `Sampling.draw`, though of the nodes that it looks at only.
+        """
+        if self.shape.head == "lattice":
+            arguments = self._last, self._weights.head_table, self.shape.tree
+            keep = 1 if sampling.temperature == 0.0 else sampling.top_k
+            if keep is not None and keep <= max(1, self.shape.vocab_size // _TOKENS_PER_SEARCHED):
+                tokens, logs = zip(*islice(most_probable(*arguments), keep), strict=True)
+                return int(tokens[sampling.draw(np.array(logs), uniform)])
+            if sampling == _PLAIN:
+                return draw_by_descent(*arguments, uniform)
+        return sampling.draw(self.logits(), uniform)
+
+    def _extend(self, tokens: Sequence[int]) -> None:
+        ids = np.asarray(tokens, np.int64)
+        if not 1 <= len(ids) <= self.free:
+            raise InputError(f"expected 1 to {self.free} tokens, the rest of the context, got {len(ids)}")
+        if ids.min() < 0 or ids.max() >= self.shape.vocab_size:
+            raise InputError(f"tokens must be in [0, {self.shape.vocab_size}), got {ids.min()} to {ids.max()}")
+        with np.errstate(over="ignore", invalid="ignore"):  # of a model that diverged; a draw finds what is not finite
+            self._read(ids)
+
+    def _read(self, ids: npt.NDArray[np.int64]) -> None:
+        weights, start = self._weights, self._used
+        self._used += len(ids)
+        x = weights.token_table[ids]
+        if weights.position_table is not None:
+            x += weights.position_table[start : self._used]
+        for layer, block in enumerate(weights.blocks):
+            x += self._attention(_norm(x, block.norm_1), layer, block, start)
+            x += _mlp(_norm(x, block.norm_2), block)
+        self._last = _norm(x[-1:], weights.norm)
+
+    def _attention(self, x: Array, layer: int, block: BlockViews, start: int) -> Array:
+        count, heads, stop = len(x), self.shape.num_heads, start + len(x)
+        qkv = _linear(x, block.qkv)
+        if self._rotations is not None:
+            rotary_forward(qkv[None], self._rotations[:, start:stop])
+        q, k, v = qkv.reshape(count, 3, heads, -1).transpose(1, 2, 0, 3)
+        self._keys[layer, :, start:stop] = k
+        self._values[layer, :, start:stop] = v
+        scores = np.empty((heads, count, stop), x.dtype)
+        gemm.multiply(q, self._keys[layer, :, :stop].swapaxes(-1, -2), scores)
+        scores /= math.sqrt(self.shape.head_dim)
+        scores[:, np.triu(np.ones((count, stop), np.bool_), start + 1)] = -np.inf
+        np.subtract(scores, scores.max(axis=-1, keepdims=True), out=scores)
+        np.exp(scores, out=scores)
+        scores /= scores.sum(axis=-1, keepdims=True)
+        out = np.empty((heads, count, self.shape.head_dim), x.dtype)
+        gemm.multiply(scores, self._values[layer, :, :stop], out)
+        return _linear(np.ascontiguousarray(out.transpose(1, 0, 2)).reshape(count, -1), block.attention_out)
+
+
+def generate(
+    generator: Generator,
+    prompt: Sequence[int],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling,
+    seed: int,
+    stop_token: int | None,
+) -> Iterator[int]:
+    """Read the prompt, then yield up to max_new_tokens tokens as they are drawn; stop_token ends them, unyielded.
+
+    The n-th token of a seed is drawn with the n-th random number, however many are asked for. Of a prompt longer than
+    the context the end is read. Positions end with the context: when it is full, its last half is read again as a new
+    beginning. Raises InputError if the prompt is empty or a token is not in [0, V).
+    """
+    if len(prompt) == 0:
+        raise InputError("cannot continue an empty prompt: give at least one token")
+    generator.prefill(prompt[-generator.shape.seq_len :])
+    return _continue(generator, [int(token) for token in prompt], max_new_tokens, sampling, seed, stop_token)
+
+
+def _continue(
+    generator: Generator,
+    text: list[int],
+    max_new_tokens: int,
+    sampling: Sampling,
+    seed: int,
+    stop_token: int | None,
+) -> Iterator[int]:
+    half = max(1, generator.shape.seq_len // 2)
+    for position in range(max_new_tokens):
+        if position > 0 and generator.free:
+            generator.step(text[-1])
+        elif position > 0:
+            generator.prefill(text[-half:])
+        token = generator.draw(sampling, random_generator(seed, Purpose.SAMPLE, position).random())
+        if token == stop_token:
+            return
+        text.append(token)
+        yield token
+
+
+def _norm(x: Array, norm: NormViews) -> Array:
+    out, normalised, inverse_deviation = np.empty_like(x), np.empty_like(x), np.empty((len(x), 1), x.dtype)
+    norm_forward(x, *norm, out, normalised, inverse_deviation)
+    return out
+
+
+def _linear(x: Array, linear: LinearViews) -> Array:
+    out = np.empty((len(x), len(linear.bias)), x.dtype)
+    linear_forward(x, *linear, out)
+    return out
+
+
+def _mlp(x: Array, block: BlockViews) -> Array:
+    hidden = _linear(x, block.expand)
+    gelu_forward(hidden, hidden, np.empty((2, *hidden.shape), x.dtype), keep_derivative=False)
+    return _linear(hidden, block.contract)

@@ -1,0 +1,146 @@
+"""Segment owners: each of the twelve parameter segments is reduced and updated by exactly one level-1 sphere."""
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+
+from crystalline_ray.crystal.prior import LaplacianPrior
+from crystalline_ray.kernels.optimizers import UpdateWorkspace, adamw_update, sgd_update
+from crystalline_ray.model.layout import ParameterLayout
+from crystalline_ray.spheres.config import OptimizerConfig
+from crystalline_ray.spheres.memory import Floats, Memory
+from crystalline_ray.spheres.messages import Commit, Committed, Posts
+from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
+
+# The squares of all twelve segments, in order.
+Squares = list[float]
+CommitProtocol = Generator[Posts, Squares, Committed]
+
+# Keeps the clip coefficient finite for a gradient of zero; the value PyTorch's clip_grad_norm_ uses.
+_CLIP_EPSILON = 1e-6
+
+# Blocks are counted from the start of a segment, so the partial sums of the norm are the same in every tree.
+_BLOCK = 16_384
+
+
+class SegmentOwner:
+    """Sums its segments over the groups and updates them: a reduce-scatter without a network inside a node.
+
+    Args:
+        segments: numbers of the segments it owns, 0..11.
+        layout: of the parameters.
+        optimizer: rule and constants.
+        memory: shared memory of its node.
+        priors: what the gradient of each of its segments begins with, if not with the first group's.
+    """
+
+    def __init__(
+        self,
+        segments: tuple[int, ...],
+        layout: ParameterLayout,
+        optimizer: OptimizerConfig,
+        memory: Memory,
+        priors: Mapping[int, LaplacianPrior] = MappingProxyType({}),
+    ) -> None:
+        bounds = layout.segments(SYMMETRY_GROUPS)
+        self._segments = {number: bounds[number] for number in segments}
+        self._pieces = {number: layout.pieces(bounds[number]) for number in segments}
+        self._priors = priors
+        # The gradient of a single group is read where it lies.
+        self._gradients = (
+            {number: np.empty(part.stop - part.start, np.float32) for number, part in self._segments.items()}
+            if memory.layout.regions > 1 or priors
+            else {number: memory.region(0)[part] for number, part in self._segments.items()}
+        )
+        self._optimizer = optimizer
+        self._memory = memory
+        self._workspace = UpdateWorkspace()
+
+    def commit(self, order: Commit) -> CommitProtocol:
+        """Reduce the segments, agree with the other owners on the norm, update; repeatable, as it reads one version.
+
+        The wait for the others is a `yield`: the sphere says what it has to make known and is resumed with the squares
+        of all segments. How they travel is the engine's affair.
+        """
+        squares = yield Posts(order.step, self.reduce(order.groups, order.version))
+        norm = math.sqrt(sum(squares))
+        applied = math.isfinite(norm)
+        if applied:
+            self.apply(order.version, order.learning_rate, self._clip(norm))
+        return Committed(order.step, norm, applied)
+
+    def reduce(self, groups: Sequence[int], version: int) -> dict[int, float]:
+        """Add the accumulators of `groups` in that order, segment by segment; return the squared L2 norms.
+
+        A prior's gradient at the weights of `version` comes before them.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):  # the vote on the norm finds what is not finite
+            return {number: self._reduce_segment(number, groups, version) for number in self._segments}
+
+    def apply(self, version: int, learning_rate: float, clip_coefficient: float) -> None:
+        """Update the segments from `version` to `version + 1` with the gradient last reduced."""
+        for number, part in self._segments.items():
+            gradient = self._gradients[number]
+            for piece, decay in self._pieces[number]:
+                own = gradient[piece.start - part.start : piece.stop - part.start]
+                weight_decay = self._optimizer.weight_decay if decay else 0.0
+                self._update(piece, own, version, learning_rate, clip_coefficient, weight_decay)
+
+    def _clip(self, norm: float) -> float:
+        limit = self._optimizer.clip_norm
+        return min(1.0, limit / (norm + _CLIP_EPSILON)) if limit else 1.0
+
+    def _reduce_segment(self, number: int, groups: Sequence[int], version: int) -> float:
+        part, total = self._segments[number], self._gradients[number]
+        square, prior = 0.0, self._priors.get(number)
+        if prior is not None:
+            prior.write(self._memory.weights(version), total)
+        for start in range(0, total.size, _BLOCK):
+            stop = min(start + _BLOCK, total.size)
+            block, source = total[start:stop], slice(part.start + start, part.start + stop)
+            first, rest = self._memory.region(groups[0])[source], groups[1:]
+            if prior is not None:
+                np.add(block, first, out=block)
+            elif rest:
+                np.add(first, self._memory.region(rest[0])[source], out=block)
+                rest = rest[1:]
+            elif self._memory.layout.regions > 1:
+                np.copyto(block, first)
+            for group in rest:
+                np.add(block, self._memory.region(group)[source], out=block)
+            square += float(np.dot(block, block))
+        return square
+
+    def _update(
+        self, piece: slice, gradient: Floats, version: int, learning_rate: float, clip_coefficient: float, decay: float
+    ) -> None:
+        memory, settings = self._memory, self._optimizer
+        weights = (memory.weights(version)[piece], memory.weights(version + 1)[piece])
+        first = (memory.moment(0, version)[piece], memory.moment(0, version + 1)[piece])
+        if settings.optimizer == "sgd":
+            sgd_update(
+                weights,
+                first,
+                gradient,
+                clip_coefficient=clip_coefficient,
+                learning_rate=learning_rate,
+                momentum=settings.momentum,
+                weight_decay=decay,
+                workspace=self._workspace,
+            )
+            return
+        adamw_update(
+            weights,
+            first,
+            (memory.moment(1, version)[piece], memory.moment(1, version + 1)[piece]),
+            gradient,
+            clip_coefficient=clip_coefficient,
+            update=version + 1,
+            learning_rate=learning_rate,
+            betas=(settings.beta1, settings.beta2),
+            epsilon=settings.epsilon,
+            weight_decay=decay,
+            workspace=self._workspace,
+        )

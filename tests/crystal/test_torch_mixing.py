@@ -1,0 +1,23 @@
+"""Neighbour mixing and its gradients against PyTorch's autograd over the dense matrix."""
+
+import numpy as np
+import pytest
+
+from crystalline_ray.crystal.mixing import mixing_backward, mixing_forward
+from tests.helpers.mixing_problem import buffers_of, mean_matrix, neighbours_of
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.mark.parametrize(("vocab", "width", "alpha"), [(2, 3, 0.5), (65, 24, -0.2), (700, 12, 0.0), (700, 12, 1.3)])
+def test_table_and_gradients_equal_autograd(vocab: int, width: int, alpha: float) -> None:
+    table, dout = np.random.default_rng(vocab).standard_normal((2, vocab, width))
+    theirs, their_alpha = torch.tensor(table, requires_grad=True), torch.tensor(alpha, dtype=float, requires_grad=True)
+    mixed = theirs + their_alpha * (torch.tensor(mean_matrix(vocab)) @ theirs)
+    (mixed * torch.tensor(dout)).sum().backward()
+    neighbours, buffers = neighbours_of(vocab, np.float64), buffers_of(vocab, width, np.float64)
+    mixing_forward(table, alpha, neighbours, buffers)
+    np.testing.assert_allclose(buffers.table, mixed.detach().numpy(), atol=1e-13)
+    dalpha = mixing_backward(dout, table, alpha, neighbours, buffers)
+    np.testing.assert_allclose(dout, theirs.grad.numpy(), atol=1e-13)
+    assert dalpha == pytest.approx(their_alpha.grad.item(), rel=1e-11)

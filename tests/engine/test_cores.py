@@ -1,0 +1,99 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from crystalline_ray.engine.cores import allowed_cores, detect_topology
+
+
+def write(path: Path, content: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content + "\n")
+
+
+@pytest.fixture
+def two_sockets(tmp_path: Path) -> Path:
+    """Two NUMA nodes of two physical cores with two hardware threads each, numbered as Linux on x86 does."""
+    for node, cores in ((0, "0-1,4-5"), (1, "2-3,6-7")):
+        write(tmp_path / f"sys/devices/system/node/node{node}/cpulist", cores)
+    for core in range(8):
+        write(
+            tmp_path / f"sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list", f"{core % 4},{core % 4 + 4}"
+        )
+    return tmp_path
+
+
+def test_physical_cores_come_first_then_siblings_node_by_node(two_sockets: Path) -> None:
+    topology = detect_topology(range(8), two_sockets)
+    assert [core.id for core in topology.cores] == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert [core.numa_node for core in topology.cores] == [0, 0, 1, 1, 0, 0, 1, 1]
+    assert topology.physical_cores == 4
+    assert topology.numa_nodes == (0, 1)
+
+
+def test_nodes_are_filled_one_by_one_where_numbers_alternate(tmp_path: Path) -> None:
+    write(tmp_path / "sys/devices/system/node/node0/cpulist", "0,2,4")
+    write(tmp_path / "sys/devices/system/node/node1/cpulist", "1,3,5")
+    assert [core.id for core in detect_topology(range(6), tmp_path).cores] == [0, 2, 4, 1, 3, 5]
+
+
+def test_sibling_whose_physical_core_is_not_allowed_counts_as_physical(two_sockets: Path) -> None:
+    topology = detect_topology({4, 1, 5}, two_sockets)
+    assert [core.id for core in topology.cores] == [1, 4, 5]
+    assert topology.physical_cores == 2
+
+
+def test_without_sys_every_core_is_physical_and_unlimited(tmp_path: Path) -> None:
+    topology = detect_topology([3, 1], tmp_path)
+    assert [core.id for core in topology.cores] == [1, 3]
+    assert topology.physical_cores == 2
+    assert topology.quota is None
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "quota"),
+    [
+        ("0::/job/step", {"sys/fs/cgroup/job/cpu.max": "250000 100000"}, 2.5),
+        ("0::/job", {"sys/fs/cgroup/job/cpu.max": "max 100000"}, None),
+        ("0::/gone", {"sys/fs/cgroup/cpu.max": "50000 100000"}, 0.5),
+        (
+            "0::/a/b",
+            {"sys/fs/cgroup/a/cpu.max": "300000 100000", "sys/fs/cgroup/a/b/cpu.max": "800000 100000"},
+            3.0,
+        ),
+        (
+            "3:cpu,cpuacct:/box\n2:memory:/box",
+            {"sys/fs/cgroup/cpu/box/cpu.cfs_quota_us": "400000", "sys/fs/cgroup/cpu/box/cpu.cfs_period_us": "100000"},
+            4.0,
+        ),
+        (
+            "3:cpu:/",
+            {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"},
+            None,
+        ),
+    ],
+)
+def test_quota_is_the_tightest_of_the_control_groups(
+    tmp_path: Path, cgroup: str, files: dict[str, str], quota: float | None
+) -> None:
+    write(tmp_path / "proc/self/cgroup", cgroup)
+    for name, content in files.items():
+        write(tmp_path / name, content)
+    assert detect_topology([0], tmp_path).quota == quota
+
+
+def test_allowed_cores_respect_affinity_and_quota(two_sockets: Path) -> None:
+    assert allowed_cores({0, 2, 4, 6}, two_sockets) == [0, 2, 4, 6]
+    write(two_sockets / "proc/self/cgroup", "0::/")
+    write(two_sockets / "sys/fs/cgroup/cpu.max", "350000 100000")
+    assert allowed_cores({0, 2, 4, 6}, two_sockets) == [0, 2, 4]
+    write(two_sockets / "sys/fs/cgroup/cpu.max", "10000 100000")
+    assert allowed_cores({0, 2, 4, 6}, two_sockets) == [0]
+
+
+def test_allowed_cores_of_this_machine_are_its_affinity_or_less() -> None:
+    cores = allowed_cores()
+    assert cores
+    assert len(set(cores)) == len(cores)
+    if hasattr(os, "sched_getaffinity"):
+        assert set(cores) <= os.sched_getaffinity(0)

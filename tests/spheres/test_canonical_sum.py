@@ -1,0 +1,111 @@
+"""The canonical sum: one order of additions, whatever the order of arrival."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crystalline_ray.errors import SphereError
+from crystalline_ray.spheres.canonical_sum import SumJobs, Unit, group_units
+from crystalline_ray.spheres.dispatch import Dispatcher, Worker
+from crystalline_ray.spheres.memory import BufferMemory, MemoryLayout
+from crystalline_ray.spheres.messages import GradientMessage
+from tests.helpers.node_memory import node_memory
+
+SIZE = 16
+
+
+def memory_with(regions: int) -> BufferMemory:
+    return node_memory(MemoryLayout(parameters=SIZE, moments=0, regions=regions))
+
+
+@settings(deadline=None, max_examples=50)
+@given(micro_batches=st.integers(1, 400), sum_unit=st.integers(1, 5))
+def test_units_of_all_groups_hold_every_micro_batch_once_and_in_order(micro_batches, sum_unit):
+    groups = [group_units(group, micro_batches, sum_unit) for group in range(12)]
+    assert sorted(m for units in groups for unit in units for m in unit.micro_batches) == list(range(micro_batches))
+    for group, units in enumerate(groups):
+        assert [m for unit in units for m in unit.micro_batches] == list(range(group, micro_batches, 12))
+        assert [unit.position for unit in units] == list(range(len(units)))
+
+
+class ShuffledLink:
+    """Workers that write their gradient when asked and answer in an order drawn by the test."""
+
+    def __init__(self, memory: BufferMemory, gradients: dict[int, np.ndarray], choose) -> None:
+        self.memory, self.gradients, self.choose = memory, gradients, choose
+        self.replies: dict[int, GradientMessage] = {}
+
+    def send(self, sphere: int, message: tuple[int, int]) -> int:
+        number, region = message
+        self.memory.region(region)[:] = self.gradients[number]
+        self.replies[len(self.replies)] = GradientMessage(0, region, float(number), 1, True)
+        return len(self.replies) - 1
+
+    def receive(self, tickets, timeout):
+        ticket = self.choose(sorted(tickets))
+        return ticket, self.replies[ticket]
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data(), count=st.integers(1, 12), slots=st.integers(1, 4), workers=st.integers(1, 4))
+def test_the_sum_has_the_same_bits_in_any_order_of_arrival(data, count, slots, workers):
+    rng = np.random.default_rng(count)
+    # magnitudes far apart, so that another order of additions gives other bits
+    gradients = {n: (rng.standard_normal(SIZE) * 10.0 ** rng.integers(-4, 5)).astype(np.float32) for n in range(count)}
+    expected = gradients[0].copy()
+    for number in range(1, count):
+        expected += gradients[number]
+    memory = memory_with(1 + slots)
+    units = [Unit(0, number, (number,)) for number in range(count)]
+    jobs = SumJobs(memory, range(1, 1 + slots), units, lambda unit, region: (unit.position, region))
+    link = ShuffledLink(memory, gradients, lambda tickets: data.draw(st.sampled_from(tickets)))
+    Dispatcher(link, own=-1, deadline=1.0).run(jobs, [Worker(w) for w in range(workers)], lambda: None)
+    assert memory.region(0).tobytes() == expected.tobytes()
+    assert [reply.loss for reply in jobs.gradients()] == [float(number) for number in range(count)]
+
+
+def test_two_sums_interleave_without_mixing():
+    memory = memory_with(4)
+    gradients = {n: np.full(SIZE, 10.0**n, np.float32) for n in range(4)}
+    units = [Unit(0, 0, (0,)), Unit(0, 1, (1,)), Unit(1, 0, (2,)), Unit(1, 1, (3,))]
+    jobs = SumJobs(memory, range(2, 4), units, lambda unit, region: (unit.micro_batches[0], region))
+    link = ShuffledLink(memory, gradients, max)
+    Dispatcher(link, own=-1, deadline=1.0).run(jobs, [Worker(0), Worker(1)], lambda: None)
+    assert memory.region(0)[0] == 11.0
+    assert memory.region(1)[0] == 1100.0
+
+
+def test_a_quota_is_kept_and_its_lack_is_an_error():
+    memory = memory_with(3)
+    units = [Unit(0, n, (n,)) for n in range(3)]
+    jobs = SumJobs(memory, range(1, 3), units, lambda unit, region: (unit.position, region))
+    link = ShuffledLink(memory, {n: np.zeros(SIZE, np.float32) for n in range(3)}, min)
+    with pytest.raises(SphereError, match="job 2 of 3"):
+        Dispatcher(link, own=-1, deadline=1.0).run(jobs, [Worker(0, quota=2)], lambda: None)
+
+
+class BusyLink:
+    """A remote worker that answers when nothing else can be received, and the own sphere, which answers at once."""
+
+    def __init__(self) -> None:
+        self.spheres: list[int] = []
+
+    def send(self, sphere: int, message: object) -> int:
+        self.spheres.append(sphere)
+        return len(self.spheres) - 1
+
+    def receive(self, tickets, timeout):
+        ticket = max(tickets, key=lambda ticket: (self.spheres[ticket] == OWN, -ticket))
+        return ticket, GradientMessage(0, 0, 0.0, 1, True)
+
+
+OWN = 1
+
+
+def test_a_level_1_leaf_gives_a_borrowed_leaf_its_whole_share_before_it_computes_itself():
+    units = [Unit(group, 0, (group,)) for group in range(4)]
+    jobs = SumJobs(memory_with(4), range(0), units, lambda unit, region: unit)
+    link = BusyLink()
+    Dispatcher(link, own=OWN, deadline=1.0).run(jobs, [Worker(OWN), Worker(2, quota=2)], lambda: None)
+    assert sorted(link.spheres) == [OWN, OWN, 2, 2]

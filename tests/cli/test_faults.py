@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -47,7 +47,7 @@ def command(corpus_file: Path, cache_folder: Path, tmp_path: Path) -> Callable[.
 
 
 @pytest.fixture
-def start(tmp_path: Path):
+def start(tmp_path: Path) -> Iterator[Callable[[list[str]], subprocess.Popen[str]]]:
     """Start programs; kill what a failing test leaves."""
     programs: list[subprocess.Popen[str]] = []
 
@@ -94,7 +94,12 @@ def finish(program: subprocess.Popen[str], folder: Path) -> str:
     return digest_of(folder)
 
 
-def test_killed_and_stopped_runs_resume_to_the_digest_of_an_undisturbed_one(command, start, corpus_file, tmp_path):
+def test_killed_and_stopped_runs_resume_to_the_digest_of_an_undisturbed_one(
+    command: Callable[..., list[str]],
+    start: Callable[[list[str]], subprocess.Popen[str]],
+    corpus_file: Path,
+    tmp_path: Path,
+) -> None:
     runs = tmp_path / "runs"
     whole = start(command(str(corpus_file), engine="local", name="whole"))
     expected = finish(whole, runs / "whole")
@@ -120,12 +125,17 @@ def test_killed_and_stopped_runs_resume_to_the_digest_of_an_undisturbed_one(comm
         assert digest_of(runs / "cut") == expected
 
 
-def resume_command(command, runs: Path) -> list[str]:
+def resume_command(command: Callable[..., list[str]], runs: Path) -> list[str]:
     words = command()
     return [*words[: words.index("train") + 1], "--resume", "--name", "cut", "--runs-dir", str(runs), "--no-pin"]
 
 
-def test_ctrl_c_while_ray_starts_leaves_nothing(command, start, corpus_file, tmp_path):
+def test_ctrl_c_while_ray_starts_leaves_nothing(
+    command: Callable[..., list[str]],
+    start: Callable[[list[str]], subprocess.Popen[str]],
+    corpus_file: Path,
+    tmp_path: Path,
+) -> None:
     program = start(command(str(corpus_file), name="early"))
     log = tmp_path / "log0"
     wait_until(lambda: "Starting Ray" in log.read_text(), "the start of Ray")

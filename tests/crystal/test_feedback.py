@@ -1,5 +1,8 @@
 """Error feedback: nothing is lost but for a while, whatever is skipped or repeated."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -17,7 +20,7 @@ COMPRESSIONS = pytest.mark.parametrize("compression", ["bfloat16", "d3", "e8"])
 class Node:
     """One level-1 sphere with groups 0 and 1 of two, and the memory of its node."""
 
-    def __init__(self, tmp_path, compression: str) -> None:
+    def __init__(self, tmp_path: Path, compression: Any) -> None:
         config = Config(batch_size=1, global_batch_size=2, gradient_compression=compression)
         run = RunSpec(config, SHAPE, plan_spheres([[None]]), tmp_path, 10**9)
         self.layout = run.layout
@@ -39,7 +42,7 @@ class Node:
 
 
 @COMPRESSIONS
-def test_what_was_sent_and_what_is_held_back_add_up_to_the_gradients(tmp_path, compression):
+def test_what_was_sent_and_what_is_held_back_add_up_to_the_gradients(tmp_path: Path, compression: Any) -> None:
     node = Node(tmp_path, compression)
     assert node.layout.padding
     sent = sum(node.send(version, version, 100 + version)[1].astype(np.float64) for version in range(12))
@@ -53,7 +56,9 @@ def test_what_was_sent_and_what_is_held_back_add_up_to_the_gradients(tmp_path, c
 
 
 @COMPRESSIONS
-def test_a_repeated_step_gives_the_same_bits_and_a_skipped_one_leaves_no_trace(tmp_path, compression):
+def test_a_repeated_step_gives_the_same_bits_and_a_skipped_one_leaves_no_trace(
+    tmp_path: Path, compression: Any
+) -> None:
     node, other = Node(tmp_path, compression), Node(tmp_path, compression)
     for each in (node, other):
         each.send(0, 0, 1)
@@ -68,7 +73,7 @@ def test_a_repeated_step_gives_the_same_bits_and_a_skipped_one_leaves_no_trace(t
         assert node.memory.residual(group, 2).tobytes() == other.memory.residual(group, 2).tobytes()
 
 
-def test_a_number_that_is_none_is_read_as_none(tmp_path):
+def test_a_number_that_is_none_is_read_as_none(tmp_path: Path) -> None:
     node = Node(tmp_path, "e8")
     node.memory.region(0)[:] = node.gradient(1)
     node.memory.region(0)[1000] = np.nan
@@ -76,7 +81,7 @@ def test_a_number_that_is_none_is_read_as_none(tmp_path):
     assert np.isnan(node.memory.region(0)[1000])
 
 
-def test_a_group_without_micro_batches_sends_nothing_and_keeps_its_residual(tmp_path):
+def test_a_group_without_micro_batches_sends_nothing_and_keeps_its_residual(tmp_path: Path) -> None:
     node = Node(tmp_path, "e8")
     node.send(0, 0, 1)
     before = node.memory.residual(1, 1).copy()
@@ -86,14 +91,14 @@ def test_a_group_without_micro_batches_sends_nothing_and_keeps_its_residual(tmp_
     assert node.memory.residual(1, 2).tobytes() == before.tobytes()
 
 
-def test_bytes_are_those_of_the_codes(tmp_path):
+def test_bytes_are_those_of_the_codes(tmp_path: Path) -> None:
     sent = {name: Node(tmp_path, name).sender.send(2, 0) for name in ("none", "bfloat16", "d3", "e8")}
     size = Node(tmp_path, "none").layout.size
     blocks = -(-size // 384)
     assert sent == {"none": 8 * size, "bfloat16": 4 * size, "d3": 2 * 194 * blocks, "e8": 2 * 194 * blocks}
 
 
-def test_without_compression_nothing_is_touched_or_kept(tmp_path):
+def test_without_compression_nothing_is_touched_or_kept(tmp_path: Path) -> None:
     node = Node(tmp_path, "none")
     assert "residuals" not in node.memory.layout.parts()
     assert (node.send(0, 5)[0] == node.gradient(5)).all()

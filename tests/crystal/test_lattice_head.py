@@ -164,7 +164,7 @@ def test_mkl_computes_the_same() -> None:
     scratch, results = buffers(60, tree, 7, np.float64), []
     for library in ("numpy", "mkl"):
         own = np.full_like(x, np.nan), np.zeros_like(table)
-        with gemm.using(library):  # type: ignore[arg-type]
+        with gemm.using(library):
             loss = lattice_head_forward_backward(x, table, targets, 1.0, tree, scratch, own)
         results.append((loss, *own))
     for numpys, mkls in zip(*results, strict=True):

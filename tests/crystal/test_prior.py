@@ -53,7 +53,7 @@ def test_the_norm_is_of_the_sum_with_the_prior_whoever_owns_what(groups: range) 
     memory, found = filled_memory(2), []
     sphere = None
     for owners in ([tuple(range(12))], [(0, 5, 11), (1, 2, 3, 4), (6, 7, 8, 9, 10)]):
-        squares = {}
+        squares: dict[int, float] = {}
         for segments in owners:
             sphere = SegmentOwner(segments, LAYOUT, Config(), memory, priors_of(segments))
             squares |= sphere.reduce(groups, 3)

@@ -1,6 +1,8 @@
 """Routes: every sequence once, equal loads, and micro-batches that hold what the routes say."""
 
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +23,9 @@ from tests.helpers.node_memory import node_memory
 VOCABULARY, LENGTH = 40, 8
 
 
-def specified(tmp_path, *, batch_size=2, rounds=1, sequences, windows=97, cores=1) -> tuple[RunSpec, TrainBatches]:
+def specified(
+    tmp_path: Path, *, batch_size: int = 2, rounds: int = 1, sequences: int, windows: int = 97, cores: int = 1
+) -> tuple[RunSpec, TrainBatches]:
     config = Config(
         seq_len=LENGTH,
         batch_size=batch_size,
@@ -37,7 +41,7 @@ def specified(tmp_path, *, batch_size=2, rounds=1, sequences, windows=97, cores=
     return run, TrainBatches(TokenArray([tokens], np.uint16), LENGTH, batch_size, config.seed, sequences)
 
 
-def routed(tmp_path, **fields) -> tuple[RunSpec, TrainBatches, RoutedBatches]:
+def routed(tmp_path: Path, **fields: Any) -> tuple[RunSpec, TrainBatches, RoutedBatches]:
     run, batches = specified(tmp_path, **fields)
     return run, batches, RoutedBatches(batches, run, run.plan.level1[0], node_memory(run.memory))
 
@@ -50,7 +54,9 @@ def micro_batch(source: RoutedBatches, number: int, batch_size: int) -> tuple[np
 
 @settings(deadline=None, max_examples=30)
 @given(batch_size=st.integers(1, 5), rounds=st.integers(1, 3), sequences=st.integers(1, 400))
-def test_groups_are_equally_loaded_and_no_sequence_is_lost(tmp_path_factory, batch_size, rounds, sequences):
+def test_groups_are_equally_loaded_and_no_sequence_is_lost(
+    tmp_path_factory: pytest.TempPathFactory, batch_size: int, rounds: int, sequences: int
+) -> None:
     run, batches, source = routed(
         tmp_path_factory.getbasetemp(), batch_size=batch_size, rounds=rounds, sequences=sequences
     )
@@ -73,7 +79,7 @@ def test_groups_are_equally_loaded_and_no_sequence_is_lost(tmp_path_factory, bat
     assert sorted(seen) == sorted(expected)
 
 
-def test_affinities_count_the_input_tokens_of_each_group(tmp_path):
+def test_affinities_count_the_input_tokens_of_each_group(tmp_path: Path) -> None:
     run, batches = specified(tmp_path, rounds=3, sequences=1000)
     routes = Router(batches, run).routes(1)
     first = run.sequences_per_step
@@ -85,7 +91,7 @@ def test_affinities_count_the_input_tokens_of_each_group(tmp_path):
     assert routes.affinity[np.arange(len(routes.groups)), routes.groups].sum() > 1.2 * in_order
 
 
-def test_micro_batches_hold_the_sequences_of_their_groups(tmp_path):
+def test_micro_batches_hold_the_sequences_of_their_groups(tmp_path: Path) -> None:
     run, batches, source = routed(tmp_path, rounds=3, sequences=72 + 41)
     for step in range(2):
         routes = Router(batches, run).routes(step)
@@ -100,7 +106,9 @@ def test_micro_batches_hold_the_sequences_of_their_groups(tmp_path):
 
 @pytest.mark.parametrize(("cores", "level1"), [(1, 1), (2, 2), (5, 5), (16, 12)])
 @pytest.mark.parametrize("first", [0, 7])
-def test_spheres_share_out_the_finding_of_routes(tmp_path, monkeypatch, cores, level1, first):
+def test_spheres_share_out_the_finding_of_routes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, level1: int, first: int
+) -> None:
     run, batches = specified(tmp_path, sequences=60 * 24, cores=cores)
     alone = RoutedBatches(batches, run, run.plan.level1[0], node_memory(run.memory))
     expected = [micro_batch(alone, number, 2) for number in range(run.total_steps * 12)]
@@ -123,7 +131,7 @@ def test_spheres_share_out_the_finding_of_routes(tmp_path, monkeypatch, cores, l
     assert all(counts[step] <= level1 for step in range(second_block))
 
 
-def test_routes_do_not_depend_on_what_was_read_before(tmp_path):
+def test_routes_do_not_depend_on_what_was_read_before(tmp_path: Path) -> None:
     run, _, source = routed(tmp_path, rounds=2, sequences=300)
     in_order = [micro_batch(source, number, 2) for number in range(run.total_steps * run.micro_batches_per_step)]
     _, _, fresh = routed(tmp_path, rounds=2, sequences=300)
@@ -133,14 +141,14 @@ def test_routes_do_not_depend_on_what_was_read_before(tmp_path):
 
 
 @pytest.mark.parametrize("step", [5, 9])
-def test_steps_beyond_the_end_are_padding(tmp_path, step):
+def test_steps_beyond_the_end_are_padding(tmp_path: Path, step: int) -> None:
     run, _, source = routed(tmp_path, sequences=5 * 24)
     assert run.micro_batches(step) == 0
     _, targets = micro_batch(source, step * run.micro_batches_per_step + 7, 2)
     assert (targets == -1).all()
 
 
-def test_the_last_step_has_as_many_micro_batches_in_every_group(tmp_path):
+def test_the_last_step_has_as_many_micro_batches_in_every_group(tmp_path: Path) -> None:
     counts = {
         sequences: routed(tmp_path, rounds=3, sequences=sequences)[0].micro_batches(0) for sequences in (5, 24, 25)
     }

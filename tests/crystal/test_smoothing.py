@@ -53,7 +53,7 @@ def test_gradients_are_those_of_the_dense_definition(kind: str, rows: int, vocab
 def test_a_head_of_many_blocks_in_float32() -> None:
     rows, vocab, k = 300, 40_000, 16  # blocks of 128 rows, the last one short
     rng = np.random.default_rng(3)
-    ranks = np.arange(vocab)[:, None] + np.cumsum(rng.integers(1, 9, (vocab, k)), axis=1)
+    ranks: np.ndarray = np.arange(vocab)[:, None] + np.cumsum(rng.integers(1, 9, (vocab, k)), axis=1)
     ranks = np.where(ranks < vocab, ranks, ranks - vocab).astype(np.int32)
     weights = rng.random((vocab, k)).astype(np.float32)
     smoothing = SparseSmoothing(ranks, weights, 128)
@@ -77,7 +77,7 @@ def test_no_weight_leaves_every_bit_and_no_target_no_gradient(kind: str) -> None
         assert one.tobytes() == other.tobytes()
     x, table, _ = given_problem
     loss, dx, dtable = gradients_of((x, table, np.full(50, -1)), Objective(0.5, smoothing, 0.4))
-    assert (loss, dx.any(), dtable.any()) == (0.0, False, False)
+    assert (loss, dx.any().item(), dtable.any().item()) == (0.0, False, False)
 
 
 def test_the_bytes_of_the_scratch_are_known_before() -> None:

@@ -17,13 +17,16 @@ def numbered(length: int) -> TokenArray:
     return TokenArray(np.array_split(tokens, 3), np.uint32)
 
 
+Pair = tuple[list[int], list[int]]
+
+
 def arrays(batch_size: int, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
     return np.full((batch_size, seq_len), 77, np.int32), np.full((batch_size, seq_len), 77, np.int32)
 
 
-def sequences(batches: TrainBatches, batch_size: int, seq_len: int, numbers: range) -> list[tuple]:
+def sequences(batches: TrainBatches, batch_size: int, seq_len: int, numbers: range) -> list[Pair]:
     """Read all sequences in `numbers` (a multiple of batch_size apart) as (inputs, targets)."""
-    found = []
+    found: list[Pair] = []
     for first in numbers:
         inputs, targets = arrays(batch_size, seq_len)
         batches.fill(first, inputs, targets)
@@ -33,7 +36,7 @@ def sequences(batches: TrainBatches, batch_size: int, seq_len: int, numbers: ran
 
 @settings(deadline=None, max_examples=40)
 @given(**SHAPES, extra=st.integers(1, 300), seed=st.integers(0, 99))
-def test_every_window_once_an_epoch(seq_len, batch_size, extra, seed):
+def test_every_window_once_an_epoch(seq_len: int, batch_size: int, extra: int, seed: int) -> None:
     length = seq_len + extra
     windows = (length - 1) // seq_len
     batches = TrainBatches(numbered(length), seq_len, batch_size, seed)
@@ -49,7 +52,7 @@ def test_every_window_once_an_epoch(seq_len, batch_size, extra, seed):
 
 @settings(deadline=None, max_examples=40)
 @given(**SHAPES, sequence=st.integers(0, 5000), seed=st.integers(0, 99))
-def test_random_access_equals_reading_in_order(seq_len, batch_size, sequence, seed):
+def test_random_access_equals_reading_in_order(seq_len: int, batch_size: int, sequence: int, seed: int) -> None:
     tokens = numbered(2000)
     in_order = TrainBatches(tokens, seq_len, batch_size, seed)
     for number in range(max(0, sequence - 40), sequence):
@@ -59,13 +62,13 @@ def test_random_access_equals_reading_in_order(seq_len, batch_size, sequence, se
     assert sequences(fresh, batch_size, seq_len, numbers) == sequences(in_order, batch_size, seq_len, numbers)
 
 
-def test_micro_batch_size_does_not_change_the_order():
+def test_micro_batch_size_does_not_change_the_order() -> None:
     tokens = numbered(1000)
     one, eight = TrainBatches(tokens, 8, 1, 3), TrainBatches(tokens, 8, 8, 3)
     assert sequences(one, 1, 8, range(0, 400)) == sequences(eight, 8, 8, range(0, 400, 8))
 
 
-def test_epochs_and_seeds_have_their_own_order():
+def test_epochs_and_seeds_have_their_own_order() -> None:
     batches = TrainBatches(numbered(4001), 4, 1, 1)
     first, second = ([batches.window(epoch * 1000 + i) for i in range(1000)] for epoch in (0, 1))
     other_seed = TrainBatches(numbered(4001), 4, 1, 2)
@@ -74,7 +77,7 @@ def test_epochs_and_seeds_have_their_own_order():
 
 
 @pytest.mark.parametrize(("total", "first", "real"), [(10, 8, 2), (10, 10, 0), (10, 40, 0), (12, 8, 4), (None, 8, 4)])
-def test_rows_after_the_last_sequence_are_padding(total, first, real):
+def test_rows_after_the_last_sequence_are_padding(total: int | None, first: int, real: int) -> None:
     tokens = numbered(1000)
     inputs, targets = arrays(4, 5)
     assert TrainBatches(tokens, 5, 4, 1, total).fill(first, inputs, targets) == real * 5
@@ -84,7 +87,7 @@ def test_rows_after_the_last_sequence_are_padding(total, first, real):
     assert (targets[real:] == -1).all()
 
 
-def test_text_without_a_window():
+def test_text_without_a_window() -> None:
     with pytest.raises(ValueError, match="no window"):
         TrainBatches(numbered(8), 8, 1, 0)
     assert TrainBatches(numbered(9), 8, 1, 0).windows == 1
@@ -92,7 +95,7 @@ def test_text_without_a_window():
 
 @settings(deadline=None, max_examples=50)
 @given(**SHAPES, length=st.integers(2, 400))
-def test_validation_covers_every_target_once(seq_len, batch_size, length):
+def test_validation_covers_every_target_once(seq_len: int, batch_size: int, length: int) -> None:
     batches = ValidationBatches(numbered(length), seq_len, batch_size)
     seen: Counter[int] = Counter()
     total = 0
@@ -109,7 +112,7 @@ def test_validation_covers_every_target_once(seq_len, batch_size, length):
     assert total == length - 1
 
 
-def test_validation_batches_outside():
+def test_validation_batches_outside() -> None:
     batches = ValidationBatches(numbered(20), 4, 2)
     for index in (-1, batches.count):
         with pytest.raises(IndexError, match="validation batch"):

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,7 +30,7 @@ def texts(*paths: Path, column: str = "text") -> list[str]:
     return [document.text for document in read_corpus(paths, text_column=column).documents]
 
 
-def test_folder_is_read_recursively_in_order_and_skips_what_is_no_text(tmp_path):
+def test_folder_is_read_recursively_in_order_and_skips_what_is_no_text(tmp_path: Path) -> None:
     put(tmp_path / "b.md", "# b\r\n")
     put(tmp_path / "a.txt", "a")
     put(tmp_path / "deep/er/c.py", "c = 1\n")
@@ -54,7 +55,7 @@ def test_folder_is_read_recursively_in_order_and_skips_what_is_no_text(tmp_path)
     assert corpus.num_bytes == 1 + 5 + 1 + 6 + 1
 
 
-def test_the_order_of_paths_and_the_place_of_a_folder_do_not_matter(tmp_path):
+def test_the_order_of_paths_and_the_place_of_a_folder_do_not_matter(tmp_path: Path) -> None:
     for folder in ("here", "elsewhere/copy"):
         put(tmp_path / folder / "x/one.txt", "one")
         put(tmp_path / folder / "two.txt", "two")
@@ -66,19 +67,19 @@ def test_the_order_of_paths_and_the_place_of_a_folder_do_not_matter(tmp_path):
     assert read_corpus([here]).digest != read_corpus([there]).digest
 
 
-def test_digest_knows_where_a_document_ends(tmp_path):
+def test_digest_knows_where_a_document_ends(tmp_path: Path) -> None:
     one = [put(tmp_path / "1/a.txt", "ab"), put(tmp_path / "1/b.txt", "c")]
     other = [put(tmp_path / "2/a.txt", "a"), put(tmp_path / "2/b.txt", "bc")]
     assert read_corpus(one).digest != read_corpus(other).digest
 
 
-def test_a_file_reached_twice_is_read_once(tmp_path):
+def test_a_file_reached_twice_is_read_once(tmp_path: Path) -> None:
     path = put(tmp_path / "a.txt", "a")
     (tmp_path / "link.txt").symlink_to(path)
     assert texts(tmp_path, path, tmp_path) == ["a"]
 
 
-def test_explicit_hidden_file_is_read(tmp_path):
+def test_explicit_hidden_file_is_read(tmp_path: Path) -> None:
     assert texts(put(tmp_path / ".notes", "hidden")) == ["hidden"]
 
 
@@ -92,7 +93,7 @@ def test_explicit_hidden_file_is_read(tmp_path):
         (codecs.BOM_UTF8 + b"marked", "marked", 0),
     ],
 )
-def test_invalid_utf8_is_replaced_and_counted(tmp_path, raw, text, replaced):
+def test_invalid_utf8_is_replaced_and_counted(tmp_path: Path, raw: bytes, text: str, replaced: int) -> None:
     corpus = read_corpus([put(tmp_path / "x.txt", raw)])
     assert corpus.documents[0].text == text
     assert corpus.replaced_utf8 == replaced
@@ -113,11 +114,11 @@ def test_invalid_utf8_is_replaced_and_counted(tmp_path, raw, text, replaced):
         (b"", False),
     ],
 )
-def test_what_counts_as_binary(raw, binary):
+def test_what_counts_as_binary(raw: bytes, binary: bool) -> None:
     assert is_binary(raw) is binary
 
 
-def test_tables_give_a_document_a_row(tmp_path):
+def test_tables_give_a_document_a_row(tmp_path: Path) -> None:
     rows = ["first", 'second, with "quotes"\nand two lines', "x" * 200_000, "ünï\u2028code"]
     put(
         tmp_path / "rows.jsonl", "".join(json.dumps({"id": i, "text": row}) + "\n" for i, row in enumerate(rows)) + "\n"
@@ -135,7 +136,7 @@ def test_tables_give_a_document_a_row(tmp_path):
     assert document.name == "rows.jsonl, row 2"
 
 
-def test_other_column_and_empty_rows(tmp_path):
+def test_other_column_and_empty_rows(tmp_path: Path) -> None:
     put(tmp_path / "a.jsonl", '{"body": "one"}\n{"body": null}\n{"body": ""}\n{"body": "two"}\n')
     put(tmp_path / "b.csv", "n,body\n1,three\n2,\n\n3,four\n")
     pq.write_table(pa.table({"body": ["five", None, ""]}), tmp_path / "c.parquet")
@@ -144,7 +145,7 @@ def test_other_column_and_empty_rows(tmp_path):
     assert corpus.skipped_empty == 2 + 1 + 2
 
 
-def test_invalid_text_in_tables_is_replaced_and_counted(tmp_path):
+def test_invalid_text_in_tables_is_replaced_and_counted(tmp_path: Path) -> None:
     put(tmp_path / "a.jsonl", b'{"text": "half \\ud800 pair"}\n{"text": "bad \xff byte"}\n{"text": "\\ud83d\\ude00"}\n')
     put(tmp_path / "b.csv", b"text\nbad \xfe byte\n")
     broken = pa.array([b"bad \xff byte"], pa.binary()).view(pa.string())
@@ -172,12 +173,12 @@ def test_invalid_text_in_tables_is_replaced_and_counted(tmp_path):
         ("a.txt", "text".encode("utf-16"), r"a\.txt: text in UTF-16; convert it to UTF-8"),
     ],
 )
-def test_bad_files(tmp_path, name, content, message):
+def test_bad_files(tmp_path: Path, name: str, content: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_corpus([put(tmp_path / name, content)])
 
 
-def test_bad_parquet_columns(tmp_path):
+def test_bad_parquet_columns(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": [1], "body": ["x"]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="no column 'text'; columns there: 'id', 'body'"):
         read_corpus([tmp_path])
@@ -185,7 +186,7 @@ def test_bad_parquet_columns(tmp_path):
         read_corpus([tmp_path], text_column="id")
 
 
-def test_missing_and_odd_paths(tmp_path):
+def test_missing_and_odd_paths(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="absent: no such file or folder"):
         read_corpus([tmp_path / "absent"])
     with pytest.raises(DataError, match="no files to read"):
@@ -200,7 +201,7 @@ def test_missing_and_odd_paths(tmp_path):
 
 
 @pytest.fixture
-def open_folder():
+def open_folder() -> Iterator[Path]:
     """A folder that any user can reach, unlike pytest's own."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
@@ -209,7 +210,7 @@ def open_folder():
 
 
 @pytest.mark.parametrize("locked", ["file", "folder"])
-def test_no_permission(open_folder, locked):
+def test_no_permission(open_folder: Path, locked: str) -> None:
     path = put(open_folder / "sub/secret.txt", "secret")
     (path if locked == "file" else path.parent).chmod(0)
     nobody = 65534
@@ -224,7 +225,7 @@ def test_no_permission(open_folder, locked):
         path.parent.chmod(0o755)
 
 
-def test_progress_ends_with_all_files(tmp_path):
+def test_progress_ends_with_all_files(tmp_path: Path) -> None:
     for number in range(40):
         put(tmp_path / f"{number}.txt", "x")
     reports = []
@@ -234,7 +235,7 @@ def test_progress_ends_with_all_files(tmp_path):
     assert len(reports) < 10
 
 
-def test_standard_library_is_source_text_without_tests():
+def test_standard_library_is_source_text_without_tests() -> None:
     files = standard_library()
     names = [file.name for file in files]
     assert names == sorted(names)
@@ -244,7 +245,7 @@ def test_standard_library_is_source_text_without_tests():
     assert not [name for name in names if skipped & set(name.split("/")) or not name.endswith(".py")]
 
 
-def test_no_paths_mean_the_standard_library(tmp_path):
+def test_no_paths_mean_the_standard_library(tmp_path: Path) -> None:
     """In another Python whose library is one small folder, since reading the real one is slow."""
     put(tmp_path / "lib/a.py", "import b\n")
     put(tmp_path / "lib/test/c.py", "assert False\n")

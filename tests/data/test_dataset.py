@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from crystalline_ray.data.dataset import Dataset, open_dataset, prepare
 from crystalline_ray.data.encoding import encode_documents, tokenise
 from crystalline_ray.data.tokenizer import train_tokenizer
 from crystalline_ray.errors import DataError, ResourceError
+from crystalline_ray.progress import Progress
 from crystalline_ray.storage.sealed import MANIFEST, building, default_cache_dir
 
 DOCUMENTS = [
@@ -31,19 +34,19 @@ def write_documents(path: Path) -> Path:
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
+def folder(tmp_path: Path) -> Path:
     return write_documents(tmp_path / "text")
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory) -> Path:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the text and, in the cache beside it, its tokens."""
     root = tmp_path_factory.mktemp("built")
     make(write_documents(root / "text"))
     return root
 
 
-def make(text: Path, seq_len: int = 16, seed: int = 1, progress=None, **settings) -> Dataset:
+def make(text: Path, seq_len: int = 16, seed: int = 1, progress: Progress | None = None, **settings: Any) -> Dataset:
     settings = {"vocab_size": 300, "cache_dir": text.parent / "cache"} | settings
     more = {} if progress is None else {"progress": progress}
     return prepare(DataConfig(text=(text,), **settings), seq_len=seq_len, seed=seed, **more)
@@ -62,7 +65,7 @@ def leftovers(cache: Path) -> list[str]:
     return [path.name for path in cache.iterdir() if path.name != ".lock"]
 
 
-def test_both_parts_hold_the_documents_each_followed_by_the_separator(folder):
+def test_both_parts_hold_the_documents_each_followed_by_the_separator(folder: Path) -> None:
     dataset = make(folder)
     end = dataset.tokenizer.end_of_text
     texts = []
@@ -83,7 +86,7 @@ def test_both_parts_hold_the_documents_each_followed_by_the_separator(folder):
     assert summary["notes"] == []
 
 
-def test_merges_are_learnt_from_the_training_part_only(folder):
+def test_merges_are_learnt_from_the_training_part_only(folder: Path) -> None:
     dataset = make(folder, vocab_size=1000)
     parts = [dataset.tokenizer.decode(part.read(0, len(part))) for part in (dataset.train, dataset.validation)]
     # Every document has its own word of eight Cyrillic letters, sixteen bytes: one token if it was learnt from.
@@ -93,7 +96,7 @@ def test_merges_are_learnt_from_the_training_part_only(folder):
     assert min(held) > 4
 
 
-def test_char_recipe_of_tiny_shakespeare_in_small(tmp_path):
+def test_char_recipe_of_tiny_shakespeare_in_small(tmp_path: Path) -> None:
     text = tmp_path / "play.txt"
     text.write_text("First Citizen:\nBefore we proceed\n" * 100 + "Zounds!")
     dataset = make(text, tokenizer="char")
@@ -104,7 +107,7 @@ def test_char_recipe_of_tiny_shakespeare_in_small(tmp_path):
     assert dataset.tokenizer.decode(dataset.validation.read(0, len(dataset.validation))).endswith("Zounds!")
 
 
-def test_another_process_opens_the_same_tokens(folder):
+def test_another_process_opens_the_same_tokens(folder: Path) -> None:
     dataset = make(folder)
     opened = open_dataset(dataset.folder)
     assert everything(opened) == everything(dataset)
@@ -113,7 +116,7 @@ def test_another_process_opens_the_same_tokens(folder):
         open_dataset(folder.parent / "absent")
 
 
-def test_second_time_nothing_is_built(folder):
+def test_second_time_nothing_is_built(folder: Path) -> None:
     first = make(folder)
     before = stamps(first.folder)
     stages = set()
@@ -125,7 +128,7 @@ def test_second_time_nothing_is_built(folder):
     assert everything(second) == everything(first)
 
 
-def test_what_decides_the_tokens_decides_the_folder(folder):
+def test_what_decides_the_tokens_decides_the_folder(folder: Path) -> None:
     base = make(folder)
     others = [
         make(folder, vocab_size=310),
@@ -144,7 +147,7 @@ def test_what_decides_the_tokens_decides_the_folder(folder):
     assert make(moved).folder != base.folder
 
 
-def test_rebuilding_gives_the_same_bytes(folder):
+def test_rebuilding_gives_the_same_bytes(folder: Path) -> None:
     first = make(folder)
     second = make(folder, cache_dir=folder.parent / "other")
     assert everything(first) == everything(second)
@@ -164,7 +167,9 @@ def flip(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
 @pytest.mark.parametrize("name", ["train-00000.arrow", "validation-00000.arrow", "tokenizer.json", MANIFEST])
-def test_damage_is_noticed_and_made_good(built, tmp_path, damage, name):
+def test_damage_is_noticed_and_made_good(
+    built: Path, tmp_path: Path, damage: Callable[[Path], object], name: str
+) -> None:
     shutil.copytree(built, tmp_path, dirs_exist_ok=True)
     folder, (tokens,) = tmp_path / "text", leftovers(tmp_path / "cache")
     first = tmp_path / "cache" / tokens
@@ -185,7 +190,7 @@ def test_damage_is_noticed_and_made_good(built, tmp_path, damage, name):
 
 
 @pytest.mark.parametrize("stage", ["learning the vocabulary", "tokenizing train text", "tokenizing validation text"])
-def test_interrupted_building_leaves_nothing(folder, stage):
+def test_interrupted_building_leaves_nothing(folder: Path, stage: str) -> None:
     def interrupt(now: str, done: int, total: int) -> None:
         if now == stage:
             raise KeyboardInterrupt
@@ -195,7 +200,7 @@ def test_interrupted_building_leaves_nothing(folder, stage):
     assert leftovers(folder.parent / "cache") == []
 
 
-def test_killed_building_leaves_nothing_that_counts(folder):
+def test_killed_building_leaves_nothing_that_counts(folder: Path) -> None:
     code = (
         "import os, signal, sys\nfrom pathlib import Path\n"
         "from crystalline_ray.config import DataConfig\nfrom crystalline_ray.data.dataset import prepare\n"
@@ -217,7 +222,7 @@ def test_killed_building_leaves_nothing_that_counts(folder):
     assert not (cache / half).exists()
 
 
-def test_two_builders_at_once_both_succeed(folder):
+def test_two_builders_at_once_both_succeed(folder: Path) -> None:
     barrier = threading.Barrier(2, timeout=30)
     results: list[Dataset] = []
 
@@ -238,7 +243,7 @@ def test_two_builders_at_once_both_succeed(folder):
     assert leftovers(folder.parent / "cache") == [results[0].folder.name]
 
 
-def test_disk_that_takes_no_more(folder):
+def test_disk_that_takes_no_more(folder: Path) -> None:
     """The kernel refuses to let files grow beyond 4 KiB, as a full disk or a quota would."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
@@ -250,7 +255,7 @@ def test_disk_that_takes_no_more(folder):
     assert leftovers(folder.parent / "cache") == []
 
 
-def test_full_disk(folder):
+def test_full_disk(folder: Path) -> None:
     small = folder.parent / "small"
     small.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(small)]
@@ -264,14 +269,14 @@ def test_full_disk(folder):
         subprocess.run(["umount", str(small)], timeout=30, check=True)
 
 
-def test_cache_folder_that_cannot_be(folder):
+def test_cache_folder_that_cannot_be(folder: Path) -> None:
     blocked = folder.parent / "file"
     blocked.write_text("in the way")
     with pytest.raises(ResourceError, match=r"file: cannot be used as cache .* cache_dir"):
         make(folder, cache_dir=blocked)
 
 
-def test_text_shorter_than_the_context(folder):
+def test_text_shorter_than_the_context(folder: Path) -> None:
     dataset = make(folder)
     longest = min(len(dataset.train), len(dataset.validation)) - 1
     make(folder, seq_len=longest)
@@ -281,21 +286,21 @@ def test_text_shorter_than_the_context(folder):
 
 @pytest.mark.parametrize("text", ["x", "xy", "four"])
 @pytest.mark.parametrize("tokenizer", ["bpe", "char"])
-def test_tiny_text(tmp_path, text, tokenizer):
+def test_tiny_text(tmp_path: Path, text: str, tokenizer: str) -> None:
     path = tmp_path / "tiny.txt"
     path.write_text(text)
     with pytest.raises(DataError, match="the context is longer than the text"):
         make(path, tokenizer=tokenizer)
 
 
-def test_text_of_one_character(tmp_path):
+def test_text_of_one_character(tmp_path: Path) -> None:
     path = tmp_path / "same.txt"
     path.write_text("a" * 2000)
     with pytest.raises(DataError, match="one character over and over, so there is nothing to predict"):
         make(path, tokenizer="char")
 
 
-def test_smaller_vocabulary_than_asked_for_is_noted(folder):
+def test_smaller_vocabulary_than_asked_for_is_noted(folder: Path) -> None:
     dataset = make(folder, vocab_size=50_000)
     size = dataset.tokenizer.vocab_size
     assert 256 < size < 1000
@@ -304,7 +309,7 @@ def test_smaller_vocabulary_than_asked_for_is_noted(folder):
     assert make(folder, vocab_size=50_000).summary["notes"] == dataset.summary["notes"]
 
 
-def test_large_vocabulary_has_wide_tokens(tmp_path):
+def test_large_vocabulary_has_wide_tokens(tmp_path: Path) -> None:
     text = tmp_path / "many.txt"
     text.write_text("".join(map(chr, range(0x10000, 0x10000 + 70_000))), encoding="utf-8")
     dataset = make(text, tokenizer="char", validation_fraction=0.5)
@@ -312,7 +317,7 @@ def test_large_vocabulary_has_wide_tokens(tmp_path):
     assert dataset.tokenizer.decode(dataset.validation.read(34_990, 35_000)) == text.read_text(encoding="utf-8")[-10:]
 
 
-def test_counts_of_this_reading_are_in_the_summary(folder):
+def test_counts_of_this_reading_are_in_the_summary(folder: Path) -> None:
     make(folder)
     (folder / "picture.png").write_bytes(b"\0\1\2")
     (folder / "nothing.txt").write_bytes(b"")
@@ -321,7 +326,7 @@ def test_counts_of_this_reading_are_in_the_summary(folder):
     assert (dataset.summary["skipped_binary"], dataset.summary["skipped_empty"]) == (1, 1)
 
 
-def test_progress_reaches_its_end(folder):
+def test_progress_reaches_its_end(folder: Path) -> None:
     reports: dict[str, list[tuple[int, int]]] = {}
     make(folder, progress=lambda stage, done, total: reports.setdefault(stage, []).append((done, total)))
     assert list(reports) == [
@@ -335,7 +340,7 @@ def test_progress_reaches_its_end(folder):
         assert steps[-1][0] == steps[-1][1] > 0
 
 
-def test_cache_is_in_the_users_cache_folder(monkeypatch, tmp_path):
+def test_cache_is_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert default_cache_dir() == tmp_path / "xdg" / "crystalline_ray"
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -344,7 +349,7 @@ def test_cache_is_in_the_users_cache_folder(monkeypatch, tmp_path):
         assert default_cache_dir() == tmp_path / ".cache" / "crystalline_ray"
 
 
-def test_building_folder_of_a_failure_is_removed(tmp_path):
+def test_building_folder_of_a_failure_is_removed(tmp_path: Path) -> None:
     def fail() -> None:
         with building(tmp_path) as temporary:
             (temporary / "half").write_text("half")
@@ -356,7 +361,7 @@ def test_building_folder_of_a_failure_is_removed(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["bpe", "char"])
-def test_chunks_do_not_change_the_tokens(monkeypatch, kind):
+def test_chunks_do_not_change_the_tokens(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     texts = ["".join(DOCUMENTS), *DOCUMENTS, "x"]
     tokenizer = train_tokenizer(kind, texts, 300)
     whole = np.concatenate([part for text in texts for part in (tokenizer.encode(text), [tokenizer.end_of_text])])

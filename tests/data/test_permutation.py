@@ -12,20 +12,20 @@ def order(n: int, seed: int, epoch: int) -> list[int]:
     return Permutation(n, seed, epoch)(np.arange(n, dtype=np.uint64)).tolist()
 
 
-def test_every_small_size_is_a_bijection():
+def test_every_small_size_is_a_bijection() -> None:
     for n in range(1, 260):
         assert sorted(order(n, 11, 0)) == list(range(n))
 
 
 @settings(deadline=None, max_examples=25)
 @given(n=st.integers(1, 6000), seed=SEEDS, epoch=st.integers(0, 2**40))
-def test_bijection_for_any_size_seed_and_epoch(n, seed, epoch):
+def test_bijection_for_any_size_seed_and_epoch(n: int, seed: int, epoch: int) -> None:
     assert sorted(order(n, seed, epoch)) == list(range(n))
 
 
 @settings(deadline=None, max_examples=25)
 @given(n=st.integers(1, 2**62), seed=SEEDS, data=st.data())
-def test_a_point_does_not_depend_on_what_is_asked_with_it(n, seed, data):
+def test_a_point_does_not_depend_on_what_is_asked_with_it(n: int, seed: int, data: st.DataObject) -> None:
     indices = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=20))
     permutation = Permutation(n, seed, 3)
     together = permutation(np.array(indices, np.uint64)).tolist()
@@ -33,7 +33,7 @@ def test_a_point_does_not_depend_on_what_is_asked_with_it(n, seed, data):
     assert all(0 <= value < n for value in together)
 
 
-def test_epochs_and_seeds_give_different_orders():
+def test_epochs_and_seeds_give_different_orders() -> None:
     orders = [order(500, seed, epoch) for seed in range(4) for epoch in range(4)]
     for i, one in enumerate(orders):
         for other in orders[:i]:
@@ -41,7 +41,7 @@ def test_epochs_and_seeds_give_different_orders():
             assert np.count_nonzero(np.array(one) == other) < 10
 
 
-def test_every_position_gets_every_value_equally_often():
+def test_every_position_gets_every_value_equally_often() -> None:
     n, epochs = 20, 1500
     counts = np.zeros((n, n))
     steps = np.zeros(n)
@@ -57,7 +57,7 @@ def test_every_position_gets_every_value_equally_often():
     assert ((steps[1:] - expected) ** 2 / expected).sum() < 18 + 5 * 6
 
 
-def test_the_order_is_part_of_a_runs_identity():
+def test_the_order_is_part_of_a_runs_identity() -> None:
     """A run resumed by a later version must meet the same order: these figures may never change."""
     assert order(12, 1337, 0) == [10, 1, 6, 5, 2, 4, 0, 11, 8, 9, 7, 3]
     assert Permutation(10**12, 1337, 5)(np.arange(3, dtype=np.uint64)).tolist() == [
@@ -68,6 +68,6 @@ def test_the_order_is_part_of_a_runs_identity():
 
 
 @pytest.mark.parametrize("n", [0, -1, 2**62 + 1])
-def test_sizes_that_cannot_be(n):
+def test_sizes_that_cannot_be(n: int) -> None:
     with pytest.raises(ValueError, match="1 to 2"):
         Permutation(n, 0, 0)

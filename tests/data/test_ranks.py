@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,25 +29,25 @@ KINDS = [("bpe", 256), ("bpe", 257), ("bpe", 330), ("char", 256)]
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=str)
-def learnt(request) -> Tokenizer:
+def learnt(request: pytest.FixtureRequest) -> Tokenizer:
     """A tokenizer as it comes from training, with ids in the order of learning."""
     kind, vocab_size = request.param
     return train_tokenizer(kind, DOCUMENTS, vocab_size)
 
 
 @pytest.fixture(scope="module", params=[256, 330])
-def any_bpe(request) -> BpeTokenizer:
+def any_bpe(request: pytest.FixtureRequest) -> BpeTokenizer:
     return BpeTokenizer.train(DOCUMENTS, request.param)
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=str)
-def prepared(request, tmp_path_factory) -> Dataset:
+def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     kind, vocab_size = request.param
     root = tmp_path_factory.mktemp("ranks")
     return make(root, tokenizer=kind, vocab_size=vocab_size)
 
 
-def make(root: Path, **fields) -> Dataset:
+def make(root: Path, **fields: Any) -> Dataset:
     folder = root / "text"
     folder.mkdir(exist_ok=True)
     for number, text in enumerate(DOCUMENTS):
@@ -66,20 +67,20 @@ def shuffled(tokenizer: Tokenizer, seed: int) -> tuple[Tokenizer, list[int]]:
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(0, 4) | st.integers(0, 2**40), max_size=60))
-def test_ranks_order_by_count_then_by_id(counts):
+def test_ranks_order_by_count_then_by_id(counts: list[int]) -> None:
     ranks = frequency_ranks(np.array(counts, np.int64))
     by_rank = sorted(range(len(counts)), key=lambda token: (-counts[token], token))
     assert [by_rank.index(token) for token in range(len(counts))] == ranks.tolist()
 
 
-def test_ids_are_the_ranks_of_the_training_part(prepared):
+def test_ids_are_the_ranks_of_the_training_part(prepared: Dataset) -> None:
     counts = training_counts(prepared)
     assert counts == sorted(counts, reverse=True)
     assert counts[0] > counts[-1]
     assert sum(counts) == len(prepared.train)
 
 
-def test_ties_and_tokens_that_never_occur_keep_the_order_of_learning(prepared):
+def test_ties_and_tokens_that_never_occur_keep_the_order_of_learning(prepared: Dataset) -> None:
     kind = prepared.tokenizer.kind
     parts = split(DOCUMENTS, 0.1, "document", 1)
     learnt = train_tokenizer(kind, DOCUMENTS if kind == "char" else parts.train, prepared.tokenizer.vocab_size)
@@ -92,7 +93,7 @@ def test_ties_and_tokens_that_never_occur_keep_the_order_of_learning(prepared):
     assert all(prepared.tokenizer.decode([ranks[token]]) == learnt.decode([token]) for token in by_rank)
 
 
-def test_tokens_are_those_of_the_saved_tokenizer(prepared):
+def test_tokens_are_those_of_the_saved_tokenizer(prepared: Dataset) -> None:
     loaded = load_tokenizer(prepared.folder / "tokenizer.json")
     assert loaded.to_json() == prepared.tokenizer.to_json()
     for part in (prepared.train, prepared.validation):
@@ -106,7 +107,7 @@ def test_tokens_are_those_of_the_saved_tokenizer(prepared):
 
 @settings(deadline=None, max_examples=20)
 @given(text=st.text(st.sampled_from(sorted(set("".join(DOCUMENTS)))), max_size=60), seed=st.integers(0, 2**32))
-def test_renumbering_changes_the_ids_and_no_text(learnt, text, seed):
+def test_renumbering_changes_the_ids_and_no_text(learnt: Tokenizer, text: str, seed: int) -> None:
     other, new_ids = shuffled(learnt, seed)
     tokens = learnt.encode(text).tolist()
     assert other.encode(text).tolist() == [new_ids[token] for token in tokens]
@@ -120,14 +121,14 @@ def test_renumbering_changes_the_ids_and_no_text(learnt, text, seed):
 
 @settings(deadline=None, max_examples=20)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40), seed=st.integers(0, 2**32))
-def test_text_never_seen_is_encoded_as_before(any_bpe, text, seed):
+def test_text_never_seen_is_encoded_as_before(any_bpe: BpeTokenizer, text: str, seed: int) -> None:
     other, new_ids = shuffled(any_bpe, seed)
     assert other.encode(text).tolist() == [new_ids[token] for token in any_bpe.encode(text).tolist()]
     assert other.decode(other.encode(text)) == text
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_a_renumbered_tokenizer_survives_saving(learnt, tmp_path, seed):
+def test_a_renumbered_tokenizer_survives_saving(learnt: Tokenizer, tmp_path: Path, seed: int) -> None:
     other, new_ids = shuffled(learnt, seed)
     other.save(tmp_path / "tokenizer.json")
     loaded = load_tokenizer(tmp_path / "tokenizer.json")
@@ -139,7 +140,7 @@ def test_a_renumbered_tokenizer_survives_saving(learnt, tmp_path, seed):
     assert back.to_json() == learnt.to_json()
 
 
-def test_the_separator_stays_special_wherever_it_goes():
+def test_the_separator_stays_special_wherever_it_goes() -> None:
     learnt = BpeTokenizer.train(DOCUMENTS, 300)
     other, new_ids = shuffled(learnt, 3)
     assert learnt.end_of_text == 0 != other.end_of_text == new_ids[0]
@@ -148,21 +149,21 @@ def test_the_separator_stays_special_wherever_it_goes():
     assert [special["id"] for special in json.loads(other.to_json())["added_tokens"]] == [new_ids[0]]
 
 
-def test_no_permutation_no_renumbering(learnt):
+def test_no_permutation_no_renumbering(learnt: Tokenizer) -> None:
     size = learnt.vocab_size
     for wrong in (np.arange(size - 1), np.arange(size + 1), np.zeros(size, np.int64), np.arange(size) - 1):
         with pytest.raises(ValueError, match=f"each of 0 .. {size - 1} once"):
             learnt.renumbered(wrong)
 
 
-def test_text_begins_after_the_separator_or_else_the_line_break():
+def test_text_begins_after_the_separator_or_else_the_line_break() -> None:
     assert BpeTokenizer.train(DOCUMENTS, 300).start == 0
     assert CharTokenizer("ba\n").start == 2
     assert CharTokenizer("b\na\0").start == 3
     assert CharTokenizer("ba").start == 0
 
 
-def test_groups_have_equal_sizes_and_their_share_of_the_text(prepared):
+def test_groups_have_equal_sizes_and_their_share_of_the_text(prepared: Dataset) -> None:
     counts = training_counts(prepared)
     sizes, totals = [0] * 12, [0] * 12
     for rank, count in enumerate(counts):
@@ -180,7 +181,9 @@ def test_groups_have_equal_sizes_and_their_share_of_the_text(prepared):
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
-def test_a_file_of_tokens_is_renumbered_block_by_block(tmp_path, monkeypatch, dtype):
+def test_a_file_of_tokens_is_renumbered_block_by_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: np.dtype
+) -> None:
     monkeypatch.setattr(shards, "_RENUMBERED", 7)
     tokens = np.random.default_rng(1).integers(0, 50, 100).astype(dtype)
     new_ids = np.random.default_rng(2).permutation(50)
@@ -192,7 +195,7 @@ def test_a_file_of_tokens_is_renumbered_block_by_block(tmp_path, monkeypatch, dt
     assert found.tolist() == [new_ids[token] for token in tokens.tolist()]
 
 
-def test_ranks_count_over_all_files_of_the_training_part(tmp_path, monkeypatch):
+def test_ranks_count_over_all_files_of_the_training_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = make(tmp_path, tokenizer="bpe", vocab_size=300)
     expected = whole.train.read(0, len(whole.train)).tolist()
     writer = dataset_module.ShardWriter
@@ -204,7 +207,7 @@ def test_ranks_count_over_all_files_of_the_training_part(tmp_path, monkeypatch):
     assert parted.tokenizer.to_json() == whole.tokenizer.to_json()
 
 
-def test_tokens_cached_in_an_older_format_are_not_read(tmp_path, monkeypatch):
+def test_tokens_cached_in_an_older_format_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset_module, "FORMAT", FORMAT - 1)
     monkeypatch.setattr("crystalline_ray.storage.sealed.FORMAT", FORMAT - 1)
     old = make(tmp_path, tokenizer="char")
@@ -218,7 +221,7 @@ def test_tokens_cached_in_an_older_format_are_not_read(tmp_path, monkeypatch):
     assert make(tmp_path, tokenizer="char").summary["cached"]
 
 
-def test_an_older_format_in_the_place_of_this_one_is_made_anew(tmp_path, monkeypatch):
+def test_an_older_format_in_the_place_of_this_one_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("crystalline_ray.storage.sealed.FORMAT", FORMAT - 1)
     old = make(tmp_path, tokenizer="char")
     monkeypatch.undo()

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from crystalline_ray.data.shards import ShardWriter, TokenArray, map_shard, token_dtype, write_shard
 
 
-def test_smallest_type():
+def test_smallest_type() -> None:
     assert token_dtype(65_536) == np.uint16
     assert token_dtype(65_537) == np.uint32
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
-def test_tokens_come_back_over_several_files_without_a_copy(tmp_path, dtype):
+def test_tokens_come_back_over_several_files_without_a_copy(tmp_path: Path, dtype: np.dtype) -> None:
     tokens = np.random.default_rng(1).integers(0, np.iinfo(dtype).max, 1050, np.int64).astype(dtype)
     writer = ShardWriter(tmp_path, "train", dtype, shard_tokens=100)
     for part in np.array_split(tokens, [0, 7, 250, 251, 900]):
@@ -33,7 +33,7 @@ def test_tokens_come_back_over_several_files_without_a_copy(tmp_path, dtype):
     assert not view.flags.writeable
 
 
-def test_full_last_file_is_not_followed_by_an_empty_one(tmp_path):
+def test_full_last_file_is_not_followed_by_an_empty_one(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, "train", np.uint16, shard_tokens=5)
     writer.append(np.arange(10, dtype=np.int32))
     writer.close()
@@ -42,7 +42,7 @@ def test_full_last_file_is_not_followed_by_an_empty_one(tmp_path):
 
 @settings(deadline=None, max_examples=40)
 @given(sizes=st.lists(st.integers(1, 9), max_size=8), data=st.data())
-def test_reading_any_range(sizes, data):
+def test_reading_any_range(sizes: list[int], data: st.DataObject) -> None:
     tokens = np.arange(sum(sizes), dtype=np.uint16)
     found = TokenArray(np.split(tokens, np.cumsum(sizes)[:-1]) if sizes else [], np.uint16)
     start = data.draw(st.integers(0, len(tokens)))
@@ -52,14 +52,14 @@ def test_reading_any_range(sizes, data):
     assert found.read(start, stop).dtype == np.uint16
 
 
-def test_reading_outside():
+def test_reading_outside() -> None:
     found = TokenArray([np.arange(5, dtype=np.uint16)], np.uint16)
     for start, stop in [(-1, 3), (3, 6), (4, 3)]:
         with pytest.raises(IndexError, match="of 5"):
             found.read(start, stop)
 
 
-def test_damaged_files_are_no_shards(tmp_path):
+def test_damaged_files_are_no_shards(tmp_path: Path) -> None:
     path = tmp_path / "x.arrow"
     write_shard(path, np.arange(5000, dtype=np.uint16))
     path.write_bytes(path.read_bytes()[:4000])
@@ -69,6 +69,6 @@ def test_damaged_files_are_no_shards(tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 @pytest.mark.parametrize("count", [10, 100_000])
-def test_a_full_disk_is_noticed_while_writing(count):
+def test_a_full_disk_is_noticed_while_writing(count: int) -> None:
     with pytest.raises(OSError, match="No space left"):
         write_shard(Path("/dev/full"), np.zeros(count, np.uint16))

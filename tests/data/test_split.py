@@ -15,7 +15,7 @@ def documents(count: int) -> list[str]:
 
 @settings(deadline=None, max_examples=40)
 @given(texts=TEXTS, fraction=FRACTIONS, seed=st.integers(0, 2**64 - 1))
-def test_by_document_both_parts_have_text_and_none_is_lost(texts, fraction, seed):
+def test_by_document_both_parts_have_text_and_none_is_lost(texts: list[str], fraction: float, seed: int) -> None:
     texts = [*texts, "one more"]
     parts = split(texts, fraction, "document", seed)
     assert parts.train
@@ -28,7 +28,7 @@ def test_by_document_both_parts_have_text_and_none_is_lost(texts, fraction, seed
 
 @settings(deadline=None, max_examples=50)
 @given(texts=TEXTS, fraction=FRACTIONS)
-def test_tail_cuts_every_document(texts, fraction):
+def test_tail_cuts_every_document(texts: list[str], fraction: float) -> None:
     parts = split(texts, fraction, "tail", 0)
     rest = iter(parts.validation)
     assert len(parts.train) == len(texts)
@@ -42,13 +42,13 @@ def test_tail_cuts_every_document(texts, fraction):
 @pytest.mark.parametrize(
     ("length", "fraction", "train"), [(1_115_394, 0.1, 1_003_854), (10, 0.3, 7), (100, 0.07, 93), (1, 0.5, 1)]
 )
-def test_tail_is_exact(length, fraction, train):
+def test_tail_is_exact(length: int, fraction: float, train: int) -> None:
     """100 * 0.07 is more than 7 in binary; the cut is where decimal arithmetic has it."""
     parts = split(["x" * length], fraction, "tail", 0)
     assert len(parts.train[0]) == train
 
 
-def test_adding_a_document_does_not_move_the_others():
+def test_adding_a_document_does_not_move_the_others() -> None:
     texts = documents(400)
     before = split(texts, 0.1, "document", 1337)
     for new in ("a new one", "another"):
@@ -56,13 +56,13 @@ def test_adding_a_document_does_not_move_the_others():
         assert [text for text in after.validation if text != new] == before.validation
 
 
-def test_the_order_of_documents_does_not_matter():
+def test_the_order_of_documents_does_not_matter() -> None:
     texts = documents(100)
     parts = [split(order, 0.2, "document", 5) for order in (texts, texts[::-1])]
     assert sorted(parts[0].validation) == sorted(parts[1].validation)
 
 
-def test_seeds_hold_out_other_documents_and_about_the_fraction():
+def test_seeds_hold_out_other_documents_and_about_the_fraction() -> None:
     texts = documents(1000)
     held = [split(texts, 0.1, "document", seed).validation for seed in range(5)]
     assert len({tuple(part) for part in held}) == 5
@@ -70,7 +70,7 @@ def test_seeds_hold_out_other_documents_and_about_the_fraction():
     assert all(55 < len(part) < 145 for part in held)
 
 
-def test_copies_stay_on_one_side():
+def test_copies_stay_on_one_side() -> None:
     texts = documents(30) * 3
     parts = split(texts, 0.3, "document", 2)
     assert not set(parts.train) & set(parts.validation)
@@ -78,20 +78,20 @@ def test_copies_stay_on_one_side():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_giant_document_is_learnt_from(seed):
+def test_a_giant_document_is_learnt_from(seed: int) -> None:
     texts = [*documents(30), "giant " * 1000]
     parts = split(texts, 0.1, "document", seed)
     assert texts[-1] in parts.train
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_few_documents_still_hold_out_a_fair_share(seed):
+def test_few_documents_still_hold_out_a_fair_share(seed: int) -> None:
     texts = [f"{number:02} " + "y" * 97 for number in range(25)]
     held = split(texts, 0.1, "document", seed).validation
     assert 0.05 <= len(held) / 25 <= 0.2
 
 
-def test_modes():
+def test_modes() -> None:
     assert resolve_mode(documents(19), "auto") == "tail"
     assert resolve_mode(documents(20), "auto") == "document"
     assert resolve_mode(["same"] * 50, "auto") == "tail"

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ FIDDLY = st.text(st.sampled_from(list("ab'sdtl12     \n\n\n\n\n\r\t\v\f\x85\xa0\
 
 
 @pytest.fixture(scope="module", params=[256, 257, 300, 400])
-def any_bpe(request) -> BpeTokenizer:
+def any_bpe(request: pytest.FixtureRequest) -> BpeTokenizer:
     return BpeTokenizer.train([SAMPLE], request.param)
 
 
@@ -39,14 +40,14 @@ def char() -> CharTokenizer:
 @given(text=TEXT | FIDDLY)
 @example(f"before{END_OF_TEXT}after")
 @example("\0\0")
-def test_bpe_gives_any_text_back(any_bpe, text):
+def test_bpe_gives_any_text_back(any_bpe: BpeTokenizer, text: str) -> None:
     tokens = any_bpe.encode(text)
     assert tokens.dtype == np.int32
     assert any_bpe.decode(tokens) == text
     assert all(0 <= token < any_bpe.vocab_size for token in tokens)
 
 
-def test_bpe_vocabulary_sizes():
+def test_bpe_vocabulary_sizes() -> None:
     assert BpeTokenizer.train([SAMPLE], 256).vocab_size == 256
     assert BpeTokenizer.train([SAMPLE], 257).vocab_size == 257
     assert BpeTokenizer.train([SAMPLE], 300).vocab_size == 300
@@ -55,29 +56,29 @@ def test_bpe_vocabulary_sizes():
         BpeTokenizer.train([SAMPLE], 255)
 
 
-def test_256_tokens_are_the_bytes():
+def test_256_tokens_are_the_bytes() -> None:
     tokenizer = BpeTokenizer.train([SAMPLE], 256)
     assert len(tokenizer.encode("日本 a")) == 8
     assert tokenizer.end_of_text == tokenizer.encode("\0")[0]
     assert len({tokenizer.encode(chr(code)).tobytes() for code in range(128)}) == 128
 
 
-def test_merges_shorten_the_text_they_were_learnt_from(small_bpe):
+def test_merges_shorten_the_text_they_were_learnt_from(small_bpe: BpeTokenizer) -> None:
     assert len(small_bpe.encode(SAMPLE)) < 0.6 * len(SAMPLE.encode())
 
 
-def test_text_that_spells_the_separator_is_ordinary(small_bpe):
+def test_text_that_spells_the_separator_is_ordinary(small_bpe: BpeTokenizer) -> None:
     assert small_bpe.decode([small_bpe.end_of_text]) == END_OF_TEXT
     restored = BpeTokenizer.from_json(small_bpe.to_json())
     for tokenizer in (small_bpe, restored):
         assert tokenizer.end_of_text not in tokenizer.encode(f"a{END_OF_TEXT}b")
 
 
-def test_training_is_deterministic():
+def test_training_is_deterministic() -> None:
     assert len({BpeTokenizer.train([SAMPLE, SAMPLE[:50]], 380).to_json() for _ in range(3)}) == 1
 
 
-def test_long_text_is_sampled_evenly(monkeypatch):
+def test_long_text_is_sampled_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bpe, "_TRAINING_CHARS", 20_000)
     texts = [f"{chr(0x4E00 + number)} = value\n" * 2000 for number in range(10)]
     reports = []
@@ -92,13 +93,13 @@ def test_long_text_is_sampled_evenly(monkeypatch):
 @given(text=FIDDLY, size=st.integers(1, 9))
 @example("a\n        b", 1)
 @example("a\n\nb", 1)
-def test_pieces_have_the_tokens_of_the_whole(small_bpe, text, size):
+def test_pieces_have_the_tokens_of_the_whole(small_bpe: BpeTokenizer, text: str, size: int) -> None:
     cut = list(pieces(text, size))
     assert "".join(cut) == text
     assert np.concatenate(small_bpe.encode_batch(cut)).tolist() == small_bpe.encode(text).tolist()
 
 
-def test_pieces_of_a_long_text_are_bounded():
+def test_pieces_of_a_long_text_are_bounded() -> None:
     lines = list(pieces(SAMPLE * 300))
     assert len(lines) > 5
     assert max(map(len, lines)) < 17_000
@@ -107,14 +108,14 @@ def test_pieces_of_a_long_text_are_bounded():
 
 @settings(deadline=None, max_examples=25)
 @given(data=st.data())
-def test_streaming_equals_decoding_at_once(any_bpe, data):
+def test_streaming_equals_decoding_at_once(any_bpe: BpeTokenizer, data: st.DataObject) -> None:
     """For any tokens, also those that no text encodes to."""
     ids = data.draw(st.lists(st.integers(0, any_bpe.vocab_size - 1), max_size=30))
     stream = any_bpe.stream()
     assert "".join(stream.feed(token) for token in ids) + stream.flush() == any_bpe.decode(ids)
 
 
-def test_streaming_holds_back_unfinished_characters():
+def test_streaming_holds_back_unfinished_characters() -> None:
     tokenizer = BpeTokenizer.train([SAMPLE], 256)
     stream = tokenizer.stream()
     shown = [stream.feed(token) for token in tokenizer.encode("é🙂x")]
@@ -127,7 +128,7 @@ def test_streaming_holds_back_unfinished_characters():
 
 @settings(deadline=None, max_examples=50)
 @given(text=st.text(st.sampled_from(sorted(set(SAMPLE))), max_size=80))
-def test_char_gives_text_back(char, text):
+def test_char_gives_text_back(char: CharTokenizer, text: str) -> None:
     tokens = char.encode(text)
     assert tokens.dtype == np.int32
     assert len(tokens) == len(text)
@@ -136,7 +137,7 @@ def test_char_gives_text_back(char, text):
     assert "".join(map(stream.feed, tokens)) + stream.flush() == text
 
 
-def test_char_vocabulary():
+def test_char_vocabulary() -> None:
     one, two = CharTokenizer.train(["hello"]), CharTokenizer.train(["hello", "wörld"])
     assert (one.vocab_size, one.end_of_text) == (4, None)
     assert (two.vocab_size, two.end_of_text) == (9, 0)
@@ -147,17 +148,17 @@ def test_char_vocabulary():
 @pytest.mark.parametrize(
     ("text", "name"), [("é", "U\\+00E9"), ("help", "'p'"), ("\ud800", "U\\+D800"), ("\0", "U\\+0000")]
 )
-def test_char_names_an_unknown_character(text, name):
+def test_char_names_an_unknown_character(text: str, name: str) -> None:
     with pytest.raises(InputError, match=f"{name}.*is not in the vocabulary of 4 characters"):
         CharTokenizer.train(["hello"]).encode(text)
 
 
-def test_text_that_is_no_text(small_bpe):
+def test_text_that_is_no_text(small_bpe: BpeTokenizer) -> None:
     with pytest.raises(TokenizerError, match="surrogate"):
         small_bpe.encode("half \ud800")
 
 
-def test_unknown_ids(small_bpe, char):
+def test_unknown_ids(small_bpe: BpeTokenizer, char: CharTokenizer) -> None:
     for tokenizer in (small_bpe, char):
         for token in (-1, tokenizer.vocab_size):
             with pytest.raises(TokenizerError, match=f"token {token} is not in the vocabulary"):
@@ -167,7 +168,7 @@ def test_unknown_ids(small_bpe, char):
 
 
 @pytest.mark.parametrize("kind", ["bpe", "char"])
-def test_a_saved_tokenizer_comes_back(tmp_path, kind):
+def test_a_saved_tokenizer_comes_back(tmp_path: Path, kind: str) -> None:
     tokenizer: Tokenizer = train_tokenizer(kind, [SAMPLE, "more"], 300)
     tokenizer.save(tmp_path / "tokenizer.json")
     loaded = load_tokenizer(tmp_path / "tokenizer.json")
@@ -190,13 +191,13 @@ def test_a_saved_tokenizer_comes_back(tmp_path, kind):
         json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}),
     ],
 )
-def test_files_that_are_no_tokenizer(tmp_path, content):
+def test_files_that_are_no_tokenizer(tmp_path: Path, content: str) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(content)
     with pytest.raises(TokenizerError, match=r"tokenizer\.json: "):
         load_tokenizer(path)
 
 
-def test_missing_tokenizer_file(tmp_path):
+def test_missing_tokenizer_file(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="No such file"):
         load_tokenizer(tmp_path / "absent.json")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def dead_process() -> int:
     return program.pid
 
 
-def test_folders_of_dead_drivers_are_swept_and_those_of_live_ones_are_not():
+def test_folders_of_dead_drivers_are_swept_and_those_of_live_ones_are_not() -> None:
     roots = {arena_root(), Path(tempfile.gettempdir())}
     stale = [root / f"crystalline-ray-{dead_process()}-test" for root in roots]
     live = arena_root() / f"crystalline-ray-{os.getpid()}-test"
@@ -43,7 +44,7 @@ def test_folders_of_dead_drivers_are_swept_and_those_of_live_ones_are_not():
         live.rmdir()
 
 
-def test_the_janitor_kills_the_users_of_a_folder_and_removes_it_when_its_driver_is_gone(tmp_path):
+def test_the_janitor_kills_the_users_of_a_folder_and_removes_it_when_its_driver_is_gone(tmp_path: Path) -> None:
     folder = tmp_path / "session"
     folder.mkdir()
     script = f"import time; file = open({str(folder / 'log')!r}, 'w'); print('ready', flush=True); time.sleep(600)"
@@ -67,14 +68,14 @@ def test_the_janitor_kills_the_users_of_a_folder_and_removes_it_when_its_driver_
 
 
 @pytest.fixture
-def arena(tmp_path):
+def arena(tmp_path: Path) -> Iterator[Arena]:
     arena = Arena(tmp_path / "arena", MemoryLayout(parameters=32, moments=2, regions=3), BOARD_BYTES)
     arena.create()
     yield arena
     arena.remove()
 
 
-def test_an_arena_has_its_full_size_from_the_start_and_is_removed_whole(arena):
+def test_an_arena_has_its_full_size_from_the_start_and_is_removed_whole(arena: Arena) -> None:
     sizes = {path.name: path.stat().st_size for path in arena.folder.iterdir()}
     assert sizes == {"weights": 2 * 128, "moments": 4 * 128, "gradients": 3 * 128, "board": BOARD_BYTES}
     assert all(path.stat().st_mode & 0o077 == 0 for path in (arena.folder, *arena.folder.iterdir()))
@@ -86,7 +87,7 @@ def test_an_arena_has_its_full_size_from_the_start_and_is_removed_whole(arena):
     assert (writer.weights(1) == 7.0).all()
 
 
-def test_a_missing_post_on_the_board_is_named_after_the_deadline(arena):
+def test_a_missing_post_on_the_board_is_named_after_the_deadline(arena: Arena) -> None:
     plan = plan_spheres([[None] * 3])
     board = Board(arena.attach_board(), plan, timeout=0.05)
     start = time.monotonic()

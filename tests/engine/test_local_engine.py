@@ -1,12 +1,15 @@
 """The arithmetic is fixed by the batch: any tree gives the same bits as one leaf."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crystalline_ray.data.dataset import Dataset
 from crystalline_ray.engine.local import LocalEngine
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.blas import mkl_library
@@ -14,11 +17,12 @@ from crystalline_ray.lattice.similarity import crystalline_score
 from crystalline_ray.model.layout import MIXING, initialise, weights_digest
 from crystalline_ray.model.transformer import Transformer
 from crystalline_ray.spheres.messages import EvaluationRequest, StepRequest
+from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.sphere import batch_sources
 from tests.helpers.engine_runs import train_steps
 
 
-def digest_of(run, steps=2):
+def digest_of(run: RunSpec, steps: int = 2) -> tuple[str, list[float]]:
     with LocalEngine(run) as engine:
         return train_steps(engine, run, steps)
 
@@ -39,20 +43,20 @@ def digest_of(run, steps=2):
     positions=st.sampled_from(["learned", "rotary", "clock"]),
 )
 def test_any_tree_gives_the_bits_of_one_leaf(
-    make_run,
-    cores,
-    coordinators,
-    fan_out,
-    micro_batches,
-    sum_unit,
-    dropout,
-    head,
-    neighbour_mixing,
-    compression,
-    smoothing,
-    prior,
-    positions,
-):
+    make_run: Callable[..., RunSpec],
+    cores: int,
+    coordinators: str,
+    fan_out: int,
+    micro_batches: int,
+    sum_unit: int,
+    dropout: float,
+    head: str,
+    neighbour_mixing: bool,
+    compression: str,
+    smoothing: str,
+    prior: float,
+    positions: str,
+) -> None:
     largest = 1 + fan_out + fan_out**2 + fan_out**3
     fields = {
         "global_batch_size": 2 * micro_batches,
@@ -74,9 +78,11 @@ def test_any_tree_gives_the_bits_of_one_leaf(
 
 @pytest.mark.skipif(mkl_library() is None, reason="MKL is not installed")
 @pytest.mark.parametrize(("precision", "head"), [("float32", "full"), ("bfloat16", "full"), ("bfloat16", "lattice")])
-def test_any_tree_gives_the_bits_of_one_leaf_with_mkl_too(make_run, precision, head):
+def test_any_tree_gives_the_bits_of_one_leaf_with_mkl_too(
+    make_run: Callable[..., RunSpec], precision: str, head: str
+) -> None:
     # large enough that most products are MKL's
-    fields = {"batch_size": 8, "global_batch_size": 8 * 4, "embed_dim": 96, "dropout": 0.1}
+    fields: dict[str, Any] = {"batch_size": 8, "global_batch_size": 8 * 4, "embed_dim": 96, "dropout": 0.1}
     fields |= {"blas": "mkl", "precision": precision, "head": head}
     if precision == "bfloat16" and head == "full":
         fields |= {"smoothing": "crystal"}
@@ -90,7 +96,7 @@ def test_any_tree_gives_the_bits_of_one_leaf_with_mkl_too(make_run, precision, h
     assert alone[1] == pytest.approx(other[1], rel=1e-5 if precision == "float32" else 1e-2)
 
 
-def test_an_alpha_frozen_at_zero_trains_the_plain_model_to_the_bit(make_run):
+def test_an_alpha_frozen_at_zero_trains_the_plain_model_to_the_bit(make_run: Callable[..., RunSpec]) -> None:
     weights = []
     for mixing in (False, True):
         run = make_run(3, clip_norm=0.0, neighbour_mixing=mixing)  # alpha has a part in the norm that clipping needs
@@ -116,7 +122,9 @@ def test_an_alpha_frozen_at_zero_trains_the_plain_model_to_the_bit(make_run):
     last=st.integers(1, 47),
     sum_unit=st.integers(1, 2),
 )
-def test_any_tree_gives_the_bits_of_one_leaf_with_routing_too(make_run, cores, coordinators, rounds, last, sum_unit):
+def test_any_tree_gives_the_bits_of_one_leaf_with_routing_too(
+    make_run: Callable[..., RunSpec], cores: int, coordinators: str, rounds: int, last: int, sum_unit: int
+) -> None:
     sequences = 24 * rounds
     fields = {"routing": "symmetry", "global_batch_size": sequences, "sum_unit": sum_unit, "dropout": 0.1}
     # the second of two steps leaves some groups a sequence short, or some without any
@@ -126,27 +134,27 @@ def test_any_tree_gives_the_bits_of_one_leaf_with_routing_too(make_run, cores, c
 
 
 @pytest.mark.parametrize("head", ["full", "lattice"])
-def test_routing_changes_the_order_of_the_sum_and_nothing_else(make_run, head):
+def test_routing_changes_the_order_of_the_sum_and_nothing_else(make_run: Callable[..., RunSpec], head: str) -> None:
     fields = {"global_batch_size": 48, "sequences": 48 + 5, "head": head}
     routed, plain = (digest_of(make_run(3, routing=r, **fields)) for r in ("symmetry", "round_robin"))
     assert routed[0] != plain[0]
     assert routed[1] == pytest.approx(plain[1], rel=1e-5)
 
 
-def test_smoothing_of_no_weight_gives_the_bits_of_none(make_run):
+def test_smoothing_of_no_weight_gives_the_bits_of_none(make_run: Callable[..., RunSpec]) -> None:
     plain = digest_of(make_run(1))
     assert digest_of(make_run(1, smoothing="crystal", smoothing_weight=0.0)) == plain
     assert digest_of(make_run(1, smoothing="crystal"))[0] != plain[0]
 
 
-def test_four_levels_give_the_bits_of_one_leaf(make_run):
+def test_four_levels_give_the_bits_of_one_leaf(make_run: Callable[..., RunSpec]) -> None:
     fields = {"global_batch_size": 2 * 16, "sum_unit": 3}
     deep = make_run(11, coordinators="shared", fan_out=2, **fields)
     assert max(sphere.level for sphere in deep.plan.spheres) >= 3
     assert digest_of(deep) == digest_of(make_run(1, **fields))
 
 
-def test_a_step_is_the_mean_gradient_over_the_global_batch(make_run):
+def test_a_step_is_the_mean_gradient_over_the_global_batch(make_run: Callable[..., RunSpec]) -> None:
     """Against one large batch through the model: same loss, and the same update of plain SGD."""
     run = make_run(3, optimizer="sgd", momentum=0.0, weight_decay=0.0, clip_norm=0.0, global_batch_size=2 * 7)
     with LocalEngine(run) as engine:
@@ -167,7 +175,7 @@ def test_a_step_is_the_mean_gradient_over_the_global_batch(make_run):
     np.testing.assert_allclose(updated, weights - 0.5 * gradient, rtol=1e-5, atol=1e-6)
 
 
-def test_clipping_scales_the_whole_gradient_to_the_norm(make_run):
+def test_clipping_scales_the_whole_gradient_to_the_norm(make_run: Callable[..., RunSpec]) -> None:
     fields = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0}
     moved = {}
     for clip in (0.0, 0.1):
@@ -183,7 +191,7 @@ def test_clipping_scales_the_whole_gradient_to_the_norm(make_run):
 
 
 @pytest.mark.parametrize("compression", ["none", "bfloat16", "e8"])
-def test_a_step_that_was_skipped_leaves_no_trace(make_run, compression):
+def test_a_step_that_was_skipped_leaves_no_trace(make_run: Callable[..., RunSpec], compression: str) -> None:
     digests = []
     for spoilt in (False, True):
         run = make_run(2, gradient_compression=compression)
@@ -205,7 +213,7 @@ def test_a_step_that_was_skipped_leaves_no_trace(make_run, compression):
     assert len(digests[0]) == (3 if compression == "none" else 3 + 12)
 
 
-def test_a_non_finite_gradient_is_not_applied(make_run):
+def test_a_non_finite_gradient_is_not_applied(make_run: Callable[..., RunSpec]) -> None:
     run = make_run(2)
     with LocalEngine(run) as engine:
         engine.memory.weights(0)[:] = initialise(run.layout, 1)
@@ -218,7 +226,7 @@ def test_a_non_finite_gradient_is_not_applied(make_run):
         assert engine.memory.weights(1).tobytes() == before
 
 
-def test_validation_counts_every_target_once(make_run, dataset):
+def test_validation_counts_every_target_once(make_run: Callable[..., RunSpec], dataset: Dataset) -> None:
     run = make_run(5)
     targets = len(dataset.validation) - 1
     with LocalEngine(run) as engine:
@@ -229,7 +237,7 @@ def test_validation_counts_every_target_once(make_run, dataset):
     assert result.loss == pytest.approx(math.log(run.shape.vocab_size), rel=1e-6)
 
 
-def test_the_crystalline_score_is_that_of_the_likeliest_tokens_and_of_no_tree(make_run):
+def test_the_crystalline_score_is_that_of_the_likeliest_tokens_and_of_no_tree(make_run: Callable[..., RunSpec]) -> None:
     results = []
     for cores in (1, 16):
         run = make_run(cores)
@@ -250,7 +258,7 @@ def test_the_crystalline_score_is_that_of_the_likeliest_tokens_and_of_no_tree(ma
         assert engine.evaluate(EvaluationRequest(0, 0, 7)).crystalline_score is None
 
 
-def test_every_leaf_works_and_the_root_computes_nothing(make_run):
+def test_every_leaf_works_and_the_root_computes_nothing(make_run: Callable[..., RunSpec]) -> None:
     run = make_run(16, global_batch_size=2 * 32)
     with LocalEngine(run) as engine:
         train_steps(engine, run, 2)

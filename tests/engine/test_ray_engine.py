@@ -4,17 +4,21 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
+from crystalline_ray.data.dataset import Dataset
 from crystalline_ray.engine.local import LocalEngine
 from crystalline_ray.engine.ray.engine import RayEngine
 from crystalline_ray.errors import DeadlineError, ResourceError, SphereError
 from crystalline_ray.kernels.blas import mkl_library
 from crystalline_ray.model.layout import initialise
 from crystalline_ray.spheres.messages import StepRequest
+from crystalline_ray.spheres.run_spec import RunSpec
 from tests.helpers.engine_runs import train_steps
 
 pytestmark = pytest.mark.ray
@@ -31,9 +35,11 @@ pytestmark = pytest.mark.ray
     ],
     ids=["1 leaf", "3 leaves", "3 levels"],
 )
-def test_ray_gives_the_bits_of_the_local_engine(make_run, ray_session, cores, coordinators, blas, compression):
+def test_ray_gives_the_bits_of_the_local_engine(
+    make_run: Callable[..., RunSpec], ray_session: Path, cores: int, coordinators: str, blas: str, compression: str
+) -> None:
     # 26 micro-batches: groups of two and three, so controls fold, borrow and leave some leaves idle
-    fields = {"global_batch_size": 2 * 26, "dropout": 0.1, "sum_unit": 2}
+    fields: dict[str, Any] = {"global_batch_size": 2 * 26, "dropout": 0.1, "sum_unit": 2}
     fields |= {"gradient_compression": compression, "smoothing": "crystal", "laplacian_prior": 1e-3}
     if blas == "mkl":  # which computes only what is large enough
         fields |= {"blas": "mkl", "batch_size": 8, "global_batch_size": 8 * 26, "embed_dim": 96}
@@ -50,7 +56,9 @@ def test_ray_gives_the_bits_of_the_local_engine(make_run, ray_session, cores, co
 
 
 @pytest.mark.parametrize("head_tree", ["shells", "embedding"])
-def test_a_lattice_head_has_the_bits_of_the_local_engine_too(make_run, ray_session, head_tree):
+def test_a_lattice_head_has_the_bits_of_the_local_engine_too(
+    make_run: Callable[..., RunSpec], ray_session: Path, head_tree: str
+) -> None:
     fields = {"head": "lattice", "head_tree": head_tree, "global_batch_size": 2 * 13}
     local = make_run(1, **fields)
     with LocalEngine(local) as engine:
@@ -61,7 +69,7 @@ def test_a_lattice_head_has_the_bits_of_the_local_engine_too(make_run, ray_sessi
         assert train_steps(engine, run, 3) == expected
 
 
-def started(make_run: Callable, ray_session, **fields):
+def started(make_run: Callable, ray_session: Path, **fields: Any) -> RayEngine:
     run = make_run(2, **fields)
     engine = RayEngine(run, ray_session)
     engine.memory.weights(0)[:] = initialise(run.layout, 1)
@@ -69,7 +77,9 @@ def started(make_run: Callable, ray_session, **fields):
     return engine
 
 
-def test_a_killed_leaf_is_named_and_the_committed_weights_stay(make_run, ray_session):
+def test_a_killed_leaf_is_named_and_the_committed_weights_stay(
+    make_run: Callable[..., RunSpec], ray_session: Path
+) -> None:
     with contextlib.closing(started(make_run, ray_session)) as engine:
         engine.step(StepRequest(0, 0, 0.01))
         committed = engine.memory.weights(1).tobytes()
@@ -81,7 +91,9 @@ def test_a_killed_leaf_is_named_and_the_committed_weights_stay(make_run, ray_ses
     assert not any(psutil.pid_exists(process) for process in processes)
 
 
-def test_a_stopped_leaf_runs_into_the_deadline_and_is_named(make_run, ray_session):
+def test_a_stopped_leaf_runs_into_the_deadline_and_is_named(
+    make_run: Callable[..., RunSpec], ray_session: Path
+) -> None:
     engine = started(make_run, ray_session, deadline_seconds=1.0, global_batch_size=4)
     with contextlib.closing(engine):
         os.kill(engine.processes[1], signal.SIGSTOP)
@@ -91,7 +103,9 @@ def test_a_stopped_leaf_runs_into_the_deadline_and_is_named(make_run, ray_sessio
     assert not any(psutil.pid_exists(process) for process in processes)
 
 
-def test_weights_are_read_only_for_those_who_do_not_own_a_segment(make_run, ray_session):
+def test_weights_are_read_only_for_those_who_do_not_own_a_segment(
+    make_run: Callable[..., RunSpec], ray_session: Path
+) -> None:
     run = make_run(2)
     with RayEngine(run, ray_session) as engine:
         reader = engine.arena.attach(writable=frozenset({"gradients"}))
@@ -103,7 +117,9 @@ def test_weights_are_read_only_for_those_who_do_not_own_a_segment(make_run, ray_
             reader.weights(0)[0] = 1.0
 
 
-def test_too_little_shared_memory_is_said_before_anything_starts(make_run, ray_session):
+def test_too_little_shared_memory_is_said_before_anything_starts(
+    make_run: Callable[..., RunSpec], ray_session: Path
+) -> None:
     run = make_run(1, num_layers=1000, embed_dim=8192, num_heads=64)
     with pytest.raises(
         ResourceError, match=r"shared memory too small: the arena needs [\d,]+ MiB, .* has [\d,]+ MiB free"
@@ -112,7 +128,9 @@ def test_too_little_shared_memory_is_said_before_anything_starts(make_run, ray_s
     assert list(ray_session.iterdir()) == []
 
 
-def test_each_leaf_is_pinned_and_flushes_denormals(make_run, ray_session, dataset):
+def test_each_leaf_is_pinned_and_flushes_denormals(
+    make_run: Callable[..., RunSpec], ray_session: Path, dataset: Dataset
+) -> None:
     allowed = sorted(os.sched_getaffinity(0))[:2]
     run = make_run(len(allowed))
     spheres = tuple(
@@ -126,7 +144,7 @@ def test_each_leaf_is_pinned_and_flushes_denormals(make_run, ray_session, datase
             assert os.sched_getaffinity(engine.processes[sphere.id]) == {sphere.core}
 
 
-def test_nothing_listens_beyond_the_loopback_address(make_run, ray_session):
+def test_nothing_listens_beyond_the_loopback_address(make_run: Callable[..., RunSpec], ray_session: Path) -> None:
     with contextlib.closing(started(make_run, ray_session)):
         family = [psutil.Process(), *psutil.Process().children(recursive=True)]
         addresses = {
@@ -140,5 +158,5 @@ def test_nothing_listens_beyond_the_loopback_address(make_run, ray_session):
     assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
-def fields_of(sphere) -> dict:
+def fields_of(sphere: Any) -> dict[str, Any]:
     return {name: getattr(sphere, name) for name in sphere.__dataclass_fields__}

@@ -62,7 +62,8 @@ def reference_gram_schmidt(basis: np.ndarray) -> tuple[list[list[Fraction]], lis
     """mu and the squared lengths, found by solving for the projections with the reference library."""
     matrix = flint.fmpz_mat(basis.tolist())
     gram = matrix * matrix.transpose()
-    mu, squared = [], []
+    mu: list[list[Fraction]] = []
+    squared: list[Fraction] = []
     for i in range(len(basis)):
         projection = []
         if i:

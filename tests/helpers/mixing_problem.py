@@ -16,7 +16,8 @@ def mean_matrix(vocab: int) -> np.ndarray:
 def neighbours_of(vocab: int, dtype: type) -> Neighbours:
     """The same as indices, in another order of the neighbours than the project's."""
     matrix = mean_matrix(vocab)
-    columns, present = np.zeros((len(CONTACTS), vocab), np.int64), np.zeros((len(CONTACTS), vocab, 1), dtype)
+    columns = np.zeros((len(CONTACTS), vocab), np.int64)
+    present: np.ndarray = np.zeros((len(CONTACTS), vocab, 1), dtype)
     for token, row in enumerate(matrix):
         others = np.flatnonzero(row)
         columns[: len(others), token], present[: len(others), token] = others, 1.0

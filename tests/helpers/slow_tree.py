@@ -84,7 +84,7 @@ def slow_loss_and_gradients(
 def buffers(rows: int, tree: TokenTree, width: int, dtype: type) -> LatticeHeadBuffers:
     """Return buffers full of NaN and of indices out of any range."""
     floats = lattice_head_plan(rows, tree.num_levels, FAN_OUT, width)
-    space = {name: np.full(shape, np.nan, dtype) for name, shape in floats.items()}
+    space: dict[str, np.ndarray] = {name: np.full(shape, np.nan, dtype) for name, shape in floats.items()}
     indices = lattice_head_index_plan(rows, tree.num_levels)
     wide = np.full(indices.pop("wide"), np.nan)
     whole = {name: np.full(shape, -(2**40)) for name, shape in indices.items()}

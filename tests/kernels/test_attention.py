@@ -19,10 +19,10 @@ class Attention:
         self.masks = Masks(rate, seed=1, micro_batch=2, site=3) if rate else None
         rng = np.random.default_rng(length)
         self.heads = heads
-        self.qkv = rng.standard_normal((batch, length, 3 * heads * head_dim)).astype(dtype)
-        self.dout = rng.standard_normal((batch, length, heads * head_dim)).astype(dtype)
+        self.qkv: np.ndarray = rng.standard_normal((batch, length, 3 * heads * head_dim)).astype(dtype)
+        self.dout: np.ndarray = rng.standard_normal((batch, length, heads * head_dim)).astype(dtype)
         self.out, self.dqkv = np.full_like(self.dout, np.nan), np.full_like(self.qkv, np.nan)
-        self.kept = np.full((2, batch, heads, length, 1), np.nan, dtype)
+        self.kept: tuple[np.ndarray, np.ndarray] = tuple(np.full((2, batch, heads, length, 1), np.nan, dtype))
 
     def forward(self) -> np.ndarray:
         with np.errstate(all="ignore"):

@@ -16,13 +16,13 @@ def denormal_products() -> int:
 
 
 @pytest.fixture(autouse=True)
-def supported():
+def supported() -> None:
     if not set_flush_to_zero(True):
         pytest.skip("no known control register on this platform")
     set_flush_to_zero(False)
 
 
-def test_denormal_results_become_zero_only_inside_the_block():
+def test_denormal_results_become_zero_only_inside_the_block() -> None:
     assert denormal_products() == 64
     with flush_to_zero() as active:
         assert active
@@ -31,7 +31,7 @@ def test_denormal_results_become_zero_only_inside_the_block():
     assert denormal_products() == 64
 
 
-def test_denormal_operands_count_as_zero_in_matrix_products():
+def test_denormal_operands_count_as_zero_in_matrix_products() -> None:
     denormals = np.full((32, 32), 1e-40, np.float32)
     large = np.full((32, 32), 1e30, np.float32)
     assert (denormals @ large).all()
@@ -39,7 +39,7 @@ def test_denormal_operands_count_as_zero_in_matrix_products():
         assert not (denormals @ large).any()
 
 
-def test_other_threads_keep_their_setting():
+def test_other_threads_keep_their_setting() -> None:
     seen: list[int] = []
     thread = threading.Thread(target=lambda: seen.append(denormal_products()))
     thread.start()
@@ -49,7 +49,7 @@ def test_other_threads_keep_their_setting():
     assert seen == [64]
 
 
-def test_an_error_inside_the_block_switches_it_off_too():
+def test_an_error_inside_the_block_switches_it_off_too() -> None:
     with pytest.raises(ZeroDivisionError), flush_to_zero():
         _ = 1 // 0
     assert denormal_products() == 64

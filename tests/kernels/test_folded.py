@@ -25,7 +25,7 @@ class Layer:
             normal(width, width_out),
             normal(width_out),
         )
-        self.kept = np.empty_like(self.x), np.empty((rows, 1), dtype)
+        self.kept: tuple[np.ndarray, np.ndarray] = np.empty_like(self.x), np.empty((rows, 1), dtype)
         self.folded = np.empty_like(self.weight), np.empty_like(self.bias)
 
     def forward(self) -> np.ndarray:

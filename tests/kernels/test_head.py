@@ -19,7 +19,7 @@ def reference(x: np.ndarray, table: np.ndarray, targets: np.ndarray) -> float:
 
 def buffers(rows: int, vocab: int, width: int, dtype: type) -> HeadBuffers:
     sizes = rows, vocab, width, np.dtype(dtype).itemsize
-    buffers = {name: np.full(shape, np.nan, dtype) for name, shape in head_plan(*sizes).items()}
+    buffers: dict[str, np.ndarray] = {name: np.full(shape, np.nan, dtype) for name, shape in head_plan(*sizes).items()}
     shapes = head_index_plan(*sizes)
     return HeadBuffers(**buffers, places=np.full(shapes["places"], -1), wide=np.full(shapes["wide"], np.nan))
 

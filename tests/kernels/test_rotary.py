@@ -18,7 +18,7 @@ PERIODS = (12.0, 60.0, 100.0, 120.0, 600.0, 1000.0, 1200.0, 6000.0, 10_000.0)
 
 
 def rotations(length: int, heads: int, head_dim: int, dtype: type = np.float64) -> np.ndarray:
-    space = np.full((2, length, 2 * heads * head_dim), np.nan, dtype)
+    space: np.ndarray = np.full((2, length, 2 * heads * head_dim), np.nan, dtype)
     fill_rotations(space, clock_periods(head_dim // 2))
     return space
 

@@ -37,7 +37,7 @@ def total(affinity: np.ndarray, groups: np.ndarray) -> int:
     skew=st.integers(0, 30),
     seed=st.integers(0, 2**32),
 )
-def test_no_assignment_is_better(capacities, largest, skew, seed):
+def test_no_assignment_is_better(capacities: list[int], largest: int, skew: int, seed: int) -> None:
     sizes = np.array(capacities)
     affinity = np.random.default_rng(seed).integers(0, largest + 1, (sizes.sum(), len(sizes)))
     affinity[:, 0] += skew
@@ -47,7 +47,7 @@ def test_no_assignment_is_better(capacities, largest, skew, seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_twelve_items_to_twelve_groups(seed):
+def test_twelve_items_to_twelve_groups(seed: int) -> None:
     affinity = np.random.default_rng(seed).multinomial(64, np.arange(1, 13) / 78, size=12)
     groups = assign(affinity, np.ones(12, np.int64))
     assert sorted(groups) == list(range(12))
@@ -72,7 +72,7 @@ def prices_that_prove(affinity: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 @settings(deadline=None, max_examples=10)
 @given(length=st.sampled_from([16, 64, 256]), rows=st.integers(1, 30), seed=st.integers(0, 2**32))
-def test_many_sequences_of_text_are_assigned_at_the_best_total(length, rows, seed):
+def test_many_sequences_of_text_are_assigned_at_the_best_total(length: int, rows: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     affinity = rng.multinomial(length, rng.dirichlet(np.linspace(1, 12, 12) * 4, size=12 * rows))
     capacities = np.full(12, rows)
@@ -82,13 +82,13 @@ def test_many_sequences_of_text_are_assigned_at_the_best_total(length, rows, see
     assert total(affinity, groups) == (affinity - prices).max(axis=1).sum() + capacities @ prices
 
 
-def test_ties_are_broken_by_index():
+def test_ties_are_broken_by_index() -> None:
     # all are worth most in group 0; the first ones that tie move on, to the first group that lacks any
     assert assign(np.zeros((6, 3), np.int64), np.array([2, 2, 2])).tolist() == [1, 1, 2, 2, 0, 0]
     assert assign(np.zeros((0, 3), np.int64), np.zeros(3, np.int64)).tolist() == []
 
 
 @pytest.mark.parametrize("capacities", [[3, 3], [7], [8, -1], [3, 3, 1]])
-def test_capacities_that_do_not_fit_are_refused(capacities):
+def test_capacities_that_do_not_fit_are_refused(capacities: list[int]) -> None:
     with pytest.raises(ValueError, match="must add up to 7 items"):
         assign(np.zeros((7, 2), np.int64), np.array(capacities))

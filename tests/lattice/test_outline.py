@@ -34,7 +34,7 @@ def test_a_tree_read_back_is_the_one_written(vocab: int, seed: int) -> None:
     assert np.argsort(tree.places).tolist() == read_outline(write_outline("grown", root), vocab)[0].tolist()
     for token in range(vocab):
         place, branch = tree.places[token], tree.leaves[token]
-        path = []
+        path: list[int] = []
         while branch >= 0:
             path.insert(0, branch)
             branch = tree.parents[branch]

@@ -51,4 +51,4 @@ def test_ranks_must_be_integers_that_are_not_negative() -> None:
     with pytest.raises(ValueError, match="got -2"):
         prime_encoding(np.array([0, -2]))
     with pytest.raises(ValueError, match="float64"):
-        prime_encoding(np.array([1.0]))  # type: ignore[arg-type]
+        prime_encoding(np.array([1.0]))

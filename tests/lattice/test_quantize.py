@@ -106,7 +106,7 @@ def test_normalised_second_moments(quantiser: Quantiser, size: int, volume: int,
 
 @QUANTISERS
 def test_points_of_the_lattice_stay_and_shifts_carry_over(quantiser: Quantiser) -> None:
-    x = np.random.default_rng(1).uniform(-3, 3, (5000, 8)).astype(np.float32)
+    x: np.ndarray = np.random.default_rng(1).uniform(-3, 3, (5000, 8)).astype(np.float32)
     points = nearest(quantiser, x)
     assert (nearest(quantiser, points) == points).all()
     x = np.round(x * 2**10) / 2**10

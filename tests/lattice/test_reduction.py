@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import flint
 import numpy as np
@@ -18,14 +19,14 @@ METHODS = pytest.mark.parametrize(
 Method = Callable[..., Reduction]
 
 
-def reference_says_reduced(basis: np.ndarray, delta: float, eta: Fraction) -> bool:
+def reference_says_reduced(basis: np.ndarray, delta: float | Fraction, eta: Fraction) -> bool:
     mu, squared = reference_gram_schmidt(basis)
     return all(abs(entry) <= eta for row in mu for entry in row) and all(
         squared[i] >= (Fraction(delta) - mu[i][i - 1] ** 2) * squared[i - 1] for i in range(1, len(basis))
     )
 
 
-def check(basis: np.ndarray, found: Reduction, delta: float, eta: Fraction) -> None:
+def check(basis: np.ndarray, found: Reduction, delta: float | Fraction, eta: Fraction) -> None:
     """Same lattice by an exact unimodular transform, and reduced, all by the reference library."""
     assert (found.transform.astype(object) @ basis.astype(object) == found.basis).all()
     assert abs(int(flint.fmpz_mat(found.transform.tolist()).det())) == 1
@@ -99,7 +100,7 @@ def test_the_integral_orthogonalisation_is_the_reference(basis: np.ndarray) -> N
 
 
 def test_integers_around_the_largest_of_numpy_keep_their_digits() -> None:
-    rows = [[2**63 + 1, -1, 0], [1, 2**64 - 1, 3], [np.int64(5), np.uint64(2**63 + 9), 0]]
+    rows: list[list[Any]] = [[2**63 + 1, -1, 0], [1, 2**64 - 1, 3], [np.int64(5), np.uint64(2**63 + 9), 0]]
     for method in (lll_exact, lll_floating):
         check(np.array([[int(entry) for entry in row] for row in rows], object), method(rows), 0.99, Fraction(51, 100))
 

@@ -2,6 +2,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from fractions import Fraction
+from typing import Any
 
 import flint
 import numpy as np
@@ -162,7 +163,7 @@ def test_a_lattice_point_is_closest_to_itself() -> None:
 
 
 def test_targets_keep_their_digits() -> None:
-    target = [2**63 + 1, -1, Fraction(1, 3)]
+    target: Any = [2**63 + 1, -1, Fraction(1, 3)]
     assert closest_vector(np.eye(3, dtype=np.int64), target).vector.tolist() == [2**63 + 1, -1, 0]
     assert nearest_plane(np.eye(3, dtype=np.int64), target).vector.tolist() == [2**63 + 1, -1, 0]
     assert closest_vector([[2]], np.array([3.25], np.float32)).vector.tolist() == [4]

@@ -1,5 +1,6 @@
 import hashlib
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -179,7 +180,7 @@ def test_digest_is_blake2b_of_the_bytes() -> None:
         ({"num_heads": 13}, "12 is not a multiple of 13, 13 would be"),
     ],
 )
-def test_shapes_that_are_no_model_are_refused(change: dict[str, int], message: str) -> None:
+def test_shapes_that_are_no_model_are_refused(change: dict[str, Any], message: str) -> None:
     sizes = {"vocab_size": 10, "seq_len": 4, "embed_dim": 12, "num_layers": 1, "num_heads": 3} | change
     with pytest.raises(ConfigError, match=message):
         ModelShape(**sizes)

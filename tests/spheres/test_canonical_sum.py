@@ -1,5 +1,7 @@
 """The canonical sum: one order of additions, whatever the order of arrival."""
 
+from collections.abc import Callable, Collection
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,7 +23,7 @@ def memory_with(regions: int) -> BufferMemory:
 
 @settings(deadline=None, max_examples=50)
 @given(micro_batches=st.integers(1, 400), sum_unit=st.integers(1, 5))
-def test_units_of_all_groups_hold_every_micro_batch_once_and_in_order(micro_batches, sum_unit):
+def test_units_of_all_groups_hold_every_micro_batch_once_and_in_order(micro_batches: int, sum_unit: int) -> None:
     groups = [group_units(group, micro_batches, sum_unit) for group in range(12)]
     assert sorted(m for units in groups for unit in units for m in unit.micro_batches) == list(range(micro_batches))
     for group, units in enumerate(groups):
@@ -32,7 +34,9 @@ def test_units_of_all_groups_hold_every_micro_batch_once_and_in_order(micro_batc
 class ShuffledLink:
     """Workers that write their gradient when asked and answer in an order drawn by the test."""
 
-    def __init__(self, memory: BufferMemory, gradients: dict[int, np.ndarray], choose) -> None:
+    def __init__(
+        self, memory: BufferMemory, gradients: dict[int, np.ndarray], choose: Callable[[list[int]], int]
+    ) -> None:
         self.memory, self.gradients, self.choose = memory, gradients, choose
         self.replies: dict[int, GradientMessage] = {}
 
@@ -42,14 +46,16 @@ class ShuffledLink:
         self.replies[len(self.replies)] = GradientMessage(0, region, float(number), 1, True)
         return len(self.replies) - 1
 
-    def receive(self, tickets, timeout):
+    def receive(self, tickets: Collection[int], timeout: float) -> tuple[int, GradientMessage]:
         ticket = self.choose(sorted(tickets))
         return ticket, self.replies[ticket]
 
 
 @settings(deadline=None, max_examples=40)
 @given(data=st.data(), count=st.integers(1, 12), slots=st.integers(1, 4), workers=st.integers(1, 4))
-def test_the_sum_has_the_same_bits_in_any_order_of_arrival(data, count, slots, workers):
+def test_the_sum_has_the_same_bits_in_any_order_of_arrival(
+    data: st.DataObject, count: int, slots: int, workers: int
+) -> None:
     rng = np.random.default_rng(count)
     # magnitudes far apart, so that another order of additions gives other bits
     gradients = {n: (rng.standard_normal(SIZE) * 10.0 ** rng.integers(-4, 5)).astype(np.float32) for n in range(count)}
@@ -65,7 +71,7 @@ def test_the_sum_has_the_same_bits_in_any_order_of_arrival(data, count, slots, w
     assert [reply.loss for reply in jobs.gradients()] == [float(number) for number in range(count)]
 
 
-def test_two_sums_interleave_without_mixing():
+def test_two_sums_interleave_without_mixing() -> None:
     memory = memory_with(4)
     gradients = {n: np.full(SIZE, 10.0**n, np.float32) for n in range(4)}
     units = [Unit(0, 0, (0,)), Unit(0, 1, (1,)), Unit(1, 0, (2,)), Unit(1, 1, (3,))]
@@ -76,7 +82,7 @@ def test_two_sums_interleave_without_mixing():
     assert memory.region(1)[0] == 1100.0
 
 
-def test_a_quota_is_kept_and_its_lack_is_an_error():
+def test_a_quota_is_kept_and_its_lack_is_an_error() -> None:
     memory = memory_with(3)
     units = [Unit(0, n, (n,)) for n in range(3)]
     jobs = SumJobs(memory, range(1, 3), units, lambda unit, region: (unit.position, region))
@@ -95,7 +101,7 @@ class BusyLink:
         self.spheres.append(sphere)
         return len(self.spheres) - 1
 
-    def receive(self, tickets, timeout):
+    def receive(self, tickets: Collection[int], timeout: float) -> tuple[int, GradientMessage]:
         ticket = max(tickets, key=lambda ticket: (self.spheres[ticket] == OWN, -ticket))
         return ticket, GradientMessage(0, 0, 0.0, 1, True)
 
@@ -103,7 +109,7 @@ class BusyLink:
 OWN = 1
 
 
-def test_a_level_1_leaf_gives_a_borrowed_leaf_its_whole_share_before_it_computes_itself():
+def test_a_level_1_leaf_gives_a_borrowed_leaf_its_whole_share_before_it_computes_itself() -> None:
     units = [Unit(group, 0, (group,)) for group in range(4)]
     jobs = SumJobs(memory_with(4), range(0), units, lambda unit, region: unit)
     link = BusyLink()

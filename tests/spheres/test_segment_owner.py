@@ -26,9 +26,9 @@ def decay_mask() -> np.ndarray:
     return mask
 
 
-def test_adamw_follows_its_definition():
+def test_adamw_follows_its_definition() -> None:
     memory, config = filled_memory(2), Config(weight_decay=0.1, beta1=0.9, beta2=0.95)
-    gradient = sum(memory.region(g).astype(np.float64) for g in range(12))
+    gradient = np.sum([memory.region(g).astype(np.float64) for g in range(12)], axis=0)
     norm = run_owners(memory, config, [tuple(range(12))])
     assert norm == pytest.approx(np.linalg.norm(gradient), rel=1e-6)
     gradient *= 0.5
@@ -41,7 +41,7 @@ def test_adamw_follows_its_definition():
     np.testing.assert_allclose(memory.weights(4), weights, rtol=1e-5, atol=1e-5)
 
 
-def test_sgd_follows_its_definition():
+def test_sgd_follows_its_definition() -> None:
     memory, config = filled_memory(1), Config(optimizer="sgd", weight_decay=0.1, momentum=0.9)
     gradient = 0.5 * sum(memory.region(g).astype(np.float64) for g in range(12))
     run_owners(memory, config, [tuple(range(12))])
@@ -52,7 +52,7 @@ def test_sgd_follows_its_definition():
 
 
 @pytest.mark.parametrize("owners", [[tuple(range(6)), tuple(range(6, 12))], [(s,) for s in range(12)]])
-def test_bits_do_not_depend_on_who_owns_the_segments(owners):
+def test_bits_do_not_depend_on_who_owns_the_segments(owners: list[tuple[int, ...]]) -> None:
     alone, shared = filled_memory(2), filled_memory(2)
     config = Config()
     assert run_owners(alone, config, [tuple(range(12))]) == run_owners(shared, config, owners)
@@ -60,7 +60,7 @@ def test_bits_do_not_depend_on_who_owns_the_segments(owners):
     assert alone.moment(1, 4).tobytes() == shared.moment(1, 4).tobytes()
 
 
-def test_an_update_can_be_repeated_and_leaves_the_version_it_reads_alone():
+def test_an_update_can_be_repeated_and_leaves_the_version_it_reads_alone() -> None:
     memory, config = filled_memory(2), Config()
     before = memory.weights(3).copy(), memory.region(0).copy()
     sphere = SegmentOwner(tuple(range(12)), LAYOUT, config, memory)
@@ -73,7 +73,7 @@ def test_an_update_can_be_repeated_and_leaves_the_version_it_reads_alone():
     assert (memory.region(0) == before[1]).all()
 
 
-def test_padding_between_tensors_stays_zero():
+def test_padding_between_tensors_stays_zero() -> None:
     memory, config = filled_memory(2), Config()
     used = np.zeros(LAYOUT.size, bool)
     for parameter in LAYOUT.parameters:
@@ -85,7 +85,7 @@ def test_padding_between_tensors_stays_zero():
     assert not memory.weights(4)[~used].view(np.uint32).any()  # nor a minus before the zero
 
 
-def test_a_gradient_too_large_to_square_is_not_finite():
+def test_a_gradient_too_large_to_square_is_not_finite() -> None:
     memory, config = filled_memory(2), Config()
     memory.region(0)[:] = 1e30
     squares = SegmentOwner(tuple(range(12)), LAYOUT, config, memory).reduce(range(12), 3)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crystalline_ray.spheres.canonical_sum import group_units
-from crystalline_ray.spheres.plan import SpherePlan, plan_spheres
+from crystalline_ray.spheres.plan import Coordinators, SpherePlan, plan_spheres
 from crystalline_ray.spheres.share import leaves_below, share_work
 
 
@@ -22,7 +22,9 @@ def units_of(plan: SpherePlan, micro_batches: int, sum_unit: int) -> dict[int, i
     micro_batches=st.integers(1, 400),
     sum_unit=st.integers(1, 3),
 )
-def test_every_unit_finds_a_leaf_within_the_fewest_rounds(cores, coordinators, micro_batches, sum_unit):
+def test_every_unit_finds_a_leaf_within_the_fewest_rounds(
+    cores: int, coordinators: Coordinators, micro_batches: int, sum_unit: int
+) -> None:
     plan = plan_spheres([[None] * cores], coordinators=coordinators)
     units = units_of(plan, micro_batches, sum_unit)
     rounds = -(-sum(units.values()) // len(plan.leaves))
@@ -35,13 +37,13 @@ def test_every_unit_finds_a_leaf_within_the_fewest_rounds(cores, coordinators, m
         for helper in borrowed:
             lent[helper.sphere] = lent.get(helper.sphere, 0) + (helper.quota or 0)
             assert plan.spheres[helper.sphere].role != "root"
-    for sphere, count in lent.items():
-        assert count <= rounds * leaves_below(plan, plan.spheres[sphere])
+    for lender, count in lent.items():
+        assert count <= rounds * leaves_below(plan, plan.spheres[lender])
 
 
 @settings(deadline=None, max_examples=40)
 @given(cores=st.integers(1, 100), micro_batches=st.integers(1, 300))
-def test_a_sphere_that_lends_does_not_borrow(cores, micro_batches):
+def test_a_sphere_that_lends_does_not_borrow(cores: int, micro_batches: int) -> None:
     plan = plan_spheres([[None] * cores], coordinators="shared")
     helpers = share_work(plan, micro_batches, 1)
     borrowers = {sphere for sphere, workers in helpers.items() if any(w.quota is not None for w in workers)}
@@ -55,7 +57,7 @@ def test_a_sphere_that_lends_does_not_borrow(cores, micro_batches):
     assert not borrowers & lenders
 
 
-def test_51_leaves_share_204_micro_batches_in_four_full_rounds():
+def test_51_leaves_share_204_micro_batches_in_four_full_rounds() -> None:
     plan = plan_spheres([list(range(64))])
     helpers = share_work(plan, 204, 1)
     borrowed = sum(helper.quota or 0 for workers in helpers.values() for helper in workers)
@@ -63,7 +65,7 @@ def test_51_leaves_share_204_micro_batches_in_four_full_rounds():
     assert borrowed == 9
 
 
-def test_controls_without_leaves_borrow_all_they_need():
+def test_controls_without_leaves_borrow_all_they_need() -> None:
     plan = plan_spheres([[None] * 15], coordinators="dedicated")
     assert len(plan.leaves) == 2
     helpers = share_work(plan, 12, 1)

@@ -1,27 +1,37 @@
 """What a report says about routes is what the routes of the run are."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
 from crystalline_ray.config import Config
 from crystalline_ray.data.batches import TrainBatches
-from crystalline_ray.data.dataset import prepare
+from crystalline_ray.data.dataset import Dataset, prepare
 from crystalline_ray.engine.local import LocalEngine
 from crystalline_ray.lattice.symmetry import symmetry_groups
 from crystalline_ray.lattice.tree import SHELLS
+from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.sphere import batch_sources
 from crystalline_ray.training.routing_report import RoutingReport
 from crystalline_ray.training.run import plan_for, specify
 
 
-def specified(corpus_file, cache_folder, **fields):
-    given = {"tokenizer": "char", "seq_len": 32, "batch_size": 2, "global_batch_size": 24, "threads": 1} | fields
+def specified(corpus_file: Path, cache_folder: Path, **fields: Any) -> tuple[RunSpec, Dataset]:
+    given: dict[str, Any] = {
+        "tokenizer": "char",
+        "seq_len": 32,
+        "batch_size": 2,
+        "global_batch_size": 24,
+        "threads": 1,
+    } | fields
     config = Config(text=(corpus_file,), cache_dir=cache_folder, **given)
     dataset = prepare(config, seq_len=config.seq_len, seed=config.seed)
     return specify(config, plan_for(config), dataset, SHELLS), dataset
 
 
-def test_shares_are_those_of_the_batches_that_leaves_are_given(corpus_file, cache_folder):
+def test_shares_are_those_of_the_batches_that_leaves_are_given(corpus_file: Path, cache_folder: Path) -> None:
     run, dataset = specified(corpus_file, cache_folder, steps=9, routing="symmetry")
     report = RoutingReport.of(run, dataset, 9)
     fill, _ = batch_sources(run, run.plan.level1[0], LocalEngine(run).memory)
@@ -40,7 +50,9 @@ def test_shares_are_those_of_the_batches_that_leaves_are_given(corpus_file, cach
     assert sum(report.own_token_shares) > sum(dataset.summary["group_shares"])
 
 
-def test_a_long_run_is_judged_by_steps_spread_over_it(corpus_file, cache_folder, monkeypatch):
+def test_a_long_run_is_judged_by_steps_spread_over_it(
+    corpus_file: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, dataset = specified(corpus_file, cache_folder, epochs=40, routing="symmetry")
     whole = RoutingReport.of(run, dataset, 200)
     assert whole.steps == 64
@@ -51,14 +63,14 @@ def test_a_long_run_is_judged_by_steps_spread_over_it(corpus_file, cache_folder,
     assert whole.own_token_shares == pytest.approx(every.own_token_shares, abs=0.02)
 
 
-def test_without_routes_or_steps_there_is_nothing_to_say(corpus_file, cache_folder):
+def test_without_routes_or_steps_there_is_nothing_to_say(corpus_file: Path, cache_folder: Path) -> None:
     run, dataset = specified(corpus_file, cache_folder, steps=9)
     assert RoutingReport.of(run, dataset, 9) is None
     run, dataset = specified(corpus_file, cache_folder, steps=9, routing="symmetry")
     assert RoutingReport.of(run, dataset, 0) is None
 
 
-def test_groups_without_a_sequence_have_no_own_tokens(corpus_file, cache_folder):
+def test_groups_without_a_sequence_have_no_own_tokens(corpus_file: Path, cache_folder: Path) -> None:
     run, dataset = specified(corpus_file, cache_folder, steps=1, routing="symmetry")
     windows = TrainBatches(dataset.train, 32, 2, run.config.seed).windows
     short = type(run)(run.config, run.shape, run.plan, run.dataset, min(5, windows))

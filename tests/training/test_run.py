@@ -8,8 +8,11 @@ import math
 import os
 import signal
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,16 +21,20 @@ from crystalline_ray.config import Config, load_config, resume_config
 from crystalline_ray.data.batches import TrainBatches, ValidationBatches
 from crystalline_ray.data.dataset import prepare
 from crystalline_ray.engine.arithmetic import decide_arithmetic
+from crystalline_ray.engine.base import Engine
 from crystalline_ray.errors import CheckpointError, ConfigError, NonFiniteError, ResourceError
 from crystalline_ray.generation.evaluation import evaluate
 from crystalline_ray.generation.load import load_model
 from crystalline_ray.lattice.tree import SHELLS
+from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.training.checkpoint import load_newest, read_head_tree
 from crystalline_ray.training.console import Console
+from crystalline_ray.training.meter import Meter
 from crystalline_ray.training.metrics import read_metrics
+from crystalline_ray.training.report import RunReport
 from crystalline_ray.training.run import check_memory, open_configured_engine, plan_for, specify, train
 
-TINY = {
+TINY: dict[str, Any] = {
     "engine": "local",
     "tokenizer": "char",
     "seq_len": 16,
@@ -49,8 +56,8 @@ TINY = {
 
 
 @pytest.fixture
-def make_config(corpus_file, cache_folder, tmp_path):
-    def make(**fields) -> Config:
+def make_config(corpus_file: Path, cache_folder: Path, tmp_path: Path) -> Callable[..., Config]:
+    def make(**fields: Any) -> Config:
         return Config(text=(corpus_file,), cache_dir=cache_folder, runs_dir=tmp_path / "runs", **(TINY | fields))
 
     return make
@@ -63,16 +70,16 @@ class SignalAt(Console):
         super().__init__(quiet=True)
         self.step_to_stop, self.number = step, number
 
-    def step(self, meter, learning_rate) -> None:
+    def step(self, meter: Meter, learning_rate: float) -> None:
         if meter.steps_done == self.step_to_stop:
             os.kill(os.getpid(), self.number)
 
 
-def quietly(config: Config, **options):
+def quietly(config: Config, **options: Any) -> RunReport:
     return train(config, Console(quiet=True), **options)
 
 
-def test_eight_steps_leave_a_run_folder_that_tells_the_whole_story(make_config):
+def test_eight_steps_leave_a_run_folder_that_tells_the_whole_story(make_config: Callable[..., Config]) -> None:
     config = make_config(steps=8, name="story", sample_tokens=20)
     output = io.StringIO()
     report = train(config, Console(file=output))
@@ -118,7 +125,9 @@ def test_eight_steps_leave_a_run_folder_that_tells_the_whole_story(make_config):
     ],
     ids=["SIGTERM", "SIGINT, symmetry, crystal"],
 )
-def test_a_stop_between_checkpoints_and_a_resume_on_more_leaves_change_no_bit(make_config, number, fields):
+def test_a_stop_between_checkpoints_and_a_resume_on_more_leaves_change_no_bit(
+    make_config: Callable[..., Config], number: int, fields: dict[str, Any]
+) -> None:
     whole = quietly(make_config(steps=8, name="whole", dropout=0.1, **fields))
     cut = make_config(steps=8, name="cut", dropout=0.1, **fields)
     stopped = train(cut, SignalAt(6, number))
@@ -137,7 +146,7 @@ def test_a_stop_between_checkpoints_and_a_resume_on_more_leaves_change_no_bit(ma
         quietly(cut, resume=folder)
 
 
-def test_residuals_of_compressed_gradients_survive_a_stop(make_config):
+def test_residuals_of_compressed_gradients_survive_a_stop(make_config: Callable[..., Config]) -> None:
     fields = {"steps": 8, "global_batch_size": 16, "gradient_compression": "e8"}
     whole = quietly(make_config(name="whole", **fields))
     cut = make_config(name="cut", **fields)
@@ -159,7 +168,7 @@ def test_residuals_of_compressed_gradients_survive_a_stop(make_config):
     assert ratio == pytest.approx(8 / (1 + 2 / 192), rel=0.03)
 
 
-def test_codes_are_those_of_a_full_step_when_only_a_smaller_one_was_left(make_config):
+def test_codes_are_those_of_a_full_step_when_only_a_smaller_one_was_left(make_config: Callable[..., Config]) -> None:
     fields = {"epochs": 1, "batch_size": 100, "global_batch_size": 1000, "gradient_compression": "e8"}
     whole = quietly(make_config(name="whole", **fields))
     cut = make_config(name="cut", **fields)
@@ -171,7 +180,7 @@ def test_codes_are_those_of_a_full_step_when_only_a_smaller_one_was_left(make_co
     assert codes[0] == whole.gradient_bytes > codes[-1]
 
 
-def test_a_damaged_newest_checkpoint_costs_time_but_no_bit(make_config):
+def test_a_damaged_newest_checkpoint_costs_time_but_no_bit(make_config: Callable[..., Config]) -> None:
     whole = quietly(make_config(steps=8, name="whole"))
     config = make_config(steps=8, name="hurt")
     train(config, SignalAt(6))
@@ -185,7 +194,9 @@ def test_a_damaged_newest_checkpoint_costs_time_but_no_bit(make_config):
     assert resumed.weights_digest == whole.weights_digest
 
 
-def test_resume_refuses_another_text_and_another_shape(make_config, corpus_file, tmp_path):
+def test_resume_refuses_another_text_and_another_shape(
+    make_config: Callable[..., Config], corpus_file: Path, tmp_path: Path
+) -> None:
     config = make_config(steps=10, name="first")
     train(config, SignalAt(3))
     folder = config.runs_dir / "first"
@@ -199,7 +210,9 @@ def test_resume_refuses_another_text_and_another_shape(make_config, corpus_file,
         quietly(config)
 
 
-def test_resume_refuses_a_run_whose_ids_were_no_ranks(make_config, monkeypatch):
+def test_resume_refuses_a_run_whose_ids_were_no_ranks(
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = make_config(steps=10, name="older")
     with monkeypatch.context() as older:
         older.setattr("crystalline_ray.data.dataset.FORMAT", 1)
@@ -209,7 +222,7 @@ def test_resume_refuses_a_run_whose_ids_were_no_ranks(make_config, monkeypatch):
         quietly(resume_config(folder / "config.yaml", {}, {}), resume=folder)
 
 
-def test_a_run_that_never_trained_leaves_no_folder(make_config, tmp_path):
+def test_a_run_that_never_trained_leaves_no_folder(make_config: Callable[..., Config], tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="main memory too small: the run needs"):
         quietly(make_config(steps=1, num_layers=100, embed_dim=16384))
     with pytest.raises(ResourceError, match="shared memory too small: the arena needs"):
@@ -217,12 +230,12 @@ def test_a_run_that_never_trained_leaves_no_folder(make_config, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_reloaded_model_has_its_vocabulary_norms_optimizer_and_counters(make_config):
+def test_a_reloaded_model_has_its_vocabulary_norms_optimizer_and_counters(make_config: Callable[..., Config]) -> None:
     config = make_config(steps=10, name="again", dropout=0.1)
-    kept = {}
+    kept: dict[str, Any] = {}
 
     @contextlib.contextmanager
-    def keeping(run, console):
+    def keeping(run: RunSpec, console: Console) -> Iterator[Engine]:
         with open_configured_engine(run, console) as engine:
             yield engine
             kept["weights"] = engine.memory.weights(10).copy()
@@ -244,7 +257,7 @@ def test_a_reloaded_model_has_its_vocabulary_norms_optimizer_and_counters(make_c
     assert state.validation_loss == report.validation_loss
 
 
-def test_a_trained_model_beats_the_unigram_and_bigram_entropy_of_its_corpus(make_config):
+def test_a_trained_model_beats_the_unigram_and_bigram_entropy_of_its_corpus(make_config: Callable[..., Config]) -> None:
     config = make_config(steps=60, name="learn", eval_every=60, batch_size=8, global_batch_size=16, checkpoint_every=60)
     report = quietly(config)
     dataset = prepare(config, seq_len=16, seed=config.seed)
@@ -258,14 +271,16 @@ def test_a_trained_model_beats_the_unigram_and_bigram_entropy_of_its_corpus(make
 
 
 @pytest.mark.parametrize("routing", ["round_robin", "symmetry"])
-def test_every_window_of_the_corpus_is_used_exactly_once_an_epoch(make_config, routing):
+def test_every_window_of_the_corpus_is_used_exactly_once_an_epoch(
+    make_config: Callable[..., Config], routing: str
+) -> None:
     """Three epochs, seen where the leaves see them: the token windows that reach the model."""
     from crystalline_ray.spheres.leaf import LeafSphere
 
     seen: Counter[bytes] = Counter()
     compute = LeafSphere.compute
 
-    def recording(self, unit):
+    def recording(self: LeafSphere, unit: Any) -> Any:
         for batch in unit.batches:
             for inputs, targets in zip(batch.inputs, batch.targets, strict=True):
                 if targets[0] >= 0:
@@ -297,7 +312,7 @@ def test_every_window_of_the_corpus_is_used_exactly_once_an_epoch(make_config, r
     assert seen == expected
 
 
-def test_validation_is_over_the_whole_validation_part(make_config):
+def test_validation_is_over_the_whole_validation_part(make_config: Callable[..., Config]) -> None:
     config = make_config(steps=2, name="whole-validation", eval_batches=1)
     report = quietly(config)
     checkpoint = load_newest(config.runs_dir / config.name / "checkpoints")
@@ -316,7 +331,7 @@ def test_validation_is_over_the_whole_validation_part(make_config):
     assert report.bits_per_byte == pytest.approx(total / math.log(2) / dataset.validation_bytes, rel=1e-6)
 
 
-def test_many_epochs_with_fewer_batches_than_leaves_end(make_config, tmp_path):
+def test_many_epochs_with_fewer_batches_than_leaves_end(make_config: Callable[..., Config], tmp_path: Path) -> None:
     small = tmp_path / "small.txt"
     small.write_text("ab cd ef gh " * 40)
     config = make_config(epochs=6, name="short", threads=9, validation_fraction=0.1)
@@ -325,7 +340,7 @@ def test_many_epochs_with_fewer_batches_than_leaves_end(make_config, tmp_path):
     assert math.isfinite(report.validation_loss)
 
 
-def test_divergence_ends_the_run_with_a_clear_error_and_a_checkpoint(make_config):
+def test_divergence_ends_the_run_with_a_clear_error_and_a_checkpoint(make_config: Callable[..., Config]) -> None:
     rule = {"optimizer": "sgd", "learning_rate": 100.0, "weight_decay": 0.01, "clip_norm": 0.0, "schedule": "constant"}
     config = make_config(steps=60, name="diverge", **rule)
     with pytest.raises(NonFiniteError, match="lower learning_rate"):
@@ -334,11 +349,13 @@ def test_divergence_ends_the_run_with_a_clear_error_and_a_checkpoint(make_config
 
 
 @pytest.mark.ray
-def test_stop_and_resume_across_engines_and_leaf_counts_give_one_digest(make_config, ray_session):
+def test_stop_and_resume_across_engines_and_leaf_counts_give_one_digest(
+    make_config: Callable[..., Config], ray_session: Path
+) -> None:
     """Local; Ray with 2 leaves; stopped at 17 there and resumed on 3; all one digest, whatever is held back."""
     from crystalline_ray.engine.ray.engine import RayEngine
 
-    def in_session(run, console):
+    def in_session(run: RunSpec, console: Console) -> contextlib.closing[RayEngine]:
         return contextlib.closing(RayEngine(run, ray_session))
 
     fields = {"steps": 30, "routing": "symmetry", "global_batch_size": 24, "gradient_compression": "e8"}
@@ -353,7 +370,9 @@ def test_stop_and_resume_across_engines_and_leaf_counts_give_one_digest(make_con
     assert list(ray_session.iterdir()) == []
 
 
-def test_the_copy_that_is_being_saved_needs_memory_too(make_config, monkeypatch):
+def test_the_copy_that_is_being_saved_needs_memory_too(
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = make_config(steps=1, global_batch_size=24, gradient_compression="e8", routing="symmetry")
     dataset = prepare(config, seq_len=config.seq_len, seed=config.seed)
     run = specify(config, plan_for(config), dataset, SHELLS)
@@ -369,7 +388,9 @@ def test_the_copy_that_is_being_saved_needs_memory_too(make_config, monkeypatch)
 
 
 @pytest.mark.parametrize("kind", ["frequency", "embedding"])
-def test_a_resumed_run_keeps_the_tree_it_was_saved_with(make_config, monkeypatch, kind):
+def test_a_resumed_run_keeps_the_tree_it_was_saved_with(
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     fields = {"steps": 5, "head": "lattice", "head_tree": kind}
     whole = quietly(make_config(name="whole", **fields))
     cut = make_config(name="cut", **fields)

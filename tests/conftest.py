@@ -6,8 +6,12 @@ from pathlib import Path
 import pytest
 from threadpoolctl import threadpool_limits
 
+from tests.helpers.examples import register_profiles
+
 TEXT = "the crystal of kissing spheres sums every gradient in one order and no leaf ever waits for long"
 WORDS = TEXT.split(" ")
+
+register_profiles()
 
 
 @pytest.fixture(scope="session", autouse=True)

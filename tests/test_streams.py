@@ -1,14 +1,15 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.streams import Purpose, generator
+from tests.helpers.examples import examples
 
 WORDS = st.integers(0, 2**64 - 1)
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(WORDS, st.sampled_from(Purpose), st.lists(WORDS, max_size=3))
 def test_a_stream_depends_on_its_name_only(seed: int, purpose: Purpose, index: list[int]) -> None:
     first, second = generator(seed, purpose, *index), generator(seed, purpose, *index)
@@ -24,7 +25,7 @@ def generator_after(seed: int, purpose: Purpose, index: list[int], drawn: int) -
     return generator(seed, purpose, *index).bit_generator.random_raw(drawn + 9)[drawn:]
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(WORDS, st.lists(WORDS, min_size=3, max_size=3), st.integers(0, 2))
 def test_neighbouring_names_give_unrelated_streams(seed: int, index: list[int], place: int) -> None:
     other = list(index)

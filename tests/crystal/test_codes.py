@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.crystal.codes import BLOCK, PIECE, Bfloat16Codec, Codec, LatticeCodec, make_codec
 from crystalline_ray.lattice.voronoi import VORONOI_CODES
+from tests.helpers.examples import examples
 
 # Conway and Sloane, "Sphere Packings, Lattices and Groups", table 2.3.
 COVERING_RADIUS = {"z": 0.5, "d3": 1.0, "e8": 1.0}
@@ -50,7 +51,7 @@ def gradients(draw: st.DrawFn) -> np.ndarray:
 
 
 @LATTICES
-@settings(deadline=None, max_examples=20)
+@examples(20)
 @given(values=gradients())
 def test_every_value_decodes_to_a_lattice_point_within_the_covering_radius(name: str, values: np.ndarray) -> None:
     code = VORONOI_CODES[name]

@@ -4,7 +4,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.crystal.descent import draw_by_descent, most_probable
@@ -13,6 +13,7 @@ from crystalline_ray.errors import NonFiniteError
 from crystalline_ray.kernels import gemm
 from crystalline_ray.lattice.tree import TokenTree, token_tree
 from crystalline_ray.streams import Purpose, generator
+from tests.helpers.examples import examples
 from tests.helpers.slow_tree import slow_log_probability, slow_paths
 
 
@@ -23,7 +24,7 @@ def problem(vocab: int, width: int, size: float) -> tuple[np.ndarray, np.ndarray
     return x, table, tree, np.array([slow_log_probability(x[0], table, path) for path in slow_paths(vocab)])
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(st.integers(2, 400), st.integers(1, 9), st.sampled_from([0.1, 1.0, 5.0]))
 def test_the_search_yields_tokens_in_the_order_of_their_probability(vocab: int, width: int, size: float) -> None:
     x, table, tree, logs = problem(vocab, width, size)
@@ -59,7 +60,7 @@ def test_the_best_token_of_many_is_found_at_a_few_nodes(monkeypatch: pytest.Monk
     assert products == [(1, 12)] * 4
 
 
-@settings(deadline=None, max_examples=8)
+@examples(8)
 @given(st.integers(2, 60), st.sampled_from([0.3, 1.0, 4.0]))
 def test_a_grid_of_numbers_is_shared_as_the_probabilities_say(vocab: int, size: float) -> None:
     x, table, tree, logs = problem(vocab, 3, size)

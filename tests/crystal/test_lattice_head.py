@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.crystal.descent import most_probable
@@ -16,6 +16,7 @@ from crystalline_ray.kernels.blas import mkl_library
 from crystalline_ray.lattice.outline import Branch, write_outline
 from crystalline_ray.lattice.tree import token_tree
 from tests.helpers.differences import numeric_gradient
+from tests.helpers.examples import examples
 from tests.helpers.slow_tree import (
     buffers,
     paths_below,
@@ -28,7 +29,7 @@ from tests.helpers.slow_tree import (
 pytestmark = pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid:RuntimeWarning")
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(st.integers(1, 150), st.integers(2, 700), st.integers(1, 20), st.sampled_from([0.1, 3.0, 100.0]))
 def test_loss_and_gradients_equal_those_of_a_walk_per_token(rows: int, vocab: int, width: int, size: float) -> None:
     x, table, targets, tree = problem(rows, vocab, width, size)
@@ -43,7 +44,7 @@ def test_loss_and_gradients_equal_those_of_a_walk_per_token(rows: int, vocab: in
         np.testing.assert_allclose(mine, reference, atol=1e-12 * (1.0 + np.abs(reference).max()))
 
 
-@settings(deadline=None, max_examples=20)
+@examples(20)
 @given(st.integers(1, 150), st.integers(2, 700), st.integers(1, 20), st.sampled_from([0.1, 3.0, 100.0]))
 def test_float32_is_as_exact_as_its_digits(rows: int, vocab: int, width: int, size: float) -> None:
     doubles = problem(rows, vocab, width, size)
@@ -107,7 +108,7 @@ def test_probabilities_sum_to_one(vocab: int) -> None:
                 assert out[row, token] == pytest.approx(slow_log_probability(x[row], table, paths[token]), abs=2e-4)
 
 
-@settings(deadline=None, max_examples=20)
+@examples(20)
 @given(st.integers(1, 200), st.integers(2, 400), st.integers(1, 9))
 def test_log_probabilities_are_those_of_the_loss(rows: int, vocab: int, width: int) -> None:
     x, table, targets, tree = problem(rows, vocab, width)

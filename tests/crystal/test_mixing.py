@@ -1,14 +1,15 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.crystal.mixing import mixing_backward, mixing_forward
 from tests.helpers.differences import numeric_gradient
+from tests.helpers.examples import examples
 from tests.helpers.mixing_problem import buffers_of, mean_matrix, neighbours_of
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(st.integers(2, 150), st.integers(1, 9), st.sampled_from([-1.5, -0.1, 0.0, 0.3, 2.0]), st.integers(1, 200))
 def test_forward_and_backward_equal_products_with_the_dense_matrix(
     vocab: int, width: int, alpha: float, block: int

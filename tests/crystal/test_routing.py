@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.config import Config
@@ -18,6 +18,7 @@ from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.spheres.canonical_sum import group_units
 from crystalline_ray.spheres.plan import plan_spheres
 from crystalline_ray.spheres.run_spec import RunSpec
+from tests.helpers.examples import examples
 from tests.helpers.node_memory import node_memory
 
 VOCABULARY, LENGTH = 40, 8
@@ -52,7 +53,7 @@ def micro_batch(source: RoutedBatches, number: int, batch_size: int) -> tuple[np
     return inputs, targets
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(batch_size=st.integers(1, 5), rounds=st.integers(1, 3), sequences=st.integers(1, 400))
 def test_groups_are_equally_loaded_and_no_sequence_is_lost(
     tmp_path_factory: pytest.TempPathFactory, batch_size: int, rounds: int, sequences: int

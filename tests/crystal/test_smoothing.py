@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.crystal.smoothing import Objective, SparseSmoothing, sparse_smoothing_bytes
 from tests.helpers.differences import numeric_gradient
+from tests.helpers.examples import examples
 from tests.helpers.smoothed import dense_shares, gradients_of, problem, smoothed_targets, smoothing_of
 
 KINDS = pytest.mark.parametrize("kind", ["crystal", "uniform"])
@@ -27,7 +28,7 @@ def test_gradients_equal_finite_differences(kind: str, rows: int, vocab: int, wi
     np.testing.assert_allclose(dtable, numeric_gradient(objective, table), atol=2e-8)
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(
     st.sampled_from(["crystal", "uniform"]),
     st.integers(1, 300),

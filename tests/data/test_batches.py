@@ -2,11 +2,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.data.batches import TrainBatches, ValidationBatches
 from crystalline_ray.data.shards import TokenArray
+from tests.helpers.examples import examples
 
 SHAPES = {"seq_len": st.integers(1, 9), "batch_size": st.integers(1, 7)}
 
@@ -34,7 +35,7 @@ def sequences(batches: TrainBatches, batch_size: int, seq_len: int, numbers: ran
     return found
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(**SHAPES, extra=st.integers(1, 300), seed=st.integers(0, 99))
 def test_every_window_once_an_epoch(seq_len: int, batch_size: int, extra: int, seed: int) -> None:
     length = seq_len + extra
@@ -50,7 +51,7 @@ def test_every_window_once_an_epoch(seq_len: int, batch_size: int, extra: int, s
         assert targets == [token + 1 for token in inputs]
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(**SHAPES, sequence=st.integers(0, 5000), seed=st.integers(0, 99))
 def test_random_access_equals_reading_in_order(seq_len: int, batch_size: int, sequence: int, seed: int) -> None:
     tokens = numbered(2000)
@@ -93,7 +94,7 @@ def test_text_without_a_window() -> None:
     assert TrainBatches(numbered(9), 8, 1, 0).windows == 1
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(**SHAPES, length=st.integers(2, 400))
 def test_validation_covers_every_target_once(seq_len: int, batch_size: int, length: int) -> None:
     batches = ValidationBatches(numbered(length), seq_len, batch_size)

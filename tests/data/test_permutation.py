@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.data.permutation import Permutation
+from tests.helpers.examples import examples
 
 SEEDS = st.integers(0, 2**64 - 1)
 
@@ -17,13 +18,13 @@ def test_every_small_size_is_a_bijection() -> None:
         assert sorted(order(n, 11, 0)) == list(range(n))
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(n=st.integers(1, 6000), seed=SEEDS, epoch=st.integers(0, 2**40))
 def test_bijection_for_any_size_seed_and_epoch(n: int, seed: int, epoch: int) -> None:
     assert sorted(order(n, seed, epoch)) == list(range(n))
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(n=st.integers(1, 2**62), seed=SEEDS, data=st.data())
 def test_a_point_does_not_depend_on_what_is_asked_with_it(n: int, seed: int, data: st.DataObject) -> None:
     indices = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=20))

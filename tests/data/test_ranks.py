@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.data import dataset as dataset_module
@@ -23,6 +23,7 @@ from crystalline_ray.data.split import split
 from crystalline_ray.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from crystalline_ray.errors import DataError
 from crystalline_ray.storage.sealed import FORMAT, MANIFEST
+from tests.helpers.examples import examples
 
 DOCUMENTS = [f"{number} is {chr(0x430 + number) * 8}, naïve or not\n" * (number + 3) for number in range(24)]
 KINDS = [("bpe", 256), ("bpe", 257), ("bpe", 330), ("char", 256)]
@@ -65,7 +66,7 @@ def shuffled(tokenizer: Tokenizer, seed: int) -> tuple[Tokenizer, list[int]]:
     return tokenizer.renumbered(new_ids), new_ids.tolist()
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(st.lists(st.integers(0, 4) | st.integers(0, 2**40), max_size=60))
 def test_ranks_order_by_count_then_by_id(counts: list[int]) -> None:
     ranks = frequency_ranks(np.array(counts, np.int64))
@@ -105,7 +106,7 @@ def test_tokens_are_those_of_the_saved_tokenizer(prepared: Dataset) -> None:
         assert again.read(0, len(again)).tolist() == tokens.tolist()
 
 
-@settings(deadline=None, max_examples=20)
+@examples(20)
 @given(text=st.text(st.sampled_from(sorted(set("".join(DOCUMENTS)))), max_size=60), seed=st.integers(0, 2**32))
 def test_renumbering_changes_the_ids_and_no_text(learnt: Tokenizer, text: str, seed: int) -> None:
     other, new_ids = shuffled(learnt, seed)
@@ -119,7 +120,7 @@ def test_renumbering_changes_the_ids_and_no_text(learnt: Tokenizer, text: str, s
     assert (other.kind, other.vocab_size) == (learnt.kind, learnt.vocab_size)
 
 
-@settings(deadline=None, max_examples=20)
+@examples(20)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40), seed=st.integers(0, 2**32))
 def test_text_never_seen_is_encoded_as_before(any_bpe: BpeTokenizer, text: str, seed: int) -> None:
     other, new_ids = shuffled(any_bpe, seed)

@@ -3,10 +3,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.data.shards import ShardWriter, TokenArray, map_shard, token_dtype, write_shard
+from tests.helpers.examples import examples
 
 
 def test_smallest_type() -> None:
@@ -40,7 +41,7 @@ def test_full_last_file_is_not_followed_by_an_empty_one(tmp_path: Path) -> None:
     assert len(writer.names) == 2
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(sizes=st.lists(st.integers(1, 9), max_size=8), data=st.data())
 def test_reading_any_range(sizes: list[int], data: st.DataObject) -> None:
     tokens = np.arange(sum(sizes), dtype=np.uint16)

@@ -1,9 +1,10 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.data.split import resolve_mode, split
 from crystalline_ray.errors import DataError
+from tests.helpers.examples import examples
 
 FRACTIONS = st.floats(0.001, 0.5)
 TEXTS = st.lists(st.text("abc", min_size=1, max_size=30), min_size=1, max_size=60)
@@ -13,7 +14,7 @@ def documents(count: int) -> list[str]:
     return [f"document {number} " + "x" * (number % 7) for number in range(count)]
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(texts=TEXTS, fraction=FRACTIONS, seed=st.integers(0, 2**64 - 1))
 def test_by_document_both_parts_have_text_and_none_is_lost(texts: list[str], fraction: float, seed: int) -> None:
     texts = [*texts, "one more"]
@@ -26,7 +27,7 @@ def test_by_document_both_parts_have_text_and_none_is_lost(texts: list[str], fra
         assert part == [text for text in texts if text in part]
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(texts=TEXTS, fraction=FRACTIONS)
 def test_tail_cuts_every_document(texts: list[str], fraction: float) -> None:
     parts = split(texts, fraction, "tail", 0)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from crystalline_ray.data import bpe
@@ -11,6 +11,7 @@ from crystalline_ray.data.bpe import END_OF_TEXT, BpeTokenizer, pieces
 from crystalline_ray.data.char import CharTokenizer
 from crystalline_ray.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from crystalline_ray.errors import InputError, TokenizerError
+from tests.helpers.examples import examples
 
 SAMPLE = (
     "def add(a, b):\n    return a + b\n\n\nclass Point:\n    def __init__(self, x, y):\n        self.x = x\n"
@@ -36,7 +37,7 @@ def char() -> CharTokenizer:
     return CharTokenizer.train([SAMPLE])
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(text=TEXT | FIDDLY)
 @example(f"before{END_OF_TEXT}after")
 @example("\0\0")
@@ -89,7 +90,7 @@ def test_long_text_is_sampled_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(tokenizer.encode("value")) < 5
 
 
-@settings(deadline=None, max_examples=80)
+@examples(80)
 @given(text=FIDDLY, size=st.integers(1, 9))
 @example("a\n        b", 1)
 @example("a\n\nb", 1)
@@ -106,7 +107,7 @@ def test_pieces_of_a_long_text_are_bounded() -> None:
     assert list(pieces("x" * 100_000)) == ["x" * 100_000]
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(data=st.data())
 def test_streaming_equals_decoding_at_once(any_bpe: BpeTokenizer, data: st.DataObject) -> None:
     """For any tokens, also those that no text encodes to."""
@@ -126,7 +127,7 @@ def test_streaming_holds_back_unfinished_characters() -> None:
     assert stream.flush() == "\ufffd"
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(text=st.text(st.sampled_from(sorted(set(SAMPLE))), max_size=80))
 def test_char_gives_text_back(char: CharTokenizer, text: str) -> None:
     tokens = char.encode(text)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.data.dataset import Dataset
@@ -20,6 +20,7 @@ from crystalline_ray.spheres.messages import EvaluationRequest, StepRequest
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.sphere import batch_sources
 from tests.helpers.engine_runs import train_steps
+from tests.helpers.examples import examples
 
 
 def digest_of(run: RunSpec, steps: int = 2) -> tuple[str, list[float]]:
@@ -27,7 +28,7 @@ def digest_of(run: RunSpec, steps: int = 2) -> tuple[str, list[float]]:
         return train_steps(engine, run, steps)
 
 
-@settings(deadline=None, max_examples=8)
+@examples(8)
 @given(
     cores=st.integers(2, 40),
     coordinators=st.sampled_from(["shared", "dedicated"]),
@@ -114,7 +115,7 @@ def test_an_alpha_frozen_at_zero_trains_the_plain_model_to_the_bit(make_run: Cal
     assert all(weights[0][name].tobytes() == weights[1][name].tobytes() for name in weights[0])
 
 
-@settings(deadline=None, max_examples=3)
+@examples(3)
 @given(
     cores=st.integers(2, 40),
     coordinators=st.sampled_from(["shared", "dedicated"]),

@@ -4,13 +4,14 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.errors import ConfigError, InputError, NonFiniteError
 from crystalline_ray.generation.generator import Generator, Sampling, generate
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
 from crystalline_ray.model.transformer import Transformer
+from tests.helpers.examples import examples
 
 SHAPE = ModelShape(vocab_size=29, seq_len=12, embed_dim=12, num_layers=2, num_heads=3)
 LATTICE = replace(SHAPE, head="lattice")
@@ -153,7 +154,7 @@ def test_a_lattice_head_descends_only_where_that_is_exact(monkeypatch: pytest.Mo
     assert len(asked) == 30
 
 
-@settings(deadline=None, max_examples=8)
+@examples(8)
 @given(st.integers(1, 12), st.sampled_from([0.25, 1.0, 3.0]))
 def test_frequencies_are_the_probabilities_of_the_temperature(vocab: int, temperature: float) -> None:
     logits = np.random.default_rng(vocab).standard_normal(vocab)
@@ -164,7 +165,7 @@ def test_frequencies_are_the_probabilities_of_the_temperature(vocab: int, temper
     assert all(abs(counts[token] - 1000 * p) <= 2 for token, p in enumerate(probabilities))
 
 
-@settings(deadline=None, max_examples=12)
+@examples(12)
 @given(st.integers(1, 9), st.integers(1, 12), st.floats(0.01, 1.0))
 def test_top_k_and_top_p_keep_the_fewest_probable_tokens(vocab: int, top_k: int, top_p: float) -> None:
     logits = np.random.default_rng(vocab).standard_normal(vocab)

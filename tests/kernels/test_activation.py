@@ -2,11 +2,12 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.kernels.activation import gelu_backward, gelu_forward
 from tests.helpers.differences import numeric_gradient
+from tests.helpers.examples import examples
 
 
 def reference(x: np.ndarray) -> np.ndarray:
@@ -21,7 +22,7 @@ def forward(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return out, kept
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(st.integers(1, 300), st.integers(1, 300))
 def test_forward_equals_the_definition(rows: int, width: int) -> None:
     rng = np.random.default_rng(rows)

@@ -2,12 +2,13 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.kernels.attention import AttentionBuffers, attention_backward, attention_forward, attention_plan
 from crystalline_ray.kernels.dropout import Masks
 from tests.helpers.differences import numeric_gradient
+from tests.helpers.examples import examples
 
 
 class Attention:
@@ -45,7 +46,7 @@ class Attention:
         return out.swapaxes(1, 2).reshape(batch, length, width)
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 140), st.integers(1, 9))
 def test_forward_equals_the_definition(batch: int, heads: int, length: int, head_dim: int) -> None:
     attention = Attention(batch, heads, length, head_dim, np.float64)

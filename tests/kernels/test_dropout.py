@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.kernels.dropout import Masks, dropout_backward, dropout_forward
+from tests.helpers.examples import examples
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.1, 0.5, 0.9])
@@ -16,7 +17,7 @@ def test_masks_drop_at_their_rate_and_keep_the_mean(rate: float) -> None:
     assert abs(mask.mean(dtype=np.float64) - 1.0) < 6 * deviation / (1.0 - rate)
 
 
-@settings(deadline=None, max_examples=20)
+@examples(20)
 @given(st.integers(0, 2**63), st.integers(0, 10**9), st.integers(0, 100), st.integers(0, 99), st.integers(0, 1000))
 def test_every_word_of_a_name_decides_the_mask(seed: int, micro_batch: int, site: int, part: int, block: int) -> None:
     def bits(seed: int, micro_batch: int, site: int, part: int, block: int) -> bytes:

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.kernels.embedding import embedding_backward, embedding_forward
 from crystalline_ray.kernels.runs import RunIndices, run_index_plan
 from tests.helpers.differences import numeric_gradient
+from tests.helpers.examples import examples
 
 
 def indices(rows: int) -> RunIndices:
@@ -18,7 +19,7 @@ def reference(tokens: np.ndarray, table: np.ndarray, positions: np.ndarray) -> n
     return np.array([[table[token] + positions[place] for place, token in enumerate(row)] for row in tokens])
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(
     st.integers(1, 6), st.integers(1, 12), st.integers(1, 9), st.integers(1, 30), st.sampled_from(["i4", "u2", "i8"])
 )

@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.kernels.folded import fold_norm_backward, fold_norm_forward
 from crystalline_ray.kernels.linear import linear_backward, linear_forward
 from crystalline_ray.kernels.norm import normalise_backward, normalise_forward
 from tests.helpers.differences import numeric_gradient
+from tests.helpers.examples import examples
 
 
 class Layer:
@@ -63,7 +64,7 @@ class Layer:
         return (normalised * gain + shift) @ weight + bias
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(st.integers(1, 200), st.integers(2, 70), st.integers(1, 50))
 def test_forward_equals_the_layers_apart(rows: int, width: int, width_out: int) -> None:
     layer = Layer(rows, width, width_out, np.float64)

@@ -4,15 +4,16 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.kernels import blas, gemm
+from tests.helpers.examples import examples
 
 SIZES = st.integers(1, 40)
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(SIZES, SIZES, SIZES, st.booleans(), st.booleans())
 def test_products_of_plain_and_transposed_operands(m: int, n: int, k: int, flip_a: bool, flip_b: bool) -> None:
     rng = np.random.default_rng(0)
@@ -23,7 +24,7 @@ def test_products_of_plain_and_transposed_operands(m: int, n: int, k: int, flip_
     np.testing.assert_allclose(out, (a[:, :, None] * b[None]).sum(axis=1), atol=1e-12)
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(SIZES, SIZES)
 def test_sums_over_either_axis(rows: int, columns: int) -> None:
     x = np.random.default_rng(1).standard_normal((rows, columns))
@@ -34,7 +35,7 @@ def test_sums_over_either_axis(rows: int, columns: int) -> None:
     np.testing.assert_allclose(totals, x.sum(axis=1, keepdims=True), atol=1e-13)
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(SIZES, SIZES, SIZES, st.booleans(), st.booleans(), st.booleans(), st.sampled_from(["f", "d"]))
 def test_added_products(m: int, n: int, k: int, flip_a: bool, flip_b: bool, wide: bool, dtype: str) -> None:
     rng = np.random.default_rng(0)
@@ -62,7 +63,7 @@ with_mkl = pytest.mark.skipif(blas.mkl_library() is None, reason="MKL is not ins
 
 
 @with_mkl
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(SIZES, SIZES, SIZES, st.booleans(), st.booleans(), st.sampled_from(["f", "d"]))
 def test_products_by_mkl(m: int, n: int, k: int, flip_a: bool, flip_b: bool, dtype: str) -> None:
     rng = np.random.default_rng(0)
@@ -113,7 +114,7 @@ def test_mkl_is_used_within_its_block_only_and_gives_the_same_bits_wherever_oper
 
 
 @with_mkl
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(SIZES, SIZES, SIZES, st.booleans(), st.booleans())
 def test_products_of_bfloat16_add_up_in_float32(m: int, n: int, k: int, flip_a: bool, flip_b: bool) -> None:
     rng = np.random.default_rng(0)

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.crystal.smoothing import Objective
 from crystalline_ray.kernels.head import HeadBuffers, head_forward, head_forward_backward, head_index_plan, head_plan
 from tests.helpers.differences import numeric_gradient
+from tests.helpers.examples import examples
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid:RuntimeWarning")
 
@@ -30,7 +31,7 @@ def problem(rows: int, vocab: int, width: int, size: float) -> tuple[np.ndarray,
     return size * rng.standard_normal((rows, width)), rng.standard_normal((vocab, width)), targets
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(st.integers(1, 400), st.integers(1, 700), st.integers(1, 20), st.sampled_from([0.1, 3.0, 100.0]))
 def test_loss_equals_the_definition(rows: int, vocab: int, width: int, size: float) -> None:
     x, table, targets = problem(rows, vocab, width, size)

@@ -1,14 +1,15 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.kernels.dropout import Masks
 from crystalline_ray.kernels.linear import linear_backward, linear_forward, residual_backward, residual_forward
 from tests.helpers.differences import numeric_gradient
+from tests.helpers.examples import examples
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(st.integers(1, 150), st.integers(1, 40), st.integers(1, 40))
 def test_forward_equals_the_definition(rows: int, width_in: int, width_out: int) -> None:
     rng = np.random.default_rng(rows)

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.kernels.norm import norm_backward, norm_forward
 from tests.helpers.differences import numeric_gradient
+from tests.helpers.examples import examples
 
 
 def reference(x: np.ndarray, gain: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -19,7 +20,7 @@ def forward(x: np.ndarray, gain: np.ndarray, bias: np.ndarray) -> tuple[np.ndarr
     return kept
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(st.integers(1, 700), st.integers(2, 300), st.sampled_from([0.0, 100.0]))
 def test_forward_equals_the_definition(rows: int, width: int, offset: float) -> None:
     rng = np.random.default_rng(rows)

@@ -2,10 +2,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.kernels.operands import Bfloat16Operands, round_to_bfloat16, unrounded
+from tests.helpers.examples import examples
 
 
 def widened(bits: np.ndarray) -> np.ndarray:
@@ -21,7 +22,7 @@ def rounded(values: np.ndarray) -> np.ndarray:
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
-@settings(deadline=None, max_examples=80)
+@examples(80)
 @given(st.lists(FINITE, min_size=1, max_size=23))
 def test_every_number_goes_to_its_nearest_neighbour_ties_to_even(values: list[float]) -> None:
     x = np.array(values, np.float32)

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.kernels.rotary import (
@@ -13,6 +13,7 @@ from crystalline_ray.kernels.rotary import (
     rotary_forward,
 )
 from tests.helpers.differences import numeric_gradient
+from tests.helpers.examples import examples
 
 PERIODS = (12.0, 60.0, 100.0, 120.0, 600.0, 1000.0, 1200.0, 6000.0, 10_000.0)
 
@@ -35,7 +36,7 @@ def reference(qkv: np.ndarray, heads: int) -> np.ndarray:
     return out.reshape(batch, length, width)
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(st.integers(1, 3), st.integers(1, 130), st.integers(1, 3), st.integers(1, 9))
 def test_queries_and_keys_turn_at_the_clocks_periods_and_back(batch: int, length: int, heads: int, pairs: int) -> None:
     qkv = np.random.default_rng(length).standard_normal((batch, length, 6 * heads * pairs))

@@ -1,8 +1,9 @@
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.kernels.runs import RunIndices, each_run, find_runs, run_index_plan, sort_rows
+from tests.helpers.examples import examples
 
 
 def indices(rows: int) -> RunIndices:
@@ -11,7 +12,7 @@ def indices(rows: int) -> RunIndices:
     return space
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(st.lists(st.integers(0, 10**6) | st.integers(0, 5), min_size=1, max_size=400))
 def test_rows_are_sorted_and_cut_where_the_key_changes(row_keys: list[int]) -> None:
     array, scratch = np.array(row_keys, np.int32), indices(len(row_keys))

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.kernels.softmax import exponentials, repeat_exponentials
+from tests.helpers.examples import examples
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid:RuntimeWarning")
 
@@ -25,7 +26,7 @@ def run(scores: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.nda
     return out, totals, shift
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(
     st.integers(1, 20),
     st.integers(0, 30),

@@ -1,13 +1,14 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.kernels import sparse
 from crystalline_ray.kernels.sparse import SparseProduct
+from tests.helpers.examples import examples
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(st.integers(1, 60), st.integers(1, 50), st.integers(1, 30), st.integers(1, 400), st.floats(0.0, 1.0))
 def test_rows_are_those_of_the_dense_product(rows: int, columns: int, width: int, block: int, density: float) -> None:
     rng = np.random.default_rng(rows + columns)

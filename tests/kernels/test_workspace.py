@@ -1,13 +1,14 @@
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.kernels.workspace import Workspace, row_blocks, rows_per_block, workspace_bytes, workspaces_in_turn
+from tests.helpers.examples import examples
 
 SHAPES = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=4), min_size=1, max_size=8)
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(SHAPES, st.sampled_from([np.float32, np.float64]))
 def test_buffers_are_aligned_zeroed_and_apart(shapes: list[list[int]], dtype: type) -> None:
     plan = {f"buffer {index}": tuple(shape) for index, shape in enumerate(shapes)}
@@ -36,7 +37,7 @@ def test_workspaces_in_turn_share_their_memory_from_its_start() -> None:
     assert first["a"][16:18].tolist() == [3.0, 3.0]  # one cache line after the first buffer
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(st.integers(1, 3000), st.integers(1, 600))
 def test_row_blocks_cover_every_row_once(rows: int, block: int) -> None:
     blocks = list(row_blocks(rows, block))
@@ -44,7 +45,7 @@ def test_row_blocks_cover_every_row_once(rows: int, block: int) -> None:
     assert max(piece.stop - piece.start for piece in blocks) <= block
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(st.integers(1, 100_000))
 def test_a_block_has_a_row_and_fits_the_cache(width: int) -> None:
     rows = rows_per_block(width, 4)

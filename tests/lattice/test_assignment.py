@@ -4,10 +4,11 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.lattice.assignment import assign
+from tests.helpers.examples import examples
 
 
 def best_total(affinity: np.ndarray, capacities: np.ndarray) -> int:
@@ -30,7 +31,7 @@ def total(affinity: np.ndarray, groups: np.ndarray) -> int:
     return int(affinity[np.arange(len(affinity)), groups].sum())
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(
     capacities=st.lists(st.integers(0, 4), min_size=2, max_size=4),
     largest=st.sampled_from([1, 3, 50]),
@@ -70,7 +71,7 @@ def prices_that_prove(affinity: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return gains.max(axis=0)
 
 
-@settings(deadline=None, max_examples=10)
+@examples(10)
 @given(length=st.sampled_from([16, 64, 256]), rows=st.integers(1, 30), seed=st.integers(0, 2**32))
 def test_many_sequences_of_text_are_assigned_at_the_best_total(length: int, rows: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

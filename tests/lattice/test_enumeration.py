@@ -2,11 +2,12 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.lattice import enumeration
 from crystalline_ray.lattice.enumeration import enumerate_within
+from tests.helpers.examples import examples
 
 
 def ellipsoid(seed: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -37,7 +38,7 @@ class Listener:
         return self.bound
 
 
-@settings(deadline=None, max_examples=15)
+@examples(15)
 @given(st.integers(0, 2**32), st.integers(1, 4), st.floats(0.0, 2.0), st.booleans(), st.sampled_from([1, 3, 1024]))
 def test_all_vectors_of_the_ellipsoid_are_visited_once(
     seed: int, size: int, bound: float, half: bool, block: int
@@ -60,7 +61,7 @@ def test_all_vectors_of_the_ellipsoid_are_visited_once(
     assert len(listener.seen) == len(set(listener.seen))
 
 
-@settings(deadline=None, max_examples=15)
+@examples(15)
 @given(st.integers(0, 2**32), st.integers(2, 4))
 def test_a_bound_that_shrinks_still_leads_to_the_best(seed: int, size: int) -> None:
     mu, lengths, target = ellipsoid(seed, size)

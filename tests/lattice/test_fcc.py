@@ -1,10 +1,11 @@
 import flint
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.lattice.fcc import CONTACTS, contact_counts, contact_neighbours, fcc_points, fcc_shells
+from tests.helpers.examples import examples
 
 SIZES = st.integers(1, 1500)
 
@@ -30,7 +31,7 @@ def test_shells_are_those_of_the_theta_series() -> None:
     assert (np.diff(shells.shell) >= 0).all()
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(SIZES)
 def test_points_come_by_distance_and_then_lexicographically(count: int) -> None:
     points = fcc_points(count)
@@ -50,7 +51,7 @@ def test_the_crystal_is_a_prefix_of_all_points() -> None:
     assert fcc_points(within).tolist() == [list(point) for point in every[:within]]
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(SIZES)
 def test_neighbours_touch_and_the_table_is_symmetric(count: int) -> None:
     points = fcc_points(count)

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.lattice.laplacian import laplacian_rows
 from crystalline_ray.lattice.similarity import Neighbours, similar_ranks
+from tests.helpers.examples import examples
 
 
 def dense(similar: Neighbours, start: int, stop: int) -> np.ndarray:
@@ -18,7 +19,7 @@ def dense(similar: Neighbours, start: int, stop: int) -> np.ndarray:
     return matrix
 
 
-@settings(deadline=None, max_examples=20)
+@examples(20)
 @given(st.integers(2, 120), st.integers(1, 20), st.data())
 def test_it_is_half_the_weighted_squared_distance_of_all_pairs(vocab: int, k: int, data: st.DataObject) -> None:
     similar = similar_ranks(vocab, min(k, vocab - 1), dtype=np.float64)

@@ -2,12 +2,13 @@ import heapq
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.lattice.learned_trees import frequency_outline, principal_axes, similarity_outline
 from crystalline_ray.lattice.symmetry import group_members, symmetry_groups
 from crystalline_ray.lattice.tree import TokenTree, token_tree
+from tests.helpers.examples import examples
 
 
 def group_of_branch(tree: TokenTree) -> list[int]:
@@ -25,7 +26,7 @@ def least_steps(counts: list[int]) -> int:
     return total
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(st.integers(2, 600), st.floats(0.0, 4.0), st.integers(1, 10**9))
 def test_no_tree_by_frequency_could_be_shorter(vocab: int, exponent: float, scale: int) -> None:
     counts = (scale / np.arange(1.0, vocab + 1) ** exponent).astype(np.int64)

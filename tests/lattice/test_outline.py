@@ -4,11 +4,12 @@ import base64
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.lattice.outline import Branch, read_outline, write_outline
 from crystalline_ray.lattice.tree import TokenTree, token_tree
+from tests.helpers.examples import examples
 
 
 def grow(rng: np.random.Generator, tokens: list[int]) -> list[Branch]:
@@ -24,7 +25,7 @@ def root_of(tree: TokenTree, first: int = 0) -> list[Branch]:
     return [root_of(tree, branch) if branch >= 0 else ~branch for branch in below]
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(st.integers(2, 300), st.integers(0, 10**6))
 def test_a_tree_read_back_is_the_one_written(vocab: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -1,13 +1,14 @@
 import flint
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.lattice.primes import first_primes, prime_decoding, prime_encoding, primes_below
+from tests.helpers.examples import examples
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(st.integers(-3, 5000))
 def test_the_sieve_finds_the_primes_of_the_reference(limit: int) -> None:
     primes = primes_below(limit)
@@ -20,7 +21,7 @@ def test_the_sieve_agrees_with_the_known_counts_of_primes() -> None:
     assert [int((primes < 10**power).sum()) for power in range(7)] == [0, 4, 25, 168, 1229, 9592, 78498]
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(st.integers(0, 3000))
 def test_the_first_primes_are_as_many_as_asked(count: int) -> None:
     primes = first_primes(count)
@@ -28,7 +29,7 @@ def test_the_first_primes_are_as_many_as_asked(count: int) -> None:
     assert (primes == primes_below(30000)[:count]).all()
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(st.lists(st.integers(0, 60000), max_size=20))
 def test_decoding_undoes_the_encoding(ranks: list[int]) -> None:
     primes = prime_encoding(np.array(ranks, np.int32))

@@ -3,13 +3,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.lattice import quantize
 from crystalline_ray.lattice.quantize import LARGEST_VALUE, nearest_d, nearest_e8, nearest_z
 from crystalline_ray.lattice.vectors import closest_vector
 from tests.helpers.bases import d_lattice, e8_doubled
+from tests.helpers.examples import examples
 
 Quantiser = Callable[[np.ndarray, np.ndarray], None]
 QUANTISERS = pytest.mark.parametrize("quantiser", [nearest_z, nearest_d, nearest_e8])
@@ -54,7 +55,7 @@ def vectors(draw: st.DrawFn, size: int) -> np.ndarray:
     return x.astype(draw(st.sampled_from([np.float32, np.float64])))
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(st.integers(1, 5).flatmap(vectors))
 def test_no_point_of_d_is_nearer(x: np.ndarray) -> None:
     points = nearest(nearest_d, x)
@@ -63,7 +64,7 @@ def test_no_point_of_d_is_nearer(x: np.ndarray) -> None:
     np.testing.assert_allclose(squared_distances(x, points), least_distances(x, offsets, in_d), atol=1e-6)
 
 
-@settings(deadline=None, max_examples=20)
+@examples(20)
 @given(vectors(8))
 def test_no_point_of_e8_is_nearer(x: np.ndarray) -> None:
     points = nearest(nearest_e8, x)

@@ -5,13 +5,14 @@ from typing import Any
 import flint
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.lattice import reduction
 from crystalline_ray.lattice.basis import GramSchmidt
 from crystalline_ray.lattice.reduction import FLOATING_ETA, Reduction, is_reduced, lll_exact, lll_floating
 from tests.helpers.bases import hermite_form, independent_rows, leech_lattice, reference_gram_schmidt
+from tests.helpers.examples import examples
 
 METHODS = pytest.mark.parametrize(
     ("method", "eta"), [(lll_exact, Fraction(1, 2)), (lll_floating, Fraction(FLOATING_ETA))]
@@ -43,14 +44,14 @@ def subset_sum(size: int, bits: int) -> np.ndarray:
 
 
 @METHODS
-@settings(deadline=None, max_examples=15)
+@examples(15)
 @given(basis=independent_rows(7, 10**4), delta=st.sampled_from([0.26, 0.75, 0.99, 0.9999]))
 def test_the_basis_becomes_reduced(method: Method, eta: Fraction, basis: np.ndarray, delta: float) -> None:
     check(basis, method(basis, delta), delta, eta)
 
 
 @METHODS
-@settings(deadline=None, max_examples=10)
+@examples(10)
 @given(basis=independent_rows(4, 2**200))
 def test_long_entries_stay_exact(method: Method, eta: Fraction, basis: np.ndarray) -> None:
     check(basis, method(basis), 0.99, eta)
@@ -90,7 +91,7 @@ def test_what_floating_point_leaves_undone_is_finished(monkeypatch: pytest.Monke
     check(enormous, lll_floating(enormous), 0.99, Fraction(FLOATING_ETA))
 
 
-@settings(deadline=None, max_examples=15)
+@examples(15)
 @given(independent_rows(6, 50))
 def test_the_integral_orthogonalisation_is_the_reference(basis: np.ndarray) -> None:
     form = GramSchmidt(basis.tolist())

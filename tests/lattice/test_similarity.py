@@ -3,7 +3,7 @@ import math
 import flint
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.lattice import similarity as similarity_module
@@ -15,6 +15,7 @@ from crystalline_ray.lattice.similarity import (
     similarity_row,
 )
 from crystalline_ray.lattice.ulam import ulam_coordinates
+from tests.helpers.examples import examples
 
 RANKS = st.integers(0, 10**6)
 
@@ -24,7 +25,7 @@ def largest(values: np.ndarray, k: int) -> np.ndarray:
     return np.argsort(-values, axis=1, kind="stable")[:, :k]
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(RANKS, RANKS)
 def test_one_pair_is_the_definition(a: int, b: int) -> None:
     distance = math.dist(ulam_coordinates(a).tolist(), ulam_coordinates(b).tolist())
@@ -56,7 +57,7 @@ def test_the_smallest_eigenvalue_of_a_thousand_ranks() -> None:
         np.linalg.cholesky(matrix - 0.3330 * unit)
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(
     st.integers(2, 300),
     st.integers(1, 40),

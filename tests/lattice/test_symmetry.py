@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.lattice.symmetry import (
@@ -11,20 +11,21 @@ from crystalline_ray.lattice.symmetry import (
     symmetry_groups,
     symmetry_ranks,
 )
+from tests.helpers.examples import examples
 
 
 def test_rows_of_twelve_run_forth_and_back() -> None:
     assert symmetry_groups(np.arange(36)).tolist() == [*range(12), *range(11, -1, -1), *range(12)]
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(st.lists(st.integers(0, 12 * 2**58 - 1), max_size=20))
 def test_group_and_row_give_the_rank_back(ranks: list[int]) -> None:
     array = np.array(ranks, np.int64)
     assert symmetry_ranks(symmetry_groups(array), array // GROUPS).tolist() == ranks
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(st.integers(1, 500))
 def test_groups_share_the_vocabulary(vocab_size: int) -> None:
     members = [group_members(group, vocab_size) for group in range(GROUPS)]
@@ -37,7 +38,7 @@ def test_groups_share_the_vocabulary(vocab_size: int) -> None:
     assert sizes.max() - sizes.min() <= 1
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(st.lists(st.integers(0, 2**40), min_size=1, max_size=60).filter(any))
 def test_shares_count_the_text(counts: list[int]) -> None:
     shares = group_shares(np.array(counts))

@@ -2,12 +2,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from crystalline_ray.lattice.outline import FAN_OUT
 from crystalline_ray.lattice.symmetry import GROUPS, group_members, symmetry_groups
 from crystalline_ray.lattice.tree import TokenTree, token_tree
+from tests.helpers.examples import examples
 
 VOCABULARIES = st.integers(2, 4000)
 
@@ -20,7 +21,7 @@ def path(tree: TokenTree, token: int) -> list[int]:
     return branches
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(VOCABULARIES)
 @example(12)
 @example(13)
@@ -38,7 +39,7 @@ def test_every_token_has_the_path_that_the_tables_describe(vocab_size: int) -> N
         assert not choices[ended:].any()
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(VOCABULARIES)
 def test_a_group_is_a_branch_of_the_root_and_lies_in_the_order_of_its_ranks(vocab_size: int) -> None:
     tree = token_tree(vocab_size)
@@ -49,7 +50,7 @@ def test_a_group_is_a_branch_of_the_root_and_lies_in_the_order_of_its_ranks(voca
         assert (np.diff(tree.places[group_members(group, vocab_size)]) == 1).all()
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(VOCABULARIES)
 def test_nodes_split_evenly_into_two_to_twelve_branches(vocab_size: int) -> None:
     tree = token_tree(vocab_size)

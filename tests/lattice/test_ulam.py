@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.lattice.ulam import ulam_coordinates, ulam_ranks
+from tests.helpers.examples import examples
 
 LAST = 2**61 - 1
 
@@ -47,20 +48,20 @@ def test_the_middle_of_the_spiral() -> None:
     assert ulam_coordinates(9).tolist() == [2, -1]
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(st.integers(0, LAST - 1) | st.integers(1, 2**30).map(lambda root: root * root - 1))
 def test_consecutive_ranks_are_neighbours_however_far_out(rank: int) -> None:
     places = ulam_coordinates(np.array([rank, rank + 1]))
     assert np.abs(places[1] - places[0]).sum() == 1
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(st.lists(st.integers(-(2**29) + 1, 2**29 - 1), min_size=2, max_size=2))
 def test_every_place_has_its_rank(place: list[int]) -> None:
     assert ulam_coordinates(ulam_ranks(np.array(place))).tolist() == place
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(st.lists(st.integers(0, 2**59), max_size=8))
 def test_ranks_and_coordinates_are_one_to_one(ranks: list[int]) -> None:
     assert ulam_ranks(ulam_coordinates(np.array(ranks, np.int64))).tolist() == ranks

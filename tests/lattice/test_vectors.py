@@ -7,13 +7,14 @@ from typing import Any
 import flint
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.lattice.quantize import nearest_e8
 from crystalline_ray.lattice.reduction import lll_exact
 from crystalline_ray.lattice.vectors import LatticeVector, closest_vector, nearest_plane, shortest_vector
 from tests.helpers.bases import d_lattice, e8_doubled, independent_rows, leech_lattice, reference_gram_schmidt
+from tests.helpers.examples import examples
 
 COORDINATES = st.one_of(
     st.floats(-50, 50), st.integers(-50, 50), st.fractions(-50, 50, max_denominator=6), st.just(2.0**40 + 0.125)
@@ -55,7 +56,7 @@ def belongs(found: LatticeVector, basis: np.ndarray) -> bool:
     return bool((found.coefficients.astype(object) @ basis.astype(object) == found.vector).all())
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(independent_rows(4, 30))
 def test_no_vector_is_shorter(basis: np.ndarray) -> None:
     found = shortest_vector(basis)
@@ -69,7 +70,7 @@ def test_no_vector_is_shorter(basis: np.ndarray) -> None:
     assert (shortest_vector(basis).vector == found.vector).all()
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(independent_rows(4, 30), st.data())
 def test_no_vector_is_closer(basis: np.ndarray, data: st.DataObject) -> None:
     size = basis.shape[1]
@@ -83,7 +84,7 @@ def test_no_vector_is_closer(basis: np.ndarray, data: st.DataObject) -> None:
     assert {squared_distance(vector, exact) for vector in inside} == {distance}
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(independent_rows(6, 40), st.data())
 def test_the_nearest_plane_keeps_its_promise(basis: np.ndarray, data: st.DataObject) -> None:
     size = basis.shape[1]

@@ -4,10 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.lattice.voronoi import LARGEST_GAUGE, MODULUS, VORONOI_CODES, VoronoiCode
+from tests.helpers.examples import examples
 
 CODES = pytest.mark.parametrize("name", sorted(VORONOI_CODES))
 
@@ -59,7 +60,7 @@ def vectors(draw: st.DrawFn, size: int) -> np.ndarray:
 
 
 @CODES
-@settings(deadline=None, max_examples=15)
+@examples(15)
 @given(data=st.data())
 def test_the_gauge_is_the_largest_projection_on_a_shortest_vector(name: str, data: st.DataObject) -> None:
     x = data.draw(vectors(VORONOI_CODES[name].dimension))
@@ -78,7 +79,7 @@ def test_the_cell_is_where_zero_is_nearest(name: str) -> None:
 
 
 @CODES
-@settings(deadline=None, max_examples=20)
+@examples(20)
 @given(data=st.data())
 def test_vectors_within_the_largest_gauge_decode_to_their_nearest_point(name: str, data: st.DataObject) -> None:
     code = VORONOI_CODES[name]

@@ -4,13 +4,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.lattice.fcc import fcc_points
 from crystalline_ray.lattice.learned_trees import similarity_outline
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, Positions, initialise, weights_digest
+from tests.helpers.examples import examples
 from tests.helpers.model_shapes import model_shapes
 
 SHAPES = model_shapes(
@@ -22,7 +23,7 @@ SHAPES = model_shapes(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(SHAPES, st.integers(1, 20))
 def test_tensors_segments_and_pieces_tile_the_buffer(shape: ModelShape, count: int) -> None:
     layout = ParameterLayout(shape)

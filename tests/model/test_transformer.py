@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.errors import ConfigError
@@ -17,6 +17,7 @@ from crystalline_ray.lattice.similarity import similar_ranks
 from crystalline_ray.model import buffers
 from crystalline_ray.model.layout import MIXING, ModelShape, ParameterLayout, initialise
 from crystalline_ray.model.transformer import Transformer, workspace_size
+from tests.helpers.examples import examples
 from tests.helpers.model_shapes import model_shapes
 
 SMALL = ModelShape(vocab_size=23, seq_len=7, embed_dim=12, num_layers=2, num_heads=3)
@@ -60,7 +61,7 @@ SHAPES = model_shapes(
 )
 
 
-@settings(deadline=None, max_examples=8)
+@examples(8)
 @given(SHAPES, st.integers(1, 2), st.sampled_from([0.0, 0.3]), st.booleans())
 def test_gradient_of_the_whole_model_equals_finite_differences(
     shape: ModelShape, batch: int, dropout: float, parts: bool
@@ -124,7 +125,7 @@ def test_gradient_of_smoothed_targets_equals_finite_differences_of_the_logits(sm
         assert 0.5 * slope == pytest.approx(gradient @ direction, rel=1e-6, abs=1e-6), parameter.name
 
 
-@settings(deadline=None, max_examples=8)
+@examples(8)
 @given(SHAPES, st.sampled_from([(2, 1), (6, 2), (6, 3)]))
 def test_parts_give_what_the_whole_micro_batch_gives(shape: ModelShape, cut: tuple[int, int]) -> None:
     batch, sequences = cut
@@ -422,7 +423,7 @@ ROUNDED_SHAPES = model_shapes(
 )
 
 
-@settings(deadline=None, max_examples=15)
+@examples(15)
 @given(ROUNDED_SHAPES, st.integers(1, 3), st.booleans())
 def test_float32_gradients_are_within_1e_5_of_float64(shape: ModelShape, batch: int, mkl: bool) -> None:
     """Relative to the largest element of each tensor, at odd shapes: context 1, one head, widths of no round size."""
@@ -441,7 +442,7 @@ def test_float32_gradients_are_within_1e_5_of_float64(shape: ModelShape, batch: 
 
 
 @with_mkl
-@settings(deadline=None, max_examples=10)
+@examples(10)
 @given(ROUNDED_SHAPES, st.integers(1, 3))
 def test_bfloat16_gradients_are_within_5_percent_of_float64(shape: ModelShape, batch: int) -> None:
     """In the L2 norm of four whole gradients: an operand is rounded by up to 2**-9 = 0.2 %, some ten of them in a row.

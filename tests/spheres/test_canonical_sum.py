@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.errors import SphereError
@@ -12,6 +12,7 @@ from crystalline_ray.spheres.canonical_sum import SumJobs, Unit, group_units
 from crystalline_ray.spheres.dispatch import Dispatcher, Worker
 from crystalline_ray.spheres.memory import BufferMemory, MemoryLayout
 from crystalline_ray.spheres.messages import GradientMessage
+from tests.helpers.examples import examples
 from tests.helpers.node_memory import node_memory
 
 SIZE = 16
@@ -21,7 +22,7 @@ def memory_with(regions: int) -> BufferMemory:
     return node_memory(MemoryLayout(parameters=SIZE, moments=0, regions=regions))
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(micro_batches=st.integers(1, 400), sum_unit=st.integers(1, 5))
 def test_units_of_all_groups_hold_every_micro_batch_once_and_in_order(micro_batches: int, sum_unit: int) -> None:
     groups = [group_units(group, micro_batches, sum_unit) for group in range(12)]
@@ -51,7 +52,7 @@ class ShuffledLink:
         return ticket, self.replies[ticket]
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(data=st.data(), count=st.integers(1, 12), slots=st.integers(1, 4), workers=st.integers(1, 4))
 def test_the_sum_has_the_same_bits_in_any_order_of_arrival(
     data: st.DataObject, count: int, slots: int, workers: int

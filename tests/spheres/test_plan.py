@@ -2,11 +2,12 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.spheres.plan import SpherePlan, occupancy, plan_spheres
+from tests.helpers.examples import examples
 
 MODES = st.sampled_from(["dedicated", "shared"])
 
@@ -63,7 +64,7 @@ def test_one_core_is_shared_by_root_and_leaf() -> None:
 @given(cores=st.integers(1, 1885), mode=MODES)
 @example(cores=158, mode="dedicated")
 @example(cores=1729, mode="shared")
-@settings(deadline=None, max_examples=25)
+@examples(25)
 def test_tree_is_well_formed(cores: int, mode: str) -> None:
     plan = plan_box(cores, coordinators=mode)
     assert [sphere.id for sphere in plan.spheres] == list(range(len(plan.spheres)))
@@ -84,7 +85,7 @@ def test_tree_is_well_formed(cores: int, mode: str) -> None:
 @example(cores=14, mode="dedicated")
 @example(cores=157, mode="dedicated")
 @example(cores=158, mode="dedicated")
-@settings(deadline=None, max_examples=25)
+@examples(25)
 def test_leaves_are_as_many_as_the_cores_allow(cores: int, mode: str) -> None:
     leaves = len(plan_box(cores, coordinators=mode).leaves)
     if mode == "shared" or cores == 1:
@@ -96,7 +97,7 @@ def test_leaves_are_as_many_as_the_cores_allow(cores: int, mode: str) -> None:
 
 
 @given(cores=st.integers(1, 1885), mode=MODES)
-@settings(deadline=None, max_examples=25)
+@examples(25)
 def test_siblings_have_equal_families_within_one(cores: int, mode: str) -> None:
     plan = plan_box(cores, coordinators=mode)
     for level in (1, 2):
@@ -105,7 +106,7 @@ def test_siblings_have_equal_families_within_one(cores: int, mode: str) -> None:
 
 
 @given(cores=st.integers(1, 1885), mode=MODES, fan_out=st.integers(2, 12))
-@settings(deadline=None, max_examples=25)
+@examples(25)
 def test_level_1_shares_out_the_twelve_groups_and_its_descendants_inherit(cores: int, mode: str, fan_out: int) -> None:
     plan = plan_box(min(cores, 1 + fan_out + fan_out**2 + fan_out**3), coordinators=mode, fan_out=fan_out)
     assert [group for sphere in plan.level1 for group in sphere.groups] == list(range(12))
@@ -118,7 +119,7 @@ def test_level_1_shares_out_the_twelve_groups_and_its_descendants_inherit(cores:
 
 
 @given(nodes=st.lists(st.integers(1, 150), min_size=1, max_size=12))
-@settings(deadline=None, max_examples=25)
+@examples(25)
 def test_dedicated_uses_each_core_once(nodes: list[int]) -> None:
     cores = [list(range(count)) for count in nodes]
     plan = plan_spheres(cores, coordinators="dedicated")
@@ -128,7 +129,7 @@ def test_dedicated_uses_each_core_once(nodes: list[int]) -> None:
 
 
 @given(cores=st.integers(1, 1885))
-@settings(deadline=None, max_examples=25)
+@examples(25)
 def test_shared_coordinators_ride_on_their_own_leaves_cores_or_on_spare_ones(cores: int) -> None:
     plan = plan_box(cores, coordinators="shared")
     leaf_cores = [leaf.core for leaf in plan.leaves]
@@ -172,7 +173,7 @@ def test_occupancy_names_the_counts_that_fill_every_leaf() -> None:
 
 
 @given(leaves=st.integers(1, 200), units=st.integers(1, 1000))
-@settings(deadline=None, max_examples=60)
+@examples(60)
 def test_occupancy_suggestions_leave_none_idle(leaves: int, units: int) -> None:
     plan = plan_box(leaves, coordinators="shared")
     rounds, idle, filling = occupancy(plan, units)

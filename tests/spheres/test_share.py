@@ -1,11 +1,12 @@
 """Borrowed work: every unit can be computed, no leaf gets more than its round, and nobody waits in a circle."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.spheres.canonical_sum import group_units
 from crystalline_ray.spheres.plan import Coordinators, SpherePlan, plan_spheres
 from crystalline_ray.spheres.share import leaves_below, share_work
+from tests.helpers.examples import examples
 
 
 def units_of(plan: SpherePlan, micro_batches: int, sum_unit: int) -> dict[int, int]:
@@ -15,7 +16,7 @@ def units_of(plan: SpherePlan, micro_batches: int, sum_unit: int) -> dict[int, i
     }
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(
     cores=st.integers(1, 180),
     coordinators=st.sampled_from(["dedicated", "shared"]),
@@ -41,7 +42,7 @@ def test_every_unit_finds_a_leaf_within_the_fewest_rounds(
         assert count <= rounds * leaves_below(plan, plan.spheres[lender])
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(cores=st.integers(1, 100), micro_batches=st.integers(1, 300))
 def test_a_sphere_that_lends_does_not_borrow(cores: int, micro_batches: int) -> None:
     plan = plan_spheres([[None] * cores], coordinators="shared")

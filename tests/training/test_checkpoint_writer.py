@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.config import Config
@@ -22,6 +22,7 @@ from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.training import checkpoint_writer
 from crystalline_ray.training.checkpoint import MANIFEST, MODEL, Array, TrainingState, list_checkpoints, load_newest
 from crystalline_ray.training.checkpoint_writer import CheckpointWriter, check_space
+from tests.helpers.examples import examples
 
 MakeBuffer = Callable[[int], Array]
 MakeState = Callable[[int], TrainingState]
@@ -143,7 +144,7 @@ def test_files_are_on_the_disk_before_the_name_and_the_name_before_save_reports(
     ]
 
 
-@settings(deadline=None, max_examples=10)
+@examples(10)
 @given(
     flags=st.lists(st.booleans(), min_size=1, max_size=8),
     keep_last=st.integers(1, 3),

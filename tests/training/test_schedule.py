@@ -2,11 +2,12 @@ import math
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.spheres.config import LossConfig, OptimizerConfig
 from crystalline_ray.training.schedule import learning_rate, smoothing_weight, warmup
+from tests.helpers.examples import examples
 
 SCHEDULES = ("cosine", "linear", "constant")
 
@@ -26,7 +27,7 @@ def rates(config: OptimizerConfig, total_steps: int) -> list[float]:
     return [learning_rate(config, step, total_steps) for step in range(total_steps)]
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(config=configs(), total_steps=st.integers(1, 300))
 def test_it_rises_to_the_peak_and_falls_to_the_floor_without_leaving_either(
     config: OptimizerConfig, total_steps: int
@@ -41,7 +42,7 @@ def test_it_rises_to_the_peak_and_falls_to_the_floor_without_leaving_either(
     assert all(value >= config.min_learning_rate for value in values[top:] if warmup(config, total_steps) < total_steps)
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(config=configs(), total_steps=st.integers(2, 300))
 def test_it_has_no_jumps(config: OptimizerConfig, total_steps: int) -> None:
     values = rates(config, total_steps)
@@ -50,7 +51,7 @@ def test_it_has_no_jumps(config: OptimizerConfig, total_steps: int) -> None:
     assert all(abs(a - b) <= steepest * (1 + 1e-9) for a, b in pairwise(values))
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(config=configs(), total_steps=st.integers(2, 300))
 def test_the_last_step_has_the_floor(config: OptimizerConfig, total_steps: int) -> None:
     last = learning_rate(config, total_steps - 1, total_steps)

@@ -29,6 +29,11 @@ class RunConfig(Section):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
         description="Name of the run's folder; none: the time of its start",
     )
+    init_from: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Begin with the weights and the tokenizer of this run or checkpoint, on new text: fine-tuning",
+    )
     runs_dir: LaxPath = Field(default=Path("runs"), description="Folder that holds the runs")
     seed: int = Field(default=1337, ge=0, lt=2**63, description="Key of everything random")
     log_every: int = Field(default=10, ge=1, description="Steps between log lines")
@@ -36,7 +41,10 @@ class RunConfig(Section):
     eval_batches: int | None = Field(
         default=20,
         ge=1,
-        description="Micro-batches of a periodic validation; none: all. The last validation of a run takes all",
+        description="Micro-batches of a periodic validation; none: all",
+    )
+    final_eval_batches: int | None = Field(
+        default=None, ge=1, description="Micro-batches of the last validation of a run; none: all"
     )
     checkpoint_every: int = Field(default=250, ge=1, description="Steps between checkpoints")
     keep_checkpoints: int = Field(default=3, ge=1, description="Newest checkpoints to keep; the best is kept too")
@@ -105,12 +113,14 @@ def load_config(path: Path | None, environ: Mapping[str, str], flags: Mapping[st
 def resume_config(path: Path, environ: Mapping[str, str], flags: Mapping[str, Any]) -> Config:
     """Load a run's saved configuration for its resumption, with what may change (`Config.OPERATIONAL`) overridden.
 
-    Raises `ConfigError` if `environ` or `flags` would change a field that decides the weights.
+    The length may be given anew too: whether that changes what is done already, only the checkpoint tells.
+
+    Raises `ConfigError` if `environ` or `flags` would change another field that decides the weights.
     """
     saved = load_config(path, {}, {})
     layer = _layers(path, environ, flags)
     resumed = _validate(layer)
-    for field in layer.keys() - Config.OPERATIONAL:
+    for field in layer.keys() - Config.OPERATIONAL - {"steps", "epochs"}:
         before, after = getattr(saved, field), getattr(resumed, field)
         if before != after:
             raise ConfigError(

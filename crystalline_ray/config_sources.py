@@ -37,6 +37,8 @@ def read_yaml(path: Path, model: type[BaseModel]) -> Layer:
         raise ConfigError(f"{path}: there is no such configuration file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as a configuration file: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid YAML for a configuration: nested too deeply") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if values is None:

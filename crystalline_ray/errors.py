@@ -6,6 +6,15 @@ Anything else that reaches the top is a bug and keeps its traceback.
 """
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal ended the program before its work was done; like Ctrl-C, it passes through every `except Exception`."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+        """What a shell reports of a program that the signal killed."""
+
+
 class CrystallineError(Exception):
     """Base of every error this package raises on purpose; the message is written for the user."""
 

@@ -19,7 +19,7 @@ from crystalline_ray.bench.worker import as_worker, measuring_core, peak_memory
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.progress import Progress
-from crystalline_ray.training.console import facts
+from crystalline_ray.training.facts import facts
 
 _WARM_UP_STEPS = 3
 _FEWEST_STEPS = 3

@@ -1,8 +1,9 @@
 """The command line: parses, calls, prints. What takes time to import is imported by the command that needs it."""
 
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,13 +13,14 @@ from pydantic_core import to_json
 from crystalline_ray import __version__
 from crystalline_ray.cli.options import FieldsCommand, given_fields
 from crystalline_ray.config import Config, load_config, resume_config
-from crystalline_ray.errors import ConfigError, CrystallineError
+from crystalline_ray.errors import ConfigError, CrystallineError, Stopped
 
 if TYPE_CHECKING:
     from crystalline_ray.generation.load import TrainedModel
     from crystalline_ray.generation.session import TextSession
     from crystalline_ray.progress import Progress
     from crystalline_ray.training.console import Console
+    from crystalline_ray.training.report import RunReport
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -48,7 +50,7 @@ def cli() -> None:
 @_json_option
 def train_command(
     inputs: tuple[str, ...], config_file: Path | None, resume: bool, as_json: bool, **options: Any
-) -> None:
+) -> int:
     """Train a model on TEXT: files or folders.
 
     Without TEXT, it learns the source text of Python's standard library. Every field can also be given in a YAML file,
@@ -65,11 +67,22 @@ def train_command(
         config = load_config(config_file, os.environ, flags)
     from crystalline_ray.training.console import Console
     from crystalline_ray.training.run import train
+    from crystalline_ray.views.report import render_report
+    from crystalline_ray.views.tree import show_tree
 
     with Console(json_output=as_json) as console:
-        report = train(config, console, resume=folder)
+        report = train(config, subscribers=(console, show_tree(console)), progress=console.progress, resume=folder)
+        console.finish()
+        folder = config.runs_dir / report.run
+        if report.stopped == "finished" and config.sample_tokens:
+            console.line(f"sample of {config.sample_tokens} tokens:")
+            console.line(_sample(folder, config))
+        console.show(render_report(report))
+        for line in _next_commands(report, folder):
+            console.line(line)
     if as_json:
         click.echo(report.to_json())
+    return 0 if report.stopped == "finished" else 128 + signal.Signals[report.stopped]
 
 
 def _sampling_options(command: _Command) -> _Command:
@@ -173,12 +186,13 @@ def report_command(run: str, runs_dir: str | None, as_json: bool) -> None:
     from crystalline_ray.training.console import Console
     from crystalline_ray.training.report import RunReport
     from crystalline_ray.training.run_folder import REPORT, find_run
+    from crystalline_ray.views.report import render_report
 
     report = RunReport.read(find_run(run, _runs_dir(runs_dir)) / REPORT)
     if as_json:
         click.echo(report.to_json())
     else:
-        Console().show(report.render())
+        Console().show(render_report(report))
 
 
 @cli.command("plan", cls=FieldsCommand, fields=_PLAN_FIELDS)
@@ -192,7 +206,7 @@ def plan_command(cpus: int | None, config_file: Path | None, as_json: bool, **op
     """
     config = load_config(config_file, os.environ, given_fields(options))
     from crystalline_ray.spheres.plan import plan_spheres
-    from crystalline_ray.training.run import plan_for
+    from crystalline_ray.training.resolve import plan_for
     from crystalline_ray.views.tree import PlanView
 
     plan = plan_for(config) if cpus is None else plan_spheres([range(cpus)], coordinators=config.coordinators)
@@ -287,6 +301,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error.format_message(), error.exit_code)
     except CrystallineError as error:
         return _fail(str(error), error.exit_code)
+    except Stopped as error:
+        return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted", 130)
     except BrokenPipeError:
@@ -316,6 +332,8 @@ def _resumed(inputs: Sequence[str], config_file: Path | None, flags: dict[str, A
     """Find the run to resume and what it goes on with."""
     from crystalline_ray.training.run_folder import CONFIG, find_run, newest_run
 
+    if "init_from" in flags:
+        raise ConfigError("--init-from begins a new run, --resume goes on with one: give one of them")
     if config_file is not None:
         raise ConfigError(
             f"--config {config_file}: a resumed run keeps its configuration; change single fields instead"
@@ -329,15 +347,34 @@ def _resumed(inputs: Sequence[str], config_file: Path | None, flags: dict[str, A
     return folder, config.model_copy(update={"name": folder.name, "runs_dir": folder.parent})
 
 
+def _sample(folder: Path, config: Config) -> str:
+    """Return what the model of a run writes by itself."""
+    from crystalline_ray.generation.load import load_model
+    from crystalline_ray.generation.session import write_sample
+
+    return write_sample(load_model(folder), config.sample_prompt or "", config.sample_tokens, config.seed)
+
+
+def _next_commands(report: "RunReport", folder: Path) -> Iterator[str]:
+    """Yield what a person would type next."""
+    from crystalline_ray.training.run_folder import command
+
+    if report.steps < report.total_steps:
+        yield f"go on:     {command('train --resume', folder)}"
+    else:
+        yield f"let it write:  {command('generate', folder, '--prompt', 'Once')}"
+        yield f"write with it: {command('chat', folder)}"
+
+
 def _runs_dir(given: str | None) -> Path:
     return load_config(None, os.environ, {} if given is None else {"runs_dir": given}).runs_dir
 
 
 def _load(run: str, runs_dir: str | None) -> "TrainedModel":
     from crystalline_ray.generation.load import load_model
-    from crystalline_ray.training.run_folder import find_run
+    from crystalline_ray.training.run_folder import find_model
 
-    model = load_model(find_run(run, _runs_dir(runs_dir)))
+    model = load_model(find_model(run, _runs_dir(runs_dir)))
     for reason in model.skipped:
         click.echo(f"warning: checkpoint skipped: {reason}", err=True)
     return model

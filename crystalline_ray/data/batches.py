@@ -22,6 +22,11 @@ class TokenSource(Protocol):
         ...
 
 
+def count_windows(tokens: TokenSource, seq_len: int) -> int:
+    """Return how many sequences an epoch has: windows of `seq_len` tokens that each have a next one."""
+    return (len(tokens) - 1) // seq_len
+
+
 class TrainBatches:
     """Micro-batches of a run, addressed by the run-wide number of their first sequence.
 
@@ -36,7 +41,7 @@ class TrainBatches:
     def __init__(
         self, tokens: TokenSource, seq_len: int, batch_size: int, seed: int, total_sequences: int | None = None
     ) -> None:
-        self.windows = (len(tokens) - 1) // seq_len
+        self.windows = count_windows(tokens, seq_len)
         if self.windows < 1:
             raise ValueError(f"{len(tokens)} tokens hold no window of {seq_len} + 1")
         self._tokens = tokens

@@ -41,7 +41,15 @@ class Dataset:
     """What it consists of, for people to read: counts, and under "notes" what they should know."""
 
 
-def prepare(data: DataConfig, *, seq_len: int, seed: int, progress: Progress = silent) -> Dataset:
+def prepare(
+    data: DataConfig,
+    *,
+    seq_len: int,
+    seed: int,
+    corpus: Corpus | None = None,
+    tokenizer: Tokenizer | None = None,
+    progress: Progress = silent,
+) -> Dataset:
     """Read the text, split it, train the tokenizer and write the tokens, or find all that in the cache.
 
     A token's id is its frequency rank in the training part, 0 the commonest: ties, and last the tokens that never occur
@@ -53,11 +61,11 @@ def prepare(data: DataConfig, *, seq_len: int, seed: int, progress: Progress = s
     Raises DataError if the text cannot be used, a part is too short for `seq_len` + 1 tokens or there is but one token,
     and ResourceError if the cache cannot be written.
     """
-    corpus = read_corpus(data.text, text_column=data.text_column, progress=progress)
+    corpus = corpus or read_corpus(data.text, text_column=data.text_column, progress=progress)
     texts = [document.text for document in corpus.documents]
     mode = resolve_mode(texts, data.validation_split)
     root = default_cache_dir() if data.cache_dir is None else data.cache_dir
-    folder = root / _key(data, corpus, mode, seed)
+    folder = root / _key(data, corpus, mode, seed, tokenizer)
     notes = []
     dataset = None
     with disk_errors(root):
@@ -69,7 +77,7 @@ def prepare(data: DataConfig, *, seq_len: int, seed: int, progress: Progress = s
         cached = dataset is not None
         if dataset is None:
             with building(root) as temporary:
-                _build(temporary, texts, split(texts, data.validation_fraction, mode, seed), data, progress)
+                _build(temporary, texts, split(texts, data.validation_fraction, mode, seed), data, tokenizer, progress)
                 install(temporary, folder)
             dataset = _open(folder, contents=False)
     _require_length(dataset, seq_len)
@@ -93,7 +101,7 @@ def open_dataset(folder: Path) -> Dataset:
     return _open(folder, contents=False)
 
 
-def _key(data: DataConfig, corpus: Corpus, mode: str, seed: int) -> str:
+def _key(data: DataConfig, corpus: Corpus, mode: str, seed: int, tokenizer: Tokenizer | None) -> str:
     decides = {
         "format": FORMAT,
         "text": corpus.digest,
@@ -104,19 +112,24 @@ def _key(data: DataConfig, corpus: Corpus, mode: str, seed: int) -> str:
         "vocab_size": data.vocab_size if data.tokenizer == "bpe" else None,
         "library": tokenizers.__version__ if data.tokenizer == "bpe" else None,
     }
+    if tokenizer is not None:
+        decides["given"] = tokenizer.to_json()
     return blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _build(folder: Path, texts: list[str], parts: Split, data: DataConfig, progress: Progress) -> None:
+def _build(
+    folder: Path, texts: list[str], parts: Split, data: DataConfig, given: Tokenizer | None, progress: Progress
+) -> None:
     # A character that only the validation part has must have a token; merges must not be learnt from that part.
-    tokenizer = train_tokenizer(
+    tokenizer = given or train_tokenizer(
         data.tokenizer, texts if data.tokenizer == "char" else parts.train, data.vocab_size, progress
     )
     train, counts = _write_part(folder, "train", parts.train, tokenizer, progress)
-    ranks = frequency_ranks(counts)
-    for name in train:
-        renumber_shard(folder / name, ranks)
-    tokenizer = tokenizer.renumbered(ranks)
+    if given is None:
+        ranks = frequency_ranks(counts)
+        for name in train:
+            renumber_shard(folder / name, ranks)
+        tokenizer = tokenizer.renumbered(ranks)
     tokenizer.save(folder / _TOKENIZER)
     validation, _ = _write_part(folder, "validation", parts.validation, tokenizer, progress)
     notes = []

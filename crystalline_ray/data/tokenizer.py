@@ -93,12 +93,13 @@ def train_tokenizer(
 def load_tokenizer(path: Path) -> Tokenizer:
     """Read what `Tokenizer.save` wrote. Raises TokenizerError if the file cannot be read or is something else."""
     try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text)
-    except (OSError, ValueError) as error:
+        return parse_tokenizer(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TokenizerError) as error:
         raise TokenizerError(f"{path}: not a tokenizer: {error}") from error
+
+
+def parse_tokenizer(text: str) -> Tokenizer:
+    """Make the tokenizer that `Tokenizer.to_json` described. Raises TokenizerError or ValueError for something else."""
+    found = json.loads(text)
     is_char = isinstance(found, dict) and found.get("kind") == CharTokenizer.kind
-    try:
-        return CharTokenizer.from_json(text) if is_char else BpeTokenizer.from_json(text)
-    except TokenizerError as error:
-        raise TokenizerError(f"{path}: {error}") from error
+    return CharTokenizer.from_json(text) if is_char else BpeTokenizer.from_json(text)

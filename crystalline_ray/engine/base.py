@@ -1,5 +1,6 @@
 """The seam between a run and whoever hosts its spheres. Every engine gives the same bits."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -32,6 +33,8 @@ class Engine(Protocol):
 
     memory: Memory
     warnings: tuple[str, ...]
+    report_waiting: Callable[[str, float], None]
+    """Called about once a second with a sphere and the seconds it has been waited for, from five seconds on."""
 
     def start(self, progress: Progress) -> None:
         """Make all spheres; weights and moments must be in `memory` before the first step."""

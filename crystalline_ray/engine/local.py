@@ -35,6 +35,7 @@ class LocalEngine(Engine):
     def __init__(self, run: RunSpec) -> None:
         self.memory: Memory = _anonymous_memory(run.memory)
         self.warnings: tuple[str, ...] = ()
+        self.report_waiting: Callable[[str, float], None] = lambda sphere, seconds: None
         self._run = run
         self._link = _LocalLink(len(run.plan.spheres))
         self._started = 0.0

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from crystalline_ray.config import load_config
 from crystalline_ray.data.batches import TokenSource, ValidationBatches
 from crystalline_ray.data.corpus import read_corpus
 from crystalline_ray.data.dataset import prepare
 from crystalline_ray.data.encoding import tokenise
+from crystalline_ray.engine.process import check_single_thread
 from crystalline_ray.errors import DataError
 from crystalline_ray.generation.load import TrainedModel
 from crystalline_ray.kernels.denormals import flush_to_zero
@@ -49,7 +51,6 @@ class Evaluation:
         return self.nats_per_token / math.log(2) * self.tokens / self.num_bytes
 
 
-@flush_to_zero()
 def evaluate(model: TrainedModel, text: Sequence[Path] = (), progress: Progress = silent) -> Evaluation:
     """Measure `model` on the texts behind the paths, without any on the validation part of its own training text.
 
@@ -64,7 +65,8 @@ def evaluate(model: TrainedModel, text: Sequence[Path] = (), progress: Progress 
         if len(tokens) < 2:
             raise DataError(f"{', '.join(map(str, text))}: too short: {len(tokens)} tokens leave nothing to predict")
     else:
-        dataset = prepare(config, seq_len=config.seq_len, seed=config.seed, progress=progress)
+        given = model.tokenizer if config.init_from else None
+        dataset = prepare(config, seq_len=config.seq_len, seed=config.seed, tokenizer=given, progress=progress)
         if dataset.folder.name != model.state.data_digest:
             raise DataError(
                 f"the text of {model.run} has changed since it was trained on, or another version made tokens of it, "
@@ -72,9 +74,17 @@ def evaluate(model: TrainedModel, text: Sequence[Path] = (), progress: Progress 
             )
         tokens, num_bytes = dataset.validation, dataset.validation_bytes
     batches = ValidationBatches(tokens, model.shape.seq_len, config.batch_size)
-    transformer = Transformer(model.shape, config.batch_size, training=False)
+    with threadpool_limits(limits=1, user_api="blas"), flush_to_zero():
+        return _measure(model, batches, config.batch_size, num_bytes, progress)
+
+
+def _measure(
+    model: TrainedModel, batches: ValidationBatches, batch_size: int, num_bytes: int, progress: Progress
+) -> Evaluation:
+    check_single_thread()
+    transformer = Transformer(model.shape, batch_size, training=False)
     scored = model.shape.head == "full"
-    inputs, targets = np.empty((2, config.batch_size, model.shape.seq_len), np.int32)
+    inputs, targets = np.empty((2, batch_size, model.shape.seq_len), np.int32)
     likeliest = np.empty(inputs.shape, np.intp)
     total, score, count = 0.0, 0.0, 0
     for index in range(batches.count):

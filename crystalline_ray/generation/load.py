@@ -1,4 +1,4 @@
-"""The newest model that a run has left behind."""
+"""The model that a run has left behind, its newest one or that of an earlier checkpoint."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,19 +6,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from crystalline_ray.data.tokenizer import Tokenizer, load_tokenizer
-from crystalline_ray.engine.process import limit_blas
+from crystalline_ray.data.tokenizer import Tokenizer, parse_tokenizer
 from crystalline_ray.errors import CheckpointError
 from crystalline_ray.model.layout import ModelShape
-from crystalline_ray.training.checkpoint import TOKENIZER, TrainingState, load_newest
-from crystalline_ray.training.run_folder import CHECKPOINTS
+from crystalline_ray.training.run_folder import load_checkpoint
+from crystalline_ray.training.state import TrainingState
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """The newest model of a run, ready to use.
+    """The model of a checkpoint, ready to use.
 
     Attributes:
+        run: folder of the run.
         weights: flat float32 array in the order of the parameter layout.
         skipped: newer checkpoints that were damaged, and how.
     """
@@ -31,17 +31,17 @@ class TrainedModel:
     skipped: tuple[str, ...]
 
 
-def load_model(run: Path) -> TrainedModel:
-    """Load the newest intact checkpoint of the run in the folder `run`; BLAS is given one thread.
+def load_model(path: Path) -> TrainedModel:
+    """Load one checkpoint, or the newest intact one of a run: `path` is the folder of either.
 
     Raises CheckpointError if there is none, or one whose tokenizer is of another model.
     """
-    limit_blas()
-    loaded = load_newest(run / CHECKPOINTS, with_moments=False)
-    tokenizer = load_tokenizer(loaded.path / TOKENIZER)
+    loaded = load_checkpoint(path, with_moments=False)
+    tokenizer = parse_tokenizer(loaded.tokenizer_json)
     shape = loaded.layout.shape
     if tokenizer.vocab_size != shape.vocab_size:
         raise CheckpointError(
             f"{loaded.path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {shape.vocab_size}"
         )
+    run = loaded.path.resolve().parent.parent if loaded.path == path else path
     return TrainedModel(run, loaded.state, shape, loaded.weights, tokenizer, loaded.skipped)

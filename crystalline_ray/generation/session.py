@@ -4,10 +4,12 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from crystalline_ray.data.tokenizer import Tokenizer
 from crystalline_ray.errors import TokenizerError
 from crystalline_ray.generation.generator import Generator, Sampling, generate
+from crystalline_ray.generation.load import TrainedModel
 from crystalline_ray.model.layout import ModelShape
 
 
@@ -34,6 +36,7 @@ class TextSession:
         self._line_break = next(text for text in ("\n", " ", "") if _knows(tokenizer, text))
         self._sampling = sampling
         self._seed = seed
+        self._libraries = ThreadpoolController()
 
     @property
     def ended(self) -> bool:
@@ -71,7 +74,12 @@ class TextSession:
         )
         self._seed += 1
         before = len(self.context)
-        for token in tokens:
+        while True:
+            # As in training, for the same bits; the caller's own products between two tokens keep their threads.
+            with self._libraries.limit(limits=1, user_api="blas"):
+                token = next(tokens, None)
+            if token is None:
+                break
             self.context.append(token)
             if token != end_of_text and (text := stream.feed(token)):
                 yield text
@@ -79,6 +87,13 @@ class TextSession:
             self.context.append(end_of_text)
         if text := stream.flush():
             yield text
+
+
+def write_sample(model: TrainedModel, prompt: str, num_tokens: int, seed: int) -> str:
+    """Return the prompt and what a model writes after it, through the ends of texts."""
+    session = TextSession(model.shape, model.weights, model.tokenizer, Sampling(), seed)
+    session.add(prompt)
+    return prompt + "".join(session.write(num_tokens, through_ends=True))
 
 
 def _knows(tokenizer: Tokenizer, text: str) -> bool:

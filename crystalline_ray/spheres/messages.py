@@ -171,11 +171,17 @@ class GradientMessage:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRequest:
-    """Driver to root: the loss over the first `batches` validation micro-batches."""
+    """Driver to root: the losses of validation micro-batches [start, stop)."""
 
     step: int
     version: int
-    batches: int
+    stop: int
+    start: int = 0
+
+    @property
+    def batches(self) -> int:
+        """How many they are."""
+        return self.stop - self.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,9 +221,27 @@ class EvaluationReady:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """Root to driver: mean nats per token, summed nats and tokens of the validation part, mean crystalline score."""
+    """Root to driver: what was found for micro-batches in order; results of consecutive ones can be added.
 
-    loss: float
-    total: float
+    Attributes:
+        losses: summed nats of each.
+        scores: summed crystalline scores of each; none with the lattice head.
+        tokens: targets of all.
+    """
+
+    losses: tuple[float, ...]
+    scores: tuple[float, ...]
     tokens: int
-    crystalline_score: float | None
+
+    def __add__(self, later: "EvaluationResult") -> "EvaluationResult":
+        return EvaluationResult(self.losses + later.losses, self.scores + later.scores, self.tokens + later.tokens)
+
+    @property
+    def loss(self) -> float:
+        """Mean nats per token: one sum in the order of the micro-batches, however many requests they came in."""
+        return sum(self.losses) / self.tokens
+
+    @property
+    def crystalline_score(self) -> float | None:
+        """Mean score per token; None where none was computed."""
+        return sum(self.scores) / self.tokens if self.scores else None

@@ -60,22 +60,23 @@ class RootSphere:
         return StepResult(request.step, loss, tokens, report.gradient_norm, report.applied, gradient_bytes=sent)
 
     def evaluate(self, request: EvaluationRequest) -> EvaluationResult:
-        """Return the loss over the first `batches` validation micro-batches, added in their order.
+        """Return the losses of the validation micro-batches from `start` to `stop`, in their order.
 
         Raises:
             DeadlineError, SphereError: a sphere is late or dead.
         """
         shares = self._evaluation_shares(request.batches)
         orders = {
-            sphere: EvaluationOrder(request.step, request.version, start, stop)
+            sphere: EvaluationOrder(request.step, request.version, request.start + start, request.start + stop)
             for sphere, (start, stop) in shares.items()
             if stop > start
         }
         replies = self._ask(orders, rounds=request.batches)
-        total = sum(loss for reply in replies for loss in reply.losses)
-        tokens = sum(reply.tokens for reply in replies)
-        scores = [score for reply in replies for score in reply.scores]
-        return EvaluationResult(total / tokens, total, tokens, sum(scores) / tokens if scores else None)
+        return EvaluationResult(
+            tuple(loss for reply in replies for loss in reply.losses),
+            tuple(score for reply in replies for score in reply.scores),
+            sum(reply.tokens for reply in replies),
+        )
 
     def _gradients(self, request: StepRequest, micro_batches: int) -> tuple[dict[int, GroupSum], int]:
         scale = 1.0 / self._run.tokens(request.step)

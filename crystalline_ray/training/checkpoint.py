@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -26,6 +26,7 @@ from crystalline_ray.errors import CheckpointError, ConfigError
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, weights_digest
 from crystalline_ray.storage.files import sync_folder, write_file
+from crystalline_ray.training.state import TrainingState
 
 MODEL, OPTIMIZER, TOKENIZER, STATE, MANIFEST = (
     "model.safetensors",
@@ -41,48 +42,6 @@ _FORMAT = 1
 _FOLDER = re.compile(r"(\.old-)?step_(\d{8,})")
 
 Array = npt.NDArray[np.float32]
-
-
-class TrainingState(BaseModel):
-    """Where a run stands, but for weights and moments. Randomness is counter-based: seed, step and sequences fix it.
-
-    Losses are in nats per token, None before the first measurement. `weights_digest` and `is_best` are filled in when
-    the checkpoint is written.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    step: int
-    """Optimizer steps finished, skipped ones included; the next step has this index."""
-    total_steps: int
-    sequences: int
-    """Training sequences consumed; the next one has this number, which fixes the position in the data."""
-    epoch: int
-    tokens_seen: int
-    seed: int
-    optimizer: str
-    config_digest: str
-    data_digest: str = ""
-    """Name of the prepared dataset: a hash of the text and of all that decides its tokens."""
-    weights_digest: str = ""
-    skipped_steps: int = 0
-    restarts: int = 0
-    elapsed_seconds: float = 0.0
-    train_loss: float | None = None
-    first_validation_loss: float | None = None
-    validation_loss: float | None = None
-    best_validation_loss: float | None = None
-    is_best: bool = False
-
-    def check_continues(self, config_digest: str, data_digest: str) -> None:
-        """Raise CheckpointError unless a run with this configuration and this text would continue this one."""
-        if self.config_digest != config_digest:
-            raise CheckpointError("the checkpoint belongs to another configuration: its weights would differ")
-        if self.data_digest != data_digest:
-            raise CheckpointError(
-                "the text has changed since the checkpoint was written, or another version made tokens of it; "
-                "start a new run"
-            )
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from crystalline_ray.storage.files import disk_errors, free_bytes, sync_folder
 from crystalline_ray.training.checkpoint import (
     OLD_PREFIX,
     Array,
-    TrainingState,
     folder_name,
     list_checkpoints,
     read_state,
     write_checkpoint,
 )
+from crystalline_ray.training.state import TrainingState
 
 _TEMPORARY_PREFIX, _DELETED_PREFIX = ".tmp-", ".deleted-"
 _LOCK = ".lock"

@@ -1,46 +1,78 @@
-"""Ctrl-C and SIGTERM: before training they end the program; during it the first asks it to stop after the step."""
+"""Ctrl-C, SIGTERM and a closed terminal: before training they end the program; during it the first asks it to stop."""
 
+import errno
+import os
 import signal
+import sys
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from crystalline_ray.errors import Stopped
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interruption:
     """Turns signals into a request that the training loop reads between steps.
 
     Attributes:
-        reason: name of the signal that came while patient, None while none has.
+        signal: name of the signal that came while patient, None while none has.
     """
 
     def __init__(self) -> None:
-        self.reason: str | None = None
-        self._patient = self._ended = False
+        self.signal: str | None = None
+        self._patient = False
+        self._ended: Stopped | None = None
 
     @contextmanager
     def handled(self, *, patiently: bool) -> Iterator[None]:
         """Take over the signals for a while.
 
         Args:
-            patiently: only note the first signal; otherwise, and for a second Ctrl-C, raise KeyboardInterrupt. It is
-                raised again here if it came before and got lost, as in a callback of a library that was starting.
+            patiently: only note the first signal; otherwise, and for a second Ctrl-C, raise Stopped. It is raised
+                again here if it came before and got lost, as in a callback of a library that was starting.
         """
         if self._ended:
-            raise KeyboardInterrupt
+            raise self._ended
         before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         outer, self._patient = self._patient, patiently
         try:
             yield
+        except SystemExit as end:
+            if end.code != signal.SIGTERM:
+                raise
+            # Ray takes SIGTERM for itself while it starts, and exits with the number.
+            raise self._stopped(signal.SIGTERM) from None
         finally:
             self._patient = outer
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        repeated = self.reason is not None and number == signal.SIGINT
+        if number == signal.SIGHUP:
+            _forget_closed_terminal()
+        repeated = self.signal is not None and number == signal.SIGINT
         if not self._patient or repeated:
-            self._ended = True
-            raise KeyboardInterrupt
-        self.reason = signal.Signals(number).name
+            self._ended = self._stopped(number)
+            raise self._ended
+        self.signal = signal.Signals(number).name
+
+    def _stopped(self, number: int) -> Stopped:
+        name = signal.Signals(number).name
+        if self.signal is None:
+            return Stopped(number, f"stopped by {name} before the first step: nothing was trained, nothing is saved")
+        return Stopped(number, f"stopped at once by {name}: what came after the last checkpoint is lost")
+
+
+def _forget_closed_terminal() -> None:
+    """Let what is printed from now on go nowhere where it went to a terminal that is closed: writing there fails."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            termios.tcgetattr(stream.fileno())
+        except termios.error as error:
+            if error.args[0] == errno.EIO:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        except OSError:
+            continue  # a stream without a descriptor, as in a notebook

@@ -1,120 +1,116 @@
-"""The training loop: step, validate, save, until the last step or a request to stop."""
+"""The training loop: step, validate, save, until the last step or a signal. It says what happens; others act on it."""
 
 import math
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from crystalline_ray.data.batches import ValidationBatches
+from crystalline_ray.data.batches import ValidationBatches, count_windows
 from crystalline_ray.data.dataset import Dataset
 from crystalline_ray.engine.base import Engine
-from crystalline_ray.errors import CrystallineError, NonFiniteError
-from crystalline_ray.spheres.messages import EvaluationRequest, StepRequest, StepResult
+from crystalline_ray.errors import CrystallineError, InputError, NonFiniteError
+from crystalline_ray.progress import Progress
+from crystalline_ray.spheres.messages import EvaluationRequest, EvaluationResult, StepRequest, StepResult
 from crystalline_ray.spheres.run_spec import RunSpec
-from crystalline_ray.training.checkpoint import TrainingState
-from crystalline_ray.training.checkpoint_writer import CheckpointWriter
-from crystalline_ray.training.console import Console
+from crystalline_ray.training.events import Interrupted, Recovered, SaveDue, Stepped, Subscriber, Validated
 from crystalline_ray.training.interruption import Interruption
 from crystalline_ray.training.meter import Meter
-from crystalline_ray.training.metrics import MetricsWriter
+from crystalline_ray.training.run_folder import command
 from crystalline_ray.training.schedule import learning_rate, smoothing_weight
+from crystalline_ray.training.state import TrainingState
 
 # One bad batch is skipped; when this many updates in a row are not finite, the run has diverged.
 _MOST_SKIPPED_IN_A_ROW = 10
+# Rounds of all leaves between two reports of how far a validation is: seconds, and little waiting at the seams.
+_ROUNDS_PER_REPORT = 8
 
 
 @dataclass
 class TrainingLoop:
-    """Everything a loop needs; `state` is where it starts and, after `run`, where it ended."""
+    """Trains `run` from `state` on, which afterwards is where it ended."""
 
-    run_spec: RunSpec
+    run: RunSpec
     dataset: Dataset
     engine: Engine
-    console: Console
-    writer: CheckpointWriter
-    metrics: MetricsWriter
-    interruption: Interruption
+    folder: Path
     state: TrainingState
-    bits_per_byte: float | None = None
-    crystalline_score: float | None = None
+    interruption: Interruption
+    say: Subscriber
+    progress: Progress
     _skipped_in_a_row: int = 0
-    _validated_step: int | None = None
+    _best_step: int | None = None
     _started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
+        config, seq_len = self.run.config, self.run.shape.seq_len
         self.meter = Meter(first_step=self.state.step, total_steps=self.state.total_steps)
         self._elapsed_before = self.state.elapsed_seconds
+        self._windows = count_windows(self.dataset.train, seq_len)
+        self._all_batches = ValidationBatches(self.dataset.validation, seq_len, config.batch_size).count
+        self._few_batches = min(self._all_batches, config.eval_batches or self._all_batches)
 
-    def run(self) -> TrainingState:
-        """Train to the last step or to an interruption; the last state is saved either way.
+    def train(self) -> None:
+        """Train to the last step or to a signal; the last state is saved either way.
 
         Raises:
-            CrystallineError: a sphere failed; the state before the failed step is saved first.
-            NonFiniteError: too many updates in a row were not finite.
+            CrystallineError: a sphere failed, or too many updates in a row were not finite; the state before that
+                is saved first.
+            InputError: the disk refuses, so nothing more is saved.
         """
-        self.console.start(self.meter)
         if self.state.first_validation_loss is None:
             self._validate()
         try:
-            while self.state.step < self.state.total_steps and self.interruption.reason is None:
+            while self.state.step < self.state.total_steps and self.interruption.signal is None:
                 self._step()
+            if self.interruption.signal is None:
+                self._validate()
+                self._validate_at_the_end()
+            else:
+                self.say(Interrupted(self.interruption.signal, self.state.step))
+        except InputError:
+            raise
         except CrystallineError as error:
-            self._save(is_best=False)
-            self.writer.wait()
-            raise type(error)(f"{error}; step {self.state.step} is saved, go on from there with --resume") from error
-        finished = self.state.step == self.state.total_steps and self.interruption.reason is None
-        if finished:
-            self._validate()
-        is_best = self._is_best()
-        if finished:
-            self._validate_whole()
-        self._save(is_best=is_best)
-        self.writer.wait()
-        self._log_saved()
-        self.console.finish()
-        return self.state
-
-    @property
-    def version(self) -> int:
-        """Updates applied so far: the version of the weights."""
-        return self.state.step - self.state.skipped_steps
+            self.say(SaveDue(self.state, wait=True))
+            again = command("train --resume", self.folder)
+            raise type(error)(f"{error}; step {self.state.step} is saved, go on from there with: {again}") from error
+        self.say(SaveDue(self.state, is_best=self._best_step == self.state.step, wait=True))
 
     def _step(self) -> None:
-        config, step = self.run_spec.config, self.state.step
-        rate = learning_rate(config, step, self.state.total_steps)
-        weight = smoothing_weight(config, step, self.state.total_steps)
-        result = self.engine.step(StepRequest(step, self.version, rate, weight))
-        self._account(result)
+        config, before = self.run.config, self.state
+        rate = learning_rate(config, before.step, before.total_steps)
+        weight = smoothing_weight(config, before.step, before.total_steps)
+        result = self.engine.step(StepRequest(before.step, before.version, rate, weight))
+        self.state = self._after(result)
         self.meter.update(result.loss, result.tokens)
+        self.say(Stepped(self.state, result, rate, self.meter))
+        self._judge(result)
         done = self.state.step
-        if done % config.log_every == 0 or done == self.state.total_steps or not result.applied:
-            self._log_step(result, rate)
-        self.console.step(self.meter, rate)
-        if done % config.eval_every == 0 and done < self.state.total_steps:
-            self._validate()
-        if done % config.checkpoint_every == 0 and done < self.state.total_steps:
-            self._save(is_best=self._is_best())
-        self._log_saved()
+        if done < self.state.total_steps:
+            if done % config.eval_every == 0:
+                self._validate()
+            if done % config.checkpoint_every == 0:
+                self.say(SaveDue(self.state, is_best=self._best_step == done))
 
-    def _account(self, result: StepResult) -> None:
-        run, before = self.run_spec, self.state
-        windows = (len(self.dataset.train) - 1) // run.shape.seq_len
+    def _after(self, result: StepResult) -> TrainingState:
+        run, before = self.run, self.state
         sequences = min(before.sequences + run.sequences_per_step, run.total_sequences)
-        self.state = before.model_copy(
-            update={
-                "step": before.step + 1,
-                "sequences": sequences,
-                "epoch": sequences // windows,
-                "tokens_seen": before.tokens_seen + result.tokens,
-                "skipped_steps": before.skipped_steps + (not result.applied),
-                "train_loss": result.loss if math.isfinite(result.loss) else before.train_loss,
-                "elapsed_seconds": self._elapsed_before + time.monotonic() - self._started,
-            }
-        )
+        changes = {
+            "step": before.step + 1,
+            "sequences": sequences,
+            "epoch": sequences // self._windows,
+            "tokens_seen": before.tokens_seen + result.tokens,
+            "skipped_steps": before.skipped_steps + (not result.applied),
+            "train_loss": result.loss if math.isfinite(result.loss) else before.train_loss,
+            "elapsed_seconds": self._elapsed_before + time.monotonic() - self._started,
+        }
+        return before.model_copy(update=changes)
+
+    def _judge(self, result: StepResult) -> None:
         if result.applied:
             self._skipped_in_a_row = 0
             return
         self._skipped_in_a_row += 1
-        self.console.warning(f"step {result.step}: loss or gradient not finite, update skipped")
+        self.say(Recovered(result.step, f"step {result.step}: loss or gradient not finite, update skipped"))
         if self._skipped_in_a_row >= _MOST_SKIPPED_IN_A_ROW:
             raise NonFiniteError(
                 f"{self._skipped_in_a_row} updates in a row were not finite, the last at step {result.step}: the run "
@@ -123,70 +119,32 @@ class TrainingLoop:
 
     def _validate(self) -> None:
         """Measure the validation loss over the same micro-batches every time, and keep the best."""
-        count = self._validation_batches()
-        loss = self._evaluate(min(count, self.run_spec.config.eval_batches or count))
+        result = self._evaluate(self._few_batches)
         first, best = self.state.first_validation_loss, self.state.best_validation_loss
-        losses = {
-            "validation_loss": loss,
-            "first_validation_loss": loss if first is None else first,
-            "best_validation_loss": loss if best is None else min(best, loss),
-        }
-        self.state = self.state.model_copy(update=losses)
-        self._validated_step = self.state.step
+        if best is None or result.loss <= best:
+            best, self._best_step = result.loss, self.state.step
+        first = result.loss if first is None else first
+        self._keep(result, self._few_batches, first_validation_loss=first, best_validation_loss=best)
 
-    def _validate_whole(self) -> None:
-        """Measure the loss over the whole validation part; not compared with the best, which may be of a part."""
-        batches, count = self.run_spec.config.eval_batches, self._validation_batches()
-        if batches is not None and batches < count:
-            self.state = self.state.model_copy(update={"validation_loss": self._evaluate(count)})
+    def _validate_at_the_end(self) -> None:
+        """Measure over more micro-batches, all unless configured; not compared with the best, which is of fewer."""
+        batches = min(self._all_batches, self.run.config.final_eval_batches or self._all_batches)
+        if batches > self._few_batches:
+            self._keep(self._evaluate(batches), batches)
 
-    def _evaluate(self, batches: int) -> float:
-        targets = len(self.dataset.validation) - 1
+    def _evaluate(self, batches: int) -> EvaluationResult:
+        """Measure the loss over the first micro-batches, and show how far it is where that takes several rounds."""
+        found, size = EvaluationResult((), (), 0), _ROUNDS_PER_REPORT * len(self.run.plan.leaves)
         with self.meter.paused():
-            result = self.engine.evaluate(EvaluationRequest(self.state.step, self.version, batches))
-        self.bits_per_byte = result.loss / math.log(2) * targets / self.dataset.validation_bytes
-        self.crystalline_score = result.crystalline_score
-        values: dict[str, float] = {
-            "validation_loss": result.loss,
-            "validation_bits_per_byte": self.bits_per_byte,
-            "validation_tokens": result.tokens,
-        }
-        if result.crystalline_score is not None:
-            values["crystalline_score"] = result.crystalline_score
-        self.metrics.write(self.state.step, values)
-        self.console.validation(self.state.step, result.loss, self.bits_per_byte, result.crystalline_score)
-        return result.loss
+            for start in range(0, batches, size):
+                if batches > size:
+                    self.progress("validating", start, batches)
+                stop = min(start + size, batches)
+                found += self.engine.evaluate(EvaluationRequest(self.state.step, self.state.version, stop, start))
+        return found
 
-    def _validation_batches(self) -> int:
-        seq_len, batch_size = self.run_spec.shape.seq_len, self.run_spec.config.batch_size
-        return ValidationBatches(self.dataset.validation, seq_len, batch_size).count
-
-    def _is_best(self) -> bool:
-        """Whether the weights of this step were measured and are the best so far."""
-        return self._validated_step == self.state.step and self.state.validation_loss == self.state.best_validation_loss
-
-    def _log_step(self, result: StepResult, rate: float) -> None:
-        self.metrics.write(
-            self.state.step,
-            {
-                "loss": result.loss,
-                "learning_rate": rate,
-                "gradient_norm": result.gradient_norm,
-                "tokens_per_second": self.meter.tokens_per_second,
-                "tokens_seen": self.state.tokens_seen,
-                "epoch": self.state.epoch,
-                "skipped_steps": self.state.skipped_steps,
-                "gradient_bytes": result.gradient_bytes,
-            },
-        )
-
-    def _save(self, *, is_best: bool) -> None:
-        if self.writer.last_step == self.state.step:
-            return
-        memory = self.engine.memory
-        moments = self.run_spec.state(memory, self.version)
-        self.writer.save(self.state, memory.weights(self.version), moments, is_best=is_best)
-
-    def _log_saved(self) -> None:
-        for saved in self.writer.take_saved():
-            self.metrics.write(saved.step, {"weights_digest": saved.weights_digest})
+    def _keep(self, result: EvaluationResult, batches: int, **losses: float) -> None:
+        self.state = self.state.model_copy(update={"validation_loss": result.loss, **losses})
+        targets = len(self.dataset.validation) - 1
+        bits_per_byte = result.loss / math.log(2) * targets / self.dataset.validation_bytes
+        self.say(Validated(self.state, result, bits_per_byte, batches, self._all_batches))

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from crystalline_ray.errors import InputError
 from crystalline_ray.storage.files import disk_errors, replace_file
+from crystalline_ray.training.events import Event, Recovered, Saved, Stepped, Validated
 
 Record = dict[str, Any]
 
@@ -23,7 +24,9 @@ class Metrics:
 
 
 class MetricsWriter:
-    """Appends records to `path`, each with one write to the file, so a killed run leaves at most its last line torn.
+    """Appends a record for events of a run, each with one write to the file: a killed run tears at most its last line.
+
+    Of the steps, every `log_every`-th has one, and the last, and those whose update was skipped.
 
     A file that is there is continued: a torn last line goes, and so do the records whose step is `drop_from` or
     later, which a resumed run writes again. That happens at once or, after a crash, not at all.
@@ -31,8 +34,8 @@ class MetricsWriter:
     Raises ResourceError if the disk refuses.
     """
 
-    def __init__(self, path: Path, *, drop_from: int | None = None) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, drop_from: int | None = None, log_every: int = 1) -> None:
+        self._path, self._log_every = path, log_every
         if path.exists():
             metrics = read_metrics(path)
             kept = [r for r in metrics.records if drop_from is None or r["step"] < drop_from]
@@ -41,6 +44,37 @@ class MetricsWriter:
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab", buffering=0)
+
+    def __call__(self, event: Event) -> None:
+        """Write the record of an event that has one."""
+        match event:
+            case Stepped(state, result, rate, meter):
+                if state.step % self._log_every == 0 or state.step == state.total_steps or not result.applied:
+                    self.write(
+                        state.step,
+                        {
+                            "loss": result.loss,
+                            "learning_rate": rate,
+                            "gradient_norm": result.gradient_norm,
+                            "tokens_per_second": meter.tokens_per_second,
+                            "tokens_seen": state.tokens_seen,
+                            "epoch": state.epoch,
+                            "skipped_steps": state.skipped_steps,
+                            "gradient_bytes": result.gradient_bytes,
+                        },
+                    )
+            case Validated(state, result, bits_per_byte):
+                values = {
+                    "validation_loss": result.loss,
+                    "validation_bits_per_byte": bits_per_byte,
+                    "validation_tokens": result.tokens,
+                }
+                score = result.crystalline_score
+                self.write(state.step, values if score is None else values | {"crystalline_score": score})
+            case Saved(state):
+                self.write(state.step, {"weights_digest": state.weights_digest})
+            case Recovered(step, how):
+                self.write(step, {"recovered": how})
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append {"step": step, **values}; numbers that are not finite become null, which JSON can say."""

@@ -1,22 +1,23 @@
 """The report of a run: what came out, and what every sphere of the tree did for it."""
 
 from collections.abc import Sequence
-from itertools import groupby
-from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError, computed_field
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
+from crystalline_ray.crystal.codes import make_codec
+from crystalline_ray.data.dataset import Dataset
 from crystalline_ray.engine.base import SphereStats
 from crystalline_ray.errors import InputError
+from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.storage.files import replace_file
-from crystalline_ray.training.console import duration, facts, plural, short_count, token_groups
+from crystalline_ray.training.events import Event, Interrupted, Saved, Stepped, Validated
+from crystalline_ray.training.meter import Meter
 from crystalline_ray.training.routing_report import RoutingReport
+from crystalline_ray.training.state import TrainingState
 
 
 class RunReport(BaseModel):
@@ -31,11 +32,16 @@ class RunReport(BaseModel):
     steps: int
     total_steps: int
     stopped: str
-    """Why training ended: "finished", or what stopped it before its last step."""
+    """Why training ended: "finished", or the name of the signal that stopped it."""
     train_loss: float | None
     first_validation_loss: float | None
     validation_loss: float | None
     best_validation_loss: float | None
+    validation_batches: int | None = None
+    """Micro-batches that `validation_loss` is over; `periodic_batches`: those of the first and the best loss."""
+    periodic_batches: int | None = None
+    all_batches: int | None = None
+    """Micro-batches of the whole validation part."""
     bits_per_byte: float | None
     crystalline_score: float | None = None
     """Mean -ln K(predicted, target), K the similarity of frequency ranks: 0 where the likeliest token is the target."""
@@ -86,75 +92,60 @@ class RunReport(BaseModel):
             field = ".".join(map(str, first["loc"]))
             raise InputError(f"{path} is not a report of a run: {field} {first['msg']}") from error
 
-    def render(self) -> RenderableType:
-        """Return the closing summary, with the tree, for `Console.show`."""
-        parts: list[RenderableType] = [Text(f"Run {self.run}", style="bold"), facts(self._results(), indent="  ")]
-        if self.spheres:
-            parts += [Text(""), _sphere_table(self.spheres)]
-        if (ratio := self.leaf_to_root_cpu) is not None:
-            parts.append(Text(f"  CPU time leaf : root = {ratio:,.1f} : 1"))
-        return Group(*parts)
 
-    def _results(self) -> list[tuple[str, str]]:
-        ended = "" if self.stopped == "finished" else f", stopped: {self.stopped}"
-        rows = [("steps", f"{self.steps:,} of {self.total_steps:,} in {duration(self.elapsed_seconds)}{ended}")]
-        if self.train_loss is not None:
-            rows.append(("train loss", f"{self.train_loss:.4f} nats per token"))
-        if self.validation_loss is not None:
-            rows.append(("validation", f"{self.validation_loss:.4f} nats per token{self._fall()}"))
-        if self.bits_per_byte is not None:
-            rows.append(("", f"{self.bits_per_byte:.4f} bits per byte"))
-        if self.crystalline_score is not None:
-            rows.append(("", f"{self.crystalline_score:.4f} crystalline score"))
-        rows.append(("speed", f"{short_count(self.tokens_per_second)} tokens per second"))
-        if self.restarts or self.skipped_steps:
-            rows.append(("faults", f"restarted spheres: {self.restarts}, skipped steps: {self.skipped_steps}"))
-        if self.group_sizes and self.group_shares:
-            rows.append(("groups", token_groups(self.group_sizes, self.group_shares)))
-        if self.routing is not None:
-            rows.append(("routing", self.routing.describe()))
-        if self.gradient_compression != "none" and self.gradient_bytes:
-            rows.append(("gradients", self._compression()))
-        # Short names leave room for the whole digest on a terminal of 80 columns: it is there to be copied.
-        rows.append(("weights", self.weights_digest))
-        return rows
+class Reporting:
+    """Gathers from the events of a run what its report says."""
 
-    def _compression(self) -> str:
-        sent, plain = self.gradient_bytes, self.gradient_bytes_float32
-        return (
-            f"{short_count(sent)} bytes a step as {self.gradient_compression} codes, {plain / sent:.2f} times fewer "
-            f"than as float32 ({short_count(plain)}); inside a node they are read from shared memory instead"
+    def __init__(self) -> None:
+        self._saved: TrainingState | None = None
+        self._meter: Meter | None = None
+        self._validated: Validated | None = None
+        self._periodic: Validated | None = None
+        self._stopped = "finished"
+
+    def __call__(self, event: Event) -> None:
+        """Remember what the report needs of an event."""
+        match event:
+            case Stepped(meter=meter):
+                self._meter = meter
+            case Validated():
+                self._periodic, self._validated = self._periodic or event, event
+            case Saved(state):
+                self._saved = state
+            case Interrupted(signal):
+                self._stopped = signal
+
+    def report(self, run: RunSpec, dataset: Dataset, name: str, spheres: Sequence[SphereStats]) -> RunReport:
+        """Return the report of a run whose last state is saved."""
+        state, validated, config = self._saved, self._validated, run.config
+        if state is None:
+            raise RuntimeError("a run reports after its last state is saved")
+        codec, plain_bytes = make_codec(config.gradient_compression), run.layout.size * np.dtype(np.float32).itemsize
+        return RunReport(
+            run=name,
+            steps=state.step,
+            total_steps=state.total_steps,
+            stopped=self._stopped,
+            train_loss=state.train_loss,
+            first_validation_loss=state.first_validation_loss,
+            validation_loss=state.validation_loss,
+            best_validation_loss=state.best_validation_loss,
+            validation_batches=validated.micro_batches if validated else None,
+            periodic_batches=self._periodic.micro_batches if self._periodic else None,
+            all_batches=validated.of if validated else None,
+            bits_per_byte=validated.bits_per_byte if validated else None,
+            crystalline_score=validated.result.crystalline_score if validated else None,
+            tokens=state.tokens_seen,
+            tokens_per_second=self._meter.mean_tokens_per_second if self._meter else 0.0,
+            elapsed_seconds=state.elapsed_seconds,
+            weights_digest=state.weights_digest,
+            restarts=state.restarts,
+            skipped_steps=state.skipped_steps,
+            group_sizes=dataset.summary["group_sizes"],
+            group_shares=dataset.summary["group_shares"],
+            routing=RoutingReport.of(run, dataset, state.step),
+            gradient_compression=config.gradient_compression,
+            gradient_bytes=run.groups * (codec.num_bytes(run.layout.size) if codec else plain_bytes),
+            gradient_bytes_float32=run.groups * plain_bytes,
+            spheres=tuple(spheres),
         )
-
-    def _fall(self) -> str:
-        first, last = self.first_validation_loss, self.validation_loss
-        if not first or last is None or self.steps == 0:
-            return ""
-        return f" (from {first:.4f}: {100 * (last - first) / first:+.1f} %)"
-
-
-def _sphere_table(spheres: Sequence[SphereStats]) -> Table:
-    """One row for each level and role, indented by level: the mean, and the range where spheres differ."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim")
-    table.add_column("  sphere")
-    for name in ("CPU seconds", "waiting seconds", "batches"):
-        table.add_column(name, justify="right")
-    kind = attrgetter("level", "role")  # on a level, controls before leaves
-    for (level, role), members in groupby(sorted(spheres, key=kind), key=kind):
-        group = list(members)
-        table.add_row(
-            "  " * (level + 1) + _name(role, len(group)),
-            _spread([sphere.cpu_seconds for sphere in group], 1),
-            _spread([sphere.wait_seconds for sphere in group], 1),
-            _spread([sphere.batches for sphere in group], 0),
-        )
-    return table
-
-
-def _name(role: str, count: int) -> str:
-    return role if role == "root" else f"{count} {role if count == 1 else plural(role)}"
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    shown = [f"{value:,.{digits}f}" for value in (fmean(values), min(values), max(values))]
-    return shown[0] if shown[1] == shown[2] else f"{shown[0]} ({shown[1]} to {shown[2]})"

@@ -1,5 +1,6 @@
 """The folders of runs: found by name, made for a new run, removed again if it never came to train."""
 
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,44 +8,57 @@ from datetime import datetime
 from pathlib import Path
 
 from crystalline_ray.config import Config
+from crystalline_ray.config_sources import nearest
 from crystalline_ray.errors import ConfigError, InputError
 from crystalline_ray.storage.files import disk_errors
-from crystalline_ray.training.checkpoint import list_checkpoints
+from crystalline_ray.training.checkpoint import MANIFEST, LoadedCheckpoint, list_checkpoints, load, load_newest
+from crystalline_ray.training.metrics import read_metrics
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 REPORT = "report.json"
 
+_MOST_NAMES = 10
 
-@contextmanager
-def run_folder(config: Config, resume: Path | None) -> Iterator[Path]:
-    """Give the folder of a run; a new one disappears again if the block fails before the first checkpoint.
 
-    Raises:
-        ConfigError: a run of that name exists already.
-        ResourceError: the folder cannot be made.
-    """
-    if resume is not None:
-        yield resume
-        return
+def choose_folder(config: Config) -> Path:
+    """Return the folder that a new run will have; raises ConfigError if it cannot be made."""
     folder = config.runs_dir / (config.name or datetime.now().strftime("%Y%m%d-%H%M%S"))
+    for parent in folder.parents:
+        if parent.exists() and not parent.is_dir():
+            raise ConfigError(f"runs_dir = {config.runs_dir}: {parent} is a file, not a folder; choose another one")
     if folder.exists():
         raise ConfigError(
-            f"name = {folder.name!r}: {folder} exists already; resume it with --resume --name {folder.name}, or choose "
-            "another name"
+            f"name = {folder.name!r}: {folder} exists already; go on with it by --resume --name {folder.name}, or "
+            "choose another name"
         )
+    return folder
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make the folder of a new run; it disappears again if the block fails before a step was made.
+
+    Raises ResourceError if it cannot be made.
+    """
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     with disk_errors(folder):
         folder.mkdir(parents=True)
     try:
-        yield folder
+        yield
     except BaseException:
-        if not list_checkpoints(folder / CHECKPOINTS):
+        if folder.exists() and not _has_trained(folder):
             shutil.rmtree(folder)
             for parent in made[1:]:
                 parent.rmdir()
         raise
+
+
+def _has_trained(folder: Path) -> bool:
+    metrics = folder / METRICS
+    steps = [record["step"] for record in read_metrics(metrics).records] if metrics.exists() else []
+    return bool(list_checkpoints(folder / CHECKPOINTS)) or any(steps)
 
 
 def find_run(run: str, runs_dir: Path) -> Path:
@@ -52,18 +66,35 @@ def find_run(run: str, runs_dir: Path) -> Path:
     for folder in (Path(run), runs_dir / run):
         if (folder / CONFIG).is_file():
             return folder
-    known = ", ".join(folder.name for folder in _list_runs(runs_dir))
+        if (folder / MANIFEST).is_file():
+            raise InputError(f"{run}: one checkpoint; this needs its whole run, {folder.parent.parent}")
+    names = [folder.name for folder in list_runs(runs_dir)]
+    shown = ", ".join(names[:_MOST_NAMES]) + (f" and {len(names) - _MOST_NAMES} more" * (len(names) > _MOST_NAMES))
     raise InputError(
         f"{run}: neither the folder nor the name of a run; "
-        + (f"in {runs_dir} there are: {known}" if known else f"there are no runs in {runs_dir}")
+        + (f"in {runs_dir} there are: {shown}" if names else f"there are no runs in {runs_dir}")
+        + nearest(run, names)
     )
+
+
+def find_model(run: str, runs_dir: Path) -> Path:
+    """Return the folder of a run, or of one checkpoint if `run` is the path of one; raises InputError."""
+    checkpoints = (path for path in (Path(run), runs_dir / run) if (path / MANIFEST).is_file())
+    return next(checkpoints, None) or find_run(run, runs_dir)
+
+
+def load_checkpoint(path: Path, *, with_moments: bool = True) -> LoadedCheckpoint:
+    """Load the checkpoint in a folder, or the newest intact one of the run there; raises CheckpointError."""
+    if (path / MANIFEST).is_file():
+        return load(path, with_moments=with_moments)
+    return load_newest(path / CHECKPOINTS, with_moments=with_moments)
 
 
 def newest_run(runs_dir: Path) -> Path:
     """Return the folder of the run that saved a checkpoint last; raises InputError if there is none."""
     saved = {
         max(path.stat().st_mtime_ns for path in checkpoints.values()): folder
-        for folder in _list_runs(runs_dir)
+        for folder in list_runs(runs_dir)
         if (checkpoints := list_checkpoints(folder / CHECKPOINTS))
     }
     if not saved:
@@ -71,5 +102,12 @@ def newest_run(runs_dir: Path) -> Path:
     return saved[max(saved)]
 
 
-def _list_runs(runs_dir: Path) -> list[Path]:
+def list_runs(runs_dir: Path) -> list[Path]:
+    """Return the folders of all runs in a folder, by name."""
     return sorted(path.parent for path in runs_dir.glob(f"*/{CONFIG}"))
+
+
+def command(words: str, folder: Path, *options: str) -> str:
+    """Return the line to type for a run: `crystalline-ray WORDS NAME`, its folder named where it is not the default."""
+    elsewhere = [] if folder.parent == Config.model_fields["runs_dir"].default else ["--runs-dir", str(folder.parent)]
+    return shlex.join(["crystalline-ray", *words.split(), folder.name, *options, *elsewhere])

@@ -16,8 +16,9 @@ from crystalline_ray.errors import ResourceError
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.spheres.plan import SpherePlan, SphereSpec
 from crystalline_ray.spheres.run_spec import RunSpec, model_shape
-from crystalline_ray.training.console import facts, plural
-from crystalline_ray.training.introduction import describe_model, idle_leaves
+from crystalline_ray.training.console import Console
+from crystalline_ray.training.events import Event, Introduced, Subscriber
+from crystalline_ray.training.facts import describe_model, facts, idle_leaves, plural
 
 # Up to here each level-1 sphere has a line of its own; a larger tree shows equal ones together.
 _DETAILED_SPHERES = 157
@@ -58,7 +59,7 @@ class PlanView:
 
     def render(self) -> RenderableType:
         """Return the tree and the facts below it, for `Console.show`."""
-        return Group(Text(self._headline(), style="bold"), self._tree(), Text(""), facts(self._rows()))
+        return Group(Text(self._headline(), style="bold"), self.tree(), Text(""), facts(self._rows()))
 
     def _headline(self) -> str:
         spheres = self._plan.spheres
@@ -85,7 +86,8 @@ class PlanView:
         for note in self._notes:
             yield "note", note
 
-    def _tree(self) -> Tree:
+    def tree(self) -> Tree:
+        """Return the spheres and who coordinates whom."""
         root = Tree(Text(_describe([self._plan.root])), guide_style="dim")
         self._add_children(root, [self._plan.root], detailed=len(self._plan.spheres) <= _DETAILED_SPHERES)
         return root
@@ -112,6 +114,16 @@ class PlanView:
         """What makes subtrees look alike: role and the shapes of the children, as (shape, how many) runs."""
         shapes = [self._shape(child) for child in self._plan.children(sphere.id)]
         return (sphere.role, tuple((shape, len(list(run))) for shape, run in groupby(shapes)))
+
+
+def show_tree(console: Console) -> Subscriber:
+    """Return a subscriber that shows the tree of a run before it starts."""
+
+    def show(event: Event) -> None:
+        if isinstance(event, Introduced):
+            console.show(PlanView(event.run.plan, event.run.config).tree())
+
+    return show
 
 
 def _describe(spheres: Sequence[SphereSpec], each: str = "") -> str:

@@ -36,7 +36,7 @@ from crystalline_ray.lattice.voronoi import VORONOI_CODES
 from crystalline_ray.model.layout import initialise
 from crystalline_ray.spheres.messages import StepRequest
 from crystalline_ray.training.console import Console
-from crystalline_ray.training.run import plan_for, specify
+from crystalline_ray.training.resolve import plan_for, specify
 
 STEPS = 50
 PIECES = 16

@@ -37,7 +37,7 @@ from crystalline_ray.model.layout import initialise
 from crystalline_ray.spheres.messages import StepRequest
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.training.console import Console
-from crystalline_ray.training.run import find_head_tree, plan_for, specify
+from crystalline_ray.training.resolve import find_head_tree, plan_for, specify
 from crystalline_ray.training.schedule import smoothing_weight
 
 PLAIN = "plain"

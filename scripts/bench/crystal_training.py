@@ -13,7 +13,6 @@ from pathlib import Path
 from crystalline_ray.bench.worker import peak_memory
 from crystalline_ray.config import Config
 from crystalline_ray.errors import CrystallineError
-from crystalline_ray.training.console import Console
 from crystalline_ray.training.run import train
 
 
@@ -21,8 +20,8 @@ def main(fields: str) -> int:
     """Train and print; return the exit status."""
     try:
         config = Config.model_validate_json(fields)
-        with tempfile.TemporaryDirectory(prefix="crystal-") as folder, Console(quiet=True) as console:
-            report = train(config.model_copy(update={"runs_dir": Path(folder)}), console)
+        with tempfile.TemporaryDirectory(prefix="crystal-") as folder:
+            report = train(config.model_copy(update={"runs_dir": Path(folder)}))
     except CrystallineError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

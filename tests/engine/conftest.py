@@ -12,7 +12,7 @@ from crystalline_ray.data.dataset import Dataset, prepare
 from crystalline_ray.progress import silent
 from crystalline_ray.spheres.plan import plan_spheres
 from crystalline_ray.spheres.run_spec import RunSpec
-from crystalline_ray.training.run import find_head_tree, specify
+from crystalline_ray.training.resolve import find_head_tree, specify
 
 SMALL: dict[str, Any] = {
     "tokenizer": "char",

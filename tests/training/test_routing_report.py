@@ -14,8 +14,8 @@ from crystalline_ray.lattice.symmetry import symmetry_groups
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.sphere import batch_sources
+from crystalline_ray.training.resolve import plan_for, specify
 from crystalline_ray.training.routing_report import RoutingReport
-from crystalline_ray.training.run import plan_for, specify
 
 
 def specified(corpus_file: Path, cache_folder: Path, **fields: Any) -> tuple[RunSpec, Dataset]:

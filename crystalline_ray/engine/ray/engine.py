@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ class RayEngine(Engine):
 
     def __init__(self, run: RunSpec, arenas: Path) -> None:
         self.warnings = _oversubscription(run)
+        self.report_waiting: Callable[[str, float], None] = lambda sphere, seconds: None
         self._run = run
         self.arena = Arena(arenas / secrets.token_hex(4), run.memory, BOARD_BYTES)
         self.arena.create()

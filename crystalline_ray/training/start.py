@@ -1,0 +1,149 @@
+"""Where a run starts: with a new model, with the weights of another run, or where it stood when it was saved."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from crystalline_ray.config import Config
+from crystalline_ray.config_sources import explain
+from crystalline_ray.data.batches import count_windows
+from crystalline_ray.data.dataset import Dataset
+from crystalline_ray.data.tokenizer import Tokenizer
+from crystalline_ray.errors import CheckpointError, ConfigError
+from crystalline_ray.model.layout import initialise
+from crystalline_ray.spheres.memory import Memory
+from crystalline_ray.spheres.run_spec import RunSpec
+from crystalline_ray.training.checkpoint import LoadedCheckpoint, describe_shape
+from crystalline_ray.training.resolve import count_sequences
+from crystalline_ray.training.run_folder import command, find_model, load_checkpoint
+from crystalline_ray.training.schedule import learning_rate, smoothing_weight
+from crystalline_ray.training.state import TrainingState
+
+# What a configuration says of the model and a checkpoint fixes.
+_SHAPE_FIELDS = ("seq_len", "embed_dim", "num_layers", "num_heads", "head", "neighbour_mixing", "positions")
+
+
+def load_start(config: Config, resume: Path | None) -> LoadedCheckpoint | None:
+    """Load the checkpoint a run starts from: its own newest, or the one it is to begin with; None for a new model.
+
+    Raises CheckpointError or InputError if there is none that is intact.
+    """
+    if resume is not None:
+        return load_checkpoint(resume)
+    if config.init_from is None:
+        return None
+    return load_checkpoint(find_model(config.init_from, config.runs_dir), with_moments=False)
+
+
+def with_model_of(config: Config, start: LoadedCheckpoint, tokenizer: Tokenizer) -> Config:
+    """Return the configuration with the model and the tokenizer of the checkpoint that it begins with.
+
+    Raises ConfigError, naming the field, if it was given and says something else.
+    """
+    shape = start.layout.shape
+    fixed = {field: getattr(shape, field) for field in _SHAPE_FIELDS} | {"tokenizer": tokenizer.kind}
+    if shape.head == "lattice":
+        fixed["head_tree"] = shape.head_tree.partition(":")[0]
+    if tokenizer.kind == "bpe":
+        fixed["vocab_size"] = tokenizer.vocab_size
+    for field in fixed.keys() & config.model_fields_set:
+        if (given := getattr(config, field)) != fixed[field]:
+            raise ConfigError(
+                f"{field} = {given!r}: {config.init_from}, which the run is to begin with, has {field} = "
+                f"{fixed[field]!r}; leave it out"
+            )
+    try:
+        return Config.model_validate(dict(config) | fixed)
+    except ValidationError as error:
+        raise ConfigError(explain(error, {})) from None
+
+
+def place(
+    start: LoadedCheckpoint | None, run: RunSpec, dataset: Dataset, memory: Memory, resume: Path | None
+) -> TrainingState:
+    """Write the weights, and on a resumption the moments, that a run starts with; return where it stands.
+
+    Raises CheckpointError if they are of another model, or the run would not go on from there as from its beginning.
+    """
+    config = run.config
+    if start is not None and start.layout.shape != run.shape:
+        raise CheckpointError(
+            f"{start.path} holds a model of another shape: {describe_shape(start.layout.shape)} there, "
+            f"{describe_shape(run.shape)} in the configuration"
+        )
+    if start is not None and resume is not None:
+        state = _continued(start.state, run, dataset, resume)
+        memory.weights(state.version)[:] = start.weights
+        for name, vector in run.state(memory, state.version).items():
+            vector[:] = start.moments[name]
+        return state
+    memory.weights(0)[:] = start.weights if start else initialise(run.layout, config.seed, config.embedding_init)
+    return TrainingState(
+        step=0,
+        total_steps=run.total_steps,
+        sequences=0,
+        epoch=0,
+        tokens_seen=0,
+        seed=config.seed,
+        optimizer=config.optimizer,
+        config_digest=config.digest(),
+        data_digest=dataset.folder.name,
+        began_from=start.state.weights_digest if start else "",
+    )
+
+
+def _continued(state: TrainingState, run: RunSpec, dataset: Dataset, folder: Path) -> TrainingState:
+    """Return the state of a checkpoint for a run that may be longer or shorter now."""
+    windows = count_windows(dataset.train, run.shape.seq_len)
+    before = next((c for c in _lengths(state, run.config, windows) if c.digest() == state.config_digest), None)
+    if before is None:
+        raise CheckpointError("the checkpoint belongs to another configuration: its weights would differ")
+    if state.data_digest != dataset.folder.name:
+        raise CheckpointError(
+            "the text has changed since the checkpoint was written, or another version made tokens of it; "
+            "start a new run"
+        )
+    if state.step >= run.total_steps:
+        raise CheckpointError(
+            f"{folder} has finished all its {run.total_steps:,} steps: there is nothing to resume; give it more with "
+            f"--steps or --epochs, or begin another run with its weights: {command('train --init-from', folder)}"
+        )
+    _check_same_so_far(state, replace(run, total_sequences=count_sequences(before, windows)), run, folder)
+    return state.model_copy(update={"total_steps": run.total_steps, "config_digest": run.config.digest()})
+
+
+def _lengths(state: TrainingState, config: Config, windows: int) -> Iterator[Config]:
+    """Yield the configuration with every length that the run of the checkpoint may have had."""
+    steps, size = state.total_steps, config.global_batch_size
+    yield config
+    yield config.model_copy(update={"steps": steps, "epochs": None})
+    for epochs in range((steps - 1) * size // windows + 1, steps * size // windows + 1):
+        yield config.model_copy(update={"steps": None, "epochs": epochs})
+
+
+def _check_same_so_far(state: TrainingState, before: RunSpec, now: RunSpec, folder: Path) -> None:
+    """Raise CheckpointError if a step that is done would have been another one in a run of the new length."""
+    if before.total_sequences == now.total_sequences:
+        return
+    for step in range(state.step):
+        then, new = _decided(before, step), _decided(now, step)
+        if (what := next((name for name in then if then[name] != new[name]), None)) is not None:
+            config = now.config
+            length = f"epochs = {config.epochs}" if config.epochs else f"steps = {config.steps}"
+            raise CheckpointError(
+                f"{length}: {folder} would not become what a run of that length is: its step {step} had {what} "
+                f"{then[what]:.6g} and would have {new[what]:.6g}, with schedule = {config.schedule!r} and "
+                f"warmup_steps = {config.warmup_steps}; leave the length, or begin another run with these weights: "
+                f"{command('train --init-from', folder)}"
+            )
+
+
+def _decided(run: RunSpec, step: int) -> dict[str, float]:
+    """Return what the length of a run decides about one of its steps."""
+    return {
+        "learning rate": learning_rate(run.config, step, run.total_steps),
+        "smoothing weight": smoothing_weight(run.config, step, run.total_steps),
+        "sequences": run.sequences(step),
+    }

@@ -6,15 +6,16 @@ Types are strict where the source has types (YAML); text from the environment an
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, ValidationInfo, model_validator
 
-from crystalline_ray.config_section import LaxPath, Section, conflict
-from crystalline_ray.config_sources import Layer, explain, merge, read_environment, read_flags, read_yaml, shown
+from crystalline_ray import config_sources as sources
+from crystalline_ray.config_section import COMMON, Also, LaxPath, Section, conflict
 from crystalline_ray.data.config import DataConfig
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.model.config import ModelConfig
@@ -24,33 +25,34 @@ from crystalline_ray.spheres.config import ArithmeticConfig, BatchConfig, LossCo
 class RunConfig(Section):
     """Where a run is kept, and how often it reports, validates and saves."""
 
-    name: str | None = Field(
-        default=None,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
-        description="Name of the run's folder; none: the time of its start",
+    name: Annotated[str | None, COMMON, Also("run run_name")] = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
     )
-    init_from: str | None = Field(
-        default=None,
-        min_length=1,
-        description="Begin with the weights and the tokenizer of this run or checkpoint, on new text: fine-tuning",
-    )
-    runs_dir: LaxPath = Field(default=Path("runs"), description="Folder that holds the runs")
-    seed: int = Field(default=1337, ge=0, lt=2**63, description="Key of everything random")
-    log_every: int = Field(default=10, ge=1, description="Steps between log lines")
-    eval_every: int = Field(default=100, ge=1, description="Steps between validations")
-    eval_batches: int | None = Field(
-        default=20,
-        ge=1,
-        description="Micro-batches of a periodic validation; none: all",
-    )
-    final_eval_batches: int | None = Field(
-        default=None, ge=1, description="Micro-batches of the last validation of a run; none: all"
-    )
-    checkpoint_every: int = Field(default=250, ge=1, description="Steps between checkpoints")
-    keep_checkpoints: int = Field(default=3, ge=1, description="Newest checkpoints to keep; the best is kept too")
-    keep_every: int | None = Field(default=None, ge=1, description="Keep the checkpoint of every so many steps as well")
-    sample_tokens: int = Field(default=200, ge=0, description="Tokens of the sample written at the end; 0: no sample")
-    sample_prompt: str | None = Field(default=None, description="Text that the sample continues; none: an empty one")
+    """Name of the run and of its folder; by default the time of its start."""
+    init_from: Annotated[str | None, COMMON, Also("finetune from_pretrained pretrained")] = Field(None, min_length=1)
+    """Fine-tuning: begin with the weights and the tokenizer of this run or checkpoint, on new text."""
+    runs_dir: Annotated[LaxPath, Also("out_dir output_dir")] = Path("runs")
+    """Folder that holds the runs."""
+    seed: Annotated[int, COMMON] = Field(1337, ge=0, lt=2**63)
+    """Seed of all random numbers."""
+    log_every: Annotated[int, Also("log_interval logging_steps")] = Field(10, ge=1)
+    """Steps between two records of metrics.jsonl."""
+    eval_every: Annotated[int, COMMON, Also("eval_interval eval_steps val_every")] = Field(100, ge=1)
+    """Steps between two validations."""
+    eval_batches: Annotated[int | None, Also("eval_iters")] = Field(20, ge=1)
+    """Micro-batches of a validation during training; none: all of them."""
+    final_eval_batches: int | None = Field(None, ge=1)
+    """Micro-batches of the last validation of a run; none: all of them."""
+    checkpoint_every: Annotated[int, COMMON, Also("save_every save_interval save_steps")] = Field(250, ge=1)
+    """Steps between two checkpoints."""
+    keep_checkpoints: Annotated[int, Also("save_total_limit")] = Field(3, ge=1)
+    """Number of newest checkpoints to keep; the best one is kept as well."""
+    keep_every: int | None = Field(None, ge=1)
+    """Keep every checkpoint whose step is a multiple of this, too; none: only the newest and the best."""
+    sample_tokens: int = Field(200, ge=0)
+    """Tokens of the sample at the end; 0 disables the sample."""
+    sample_prompt: str | None = None
+    """Text that the sample continues; by default none."""
 
 
 class Config(
@@ -71,6 +73,16 @@ class Config(
             )
         return self
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explained(cls, values: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
+        """Raise `ConfigError` for what is refused, wherever it came from; last, as it wraps the validators above."""
+        try:
+            return handler(values)
+        except ValidationError as error:
+            layer = info.context or sources.read_arguments(values)
+            raise ConfigError(sources.explain(error, layer, cls)) from None
+
     def digest(self) -> str:
         """BLAKE2b-256 (hex) over the fields that decide the weights: two runs with one digest do one computation."""
         deciding = self.model_dump(mode="json", exclude=set(self.OPERATIONAL))
@@ -85,60 +97,55 @@ class Config(
         )
 
 
-SECTIONS: Mapping[str, type[BaseModel]] = {
-    "Data": DataConfig,
-    "Model": ModelConfig,
-    "Batch": BatchConfig,
-    "Loss": LossConfig,
-    "Optimizer": OptimizerConfig,
-    "Arithmetic": ArithmeticConfig,
-    "Tree": TreeConfig,
-    "Run": RunConfig,
-}
+SECTIONS = {part.__name__.removesuffix("Config"): part for part in Config.__bases__ if issubclass(part, Section)}
 """The parts of `Config` under the headings that help texts use."""
 
 
-def load_config(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]) -> Config:
-    """Resolve the configuration: `flags` over `environ` over the YAML file at `path` over the defaults.
+def load_config(
+    path: str | os.PathLike[str] | None = None, *, environ: Mapping[str, str] | None = None, **fields: Any
+) -> Config:
+    """Resolve the configuration: `fields` over `environ` over the YAML file at `path` over the defaults.
 
-    Keys of `flags` are field names; their strings are parsed like the environment's, other values are taken as
-    they are. A source that gives `steps` or `epochs` replaces both of the sources below.
+    The environment is read only if it is given, as `os.environ`. Text for a field of another type is parsed like the
+    environment's. A source that gives `steps` or `epochs` replaces both of the sources below.
 
     Raises `ConfigError` for an unreadable file, an unknown key (with the nearest valid one) and every value that is
     not allowed, each with the field, the value, where it came from and what is allowed.
     """
-    return _validate(_layers(path, environ, flags))
+    return _validate(_layers(path, environ, fields))
 
 
-def resume_config(path: Path, environ: Mapping[str, str], flags: Mapping[str, Any]) -> Config:
+def resume_config(path: Path, *, environ: Mapping[str, str] | None = None, **fields: Any) -> Config:
     """Load a run's saved configuration for its resumption, with what may change (`Config.OPERATIONAL`) overridden.
 
     The length may be given anew too: whether that changes what is done already, only the checkpoint tells.
 
-    Raises `ConfigError` if `environ` or `flags` would change another field that decides the weights.
+    Raises `ConfigError` if `environ` or `fields` would change another field that decides the weights.
     """
-    saved = load_config(path, {}, {})
-    layer = _layers(path, environ, flags)
+    saved = load_config(path)
+    layer = _layers(path, environ, fields)
     resumed = _validate(layer)
     for field in layer.keys() - Config.OPERATIONAL - {"steps", "epochs"}:
         before, after = getattr(saved, field), getattr(resumed, field)
         if before != after:
             raise ConfigError(
-                f"{shown(field, after, layer)}: a resumed run keeps its {field} = {before!r}, which decides the "
-                "weights; leave it out, or start a new run"
+                f"{sources.shown(field, after, layer)}: a resumed run keeps its {field} = {before!r}, which decides "
+                "the weights; leave it out, or start a new run"
             )
     return resumed
 
 
-def _layers(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]) -> Layer:
+def _layers(
+    path: str | os.PathLike[str] | None, environ: Mapping[str, str] | None, fields: Mapping[str, Any]
+) -> sources.Layer:
     """What was given for each field by the highest source that gives it."""
-    sources = [read_yaml(path, Config)] if path else []
-    sources += [read_environment(environ, Config), read_flags(flags, Config)]
-    return merge(sources, exclusive=("steps", "epochs"))
+    layers = [
+        sources.read_yaml(Path(path)) if path is not None else {},
+        sources.read_environment(environ or {}, Config),
+        sources.parse(sources.read_arguments(fields), Config),
+    ]
+    return sources.merge(layers, exclusive=("steps", "epochs"))
 
 
-def _validate(layer: Layer) -> Config:
-    try:
-        return Config.model_validate({field: given.value for field, given in layer.items()})
-    except ValidationError as error:
-        raise ConfigError(explain(error, layer)) from None
+def _validate(layer: sources.Layer) -> Config:
+    return Config.model_validate({field: given.value for field, given in layer.items()}, context=layer)

@@ -1,5 +1,6 @@
 """What every section of the configuration is made of. A section lies in the room whose parts it configures."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,23 @@ from pydantic_core import PydanticCustomError
 class Section(BaseModel):
     """Fields of one subject: strict types, no unknown field, no change after construction."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+COMMON = "common"
+"""Mark of a field that a beginner may need: `train --help` shows it."""
+
+PLAN = "plan"
+"""Mark of a field that changes the tree, its memory or the model: `plan` takes it."""
+
+
+@dataclass(frozen=True)
+class Also:
+    """Mark of a field that other trainers call by these names, separated by spaces: they lead to its own name."""
+
+    names: str
 
 
 def _not_empty(value: object) -> object:

@@ -1,6 +1,6 @@
-"""Where configuration values come from: YAML, the environment, the command line; and what is said of a refused one.
+"""Where configuration values come from: YAML, the environment, arguments; and what is said of a refused one.
 
-Knows no field by name: every function takes the pydantic model that has them.
+Knows no field by name: every function takes the section that has them.
 """
 
 import difflib
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from crystalline_ray.config_section import Also
 from crystalline_ray.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "CRYSTALLINE_RAY_"
@@ -29,8 +30,8 @@ Layer = dict[str, Given]
 """The fields given by one source, or by several merged."""
 
 
-def read_yaml(path: Path, model: type[BaseModel]) -> Layer:
-    """Read a YAML file of `field: value` lines; raises `ConfigError` if it cannot be read or has an unknown field."""
+def read_yaml(path: Path) -> Layer:
+    """Read a YAML file of `field: value` lines; raises `ConfigError` if it cannot be read."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
@@ -41,38 +42,26 @@ def read_yaml(path: Path, model: type[BaseModel]) -> Layer:
         raise ConfigError(f"{path}: not valid YAML for a configuration: nested too deeply") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
+    if not isinstance(values, dict | None):
         raise ConfigError(f"{path}: must hold `field: value` lines, not a single {type(values).__name__}")
-    for key in values:
-        if key not in model.model_fields:
-            raise ConfigError(f"{key} ({path}): no such field{nearest(str(key), model.model_fields)}")
-    return {field: Given(value, str(path)) for field, value in values.items()}
+    return {str(field): Given(value, str(path)) for field, value in (values or {}).items()}
 
 
 def read_environment(environ: Mapping[str, str], model: type[BaseModel]) -> Layer:
     """Parse the variables that begin with `ENVIRONMENT_PREFIX`; several paths are separated as in PATH."""
-    fields = {ENVIRONMENT_PREFIX + field.upper(): field for field in model.model_fields}
-    layer: Layer = {}
-    for name in sorted(environ):
-        if name.startswith(ENVIRONMENT_PREFIX):
-            if name not in fields:
-                raise ConfigError(f"environment variable {name}: no such field{nearest(name, fields)}")
-            given = Given(environ[name], f"environment variable {name}")
-            layer[fields[name]] = _parse(fields[name], given, model)
-    return layer
+    names = sorted(name for name in environ if name.startswith(ENVIRONMENT_PREFIX))
+    given = {name: Given(environ[name], f"environment variable {name}") for name in names}
+    return parse({name.removeprefix(ENVIRONMENT_PREFIX).lower(): value for name, value in given.items()}, model)
 
 
-def read_flags(flags: Mapping[str, Any], model: type[BaseModel]) -> Layer:
-    """Parse the command line's options, given by field name."""
-    layer: Layer = {}
-    for field, value in flags.items():
-        flag = "--" + field.replace("_", "-")
-        if field not in model.model_fields:
-            raise ConfigError(f"{flag}: no such option{nearest(field, model.model_fields)}")
-        layer[field] = _parse(field, Given(value, flag), model)
-    return layer
+def read_arguments(fields: Mapping[str, Any]) -> Layer:
+    """Take values given by field name; a `Given` among them says itself where it came from."""
+    return {field: value if isinstance(value, Given) else Given(value, "given") for field, value in fields.items()}
+
+
+def parse(layer: Layer, model: type[BaseModel]) -> Layer:
+    """Turn text from sources without types into the types of the fields, within their own limits."""
+    return {field: _parse(field, given, model) for field, given in layer.items()}
 
 
 def merge(layers: Sequence[Layer], exclusive: Collection[str]) -> Layer:
@@ -85,18 +74,23 @@ def merge(layers: Sequence[Layer], exclusive: Collection[str]) -> Layer:
     return merged
 
 
-def explain(error: ValidationError, layer: Layer) -> str:
+def explain(error: ValidationError, layer: Layer, model: type[BaseModel]) -> str:
     """One line for each refused value: the field, the value, where it came from, what is allowed."""
     lines = []
     for cause in error.errors(include_url=False):
+        field = str(cause["loc"][0]) if cause["loc"] else ""
         if cause["type"] == "default_factory_not_called":
             continue  # a default that derives from a refused field: that one's line is enough
         if cause["type"] == "conflict":
             values = cause["ctx"]["values"]
             fields = {field: shown(field, value, layer) for field, value in values.items()}
             lines.append(cause["ctx"]["sentence"].format_map(fields))
+        elif cause["type"] == "extra_forbidden":
+            meant = nearest_field(field, model)
+            lines.append(
+                f"{field} ({layer[field].origin}): no such field" + (f"; did you mean {meant}?" if meant else "")
+            )
         else:
-            field = str(cause["loc"][0])
             lines.append(f"{shown(field, layer[field].value, layer)}: {_reason(cause['msg'])}")
     return "\n".join(lines)
 
@@ -108,25 +102,25 @@ def shown(field: str, value: object, layer: Layer) -> str:
     return f"{field} = {text} ({layer[field].origin if field in layer else 'default'})"
 
 
-def nearest(name: str, valid: Collection[str]) -> str:
-    """Return '; did you mean X?' for the valid name closest to `name`, or '' where none is close."""
-    matches = difflib.get_close_matches(name, valid, n=1)
-    return f"; did you mean {matches[0]}?" if matches else ""
+def nearest_field(name: str, model: type[BaseModel]) -> str | None:
+    """Return the field that others call `name`, or whose name is spelled most like it; None where none is close."""
+    plain = name.lower().replace("-", "_")
+    for field, info in model.model_fields.items():
+        if any(plain in mark.names.split() for mark in info.metadata if isinstance(mark, Also)):
+            return field
+    return next(iter(difflib.get_close_matches(plain, model.model_fields, n=1)), None)
 
 
 def _parse(field: str, given: Given, model: type[BaseModel]) -> Given:
-    """Turn text from a source without types into the field's type, within the field's own limits."""
-    if not isinstance(given.value, str):
+    if not isinstance(given.value, str) or field not in model.model_fields:
         return given
     annotation: Any = model.model_fields[field].annotation
     if type(None) in get_args(annotation) and given.value.lower() in ("none", "null"):
         return given._replace(value=None)
     value = given.value.split(os.pathsep) if get_origin(annotation) is tuple else given.value
+    adapter = TypeAdapter(model.model_fields[field].rebuild_annotation(), config=ConfigDict(allow_inf_nan=False))
     try:
-        parsed: Any = TypeAdapter(
-            model.model_fields[field].rebuild_annotation(), config=ConfigDict(allow_inf_nan=False)
-        ).validate_python(value)
-        return given._replace(value=parsed)
+        return given._replace(value=adapter.validate_python(value))
     except ValidationError as error:
         reason = _reason(error.errors(include_url=False)[0]["msg"])
         raise ConfigError(f"{shown(field, given.value, {field: given})}: {reason}") from None

@@ -6,13 +6,15 @@ import pytest
 import yaml
 
 from crystalline_ray.config import SECTIONS, Config, load_config, resume_config
+from crystalline_ray.config_section import Also
+from crystalline_ray.config_sources import Given
 from crystalline_ray.errors import ConfigError
 
 
 def from_yaml(tmp_path: Path, text: str, environ: Mapping[str, str] | None = None, **flags: Any) -> Config:
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    return load_config(path, environ or {}, flags)
+    return load_config(path, environ=environ, **flags)
 
 
 def test_command_line_wins_over_environment_over_file_over_default(tmp_path: Path) -> None:
@@ -26,7 +28,7 @@ def test_command_line_wins_over_environment_over_file_over_default(tmp_path: Pat
 
 
 def test_derived_defaults_follow_what_was_given() -> None:
-    config = load_config(None, {}, {"batch_size": "5", "learning_rate": "0.02"})
+    config = load_config(batch_size="5", learning_rate="0.02")
     assert config.global_batch_size == 60
     assert config.micro_batches == 12
     assert config.min_learning_rate == pytest.approx(0.002)
@@ -50,13 +52,13 @@ def test_yaml_whole_number_serves_as_a_float(tmp_path: Path) -> None:
 def test_text_is_one_path_or_several(tmp_path: Path) -> None:
     assert from_yaml(tmp_path, "text: a.txt").text == (Path("a.txt"),)
     assert from_yaml(tmp_path, "text: [a.txt, b]").text == (Path("a.txt"), Path("b"))
-    assert load_config(None, {"CRYSTALLINE_RAY_TEXT": "a.txt:b"}, {}).text == (Path("a.txt"), Path("b"))
-    assert load_config(None, {}, {"text": (Path("c"),)}).text == (Path("c"),)
+    assert load_config(environ={"CRYSTALLINE_RAY_TEXT": "a.txt:b"}).text == (Path("a.txt"), Path("b"))
+    assert load_config(text=(Path("c"),)).text == (Path("c"),)
 
 
 @pytest.mark.parametrize(("text", "pin"), [("true", True), ("0", False), ("no", False)])
 def test_environment_text_is_parsed(text: str, pin: bool) -> None:
-    assert load_config(None, {"CRYSTALLINE_RAY_PIN": text}, {}).pin is pin
+    assert load_config(environ={"CRYSTALLINE_RAY_PIN": text}).pin is pin
 
 
 def test_none_clears_an_optional_field(tmp_path: Path) -> None:
@@ -64,7 +66,7 @@ def test_none_clears_an_optional_field(tmp_path: Path) -> None:
 
 
 def test_other_variables_of_the_environment_are_not_ours() -> None:
-    assert load_config(None, {"PATH": "/bin", "SEQ_LEN": "3"}, {}) == Config()
+    assert load_config(environ={"PATH": "/bin", "SEQ_LEN": "3"}) == Config()
 
 
 @pytest.mark.parametrize(
@@ -148,9 +150,13 @@ def test_all_refused_values_are_named_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("environ", "flags", "message"),
+    ("environ", "fields", "message"),
     [
-        ({"CRYSTALLINE_RAY_SEQLEN": "3"}, {}, r"CRYSTALLINE_RAY_SEQLEN: no such field; did you mean .*_SEQ_LEN\?"),
+        (
+            {"CRYSTALLINE_RAY_SEQLEN": "3"},
+            {},
+            r"variable CRYSTALLINE_RAY_SEQLEN\): no such field; did you mean seq_len\?",
+        ),
         (
             {"CRYSTALLINE_RAY_SEQ_LEN": "x"},
             {},
@@ -158,38 +164,35 @@ def test_all_refused_values_are_named_at_once(tmp_path: Path) -> None:
         ),
         ({"CRYSTALLINE_RAY_PIN": "perhaps"}, {}, r"pin = 'perhaps' .*boolean"),
         ({"CRYSTALLINE_RAY_TEXT": ""}, {}, r"text = '' .*must not be empty"),
-        ({}, {"seqlen": "3"}, r"--seqlen: no such option; did you mean seq_len\?"),
-        ({}, {"seq_len": "1.5"}, r"seq_len = '1.5' \(--seq-len\): .*integer"),
-        ({}, {"name": "../elsewhere"}, r"name = '../elsewhere' \(--name\): must match"),
+        ({}, {"seqlen": "3"}, r"seqlen \(given\): no such field; did you mean seq_len\?"),
+        ({}, {"seq_len": "1.5"}, r"seq_len = '1.5' \(given\): .*integer"),
+        ({}, {"seq_len": Given("1.5", "--seq-len")}, r"seq_len = '1.5' \(--seq-len\): .*integer"),
+        ({}, {"name": "../elsewhere"}, r"name = '../elsewhere' \(given\): must match"),
         ({}, {"name": "a\n"}, r"name = .*must match"),
-        ({}, {"runs_dir": ""}, r"runs_dir = '' \(--runs-dir\): must not be empty"),
+        ({}, {"runs_dir": ""}, r"runs_dir = '' \(given\): must not be empty"),
         ({}, {"seed": str(2**63)}, r"seed = .*less than"),
     ],
 )
-def test_refusal_names_variable_or_flag(environ: dict[str, str], flags: dict[str, str], message: str) -> None:
+def test_refusal_names_variable_or_argument(environ: dict[str, str], fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_config(None, environ, flags)
+        load_config(environ=environ, **fields)
 
 
 def test_missing_and_unreadable_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.yaml: there is no such configuration file"):
-        load_config(tmp_path / "none.yaml", {}, {})
+        load_config(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="cannot be read"):
-        load_config(tmp_path, {}, {})
+        load_config(tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=r"binary\.yaml: cannot be read"):
-        load_config(tmp_path / "binary.yaml", {}, {})
+        load_config(tmp_path / "binary.yaml")
 
 
 def test_saved_configuration_loads_as_the_same(tmp_path: Path) -> None:
-    config = load_config(
-        None,
-        {},
-        {"text": (Path("a"), Path("ü b")), "steps": "5", "epsilon": "1e-9", "name": "x", "sample_prompt": "no"},
-    )
+    config = load_config(text=(Path("a"), Path("ü b")), steps="5", epsilon="1e-9", name="x", sample_prompt="no")
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml(), encoding="utf-8")
-    assert load_config(path, {}, {}) == config
+    assert load_config(path) == config
     assert list(yaml.safe_load(path.read_text())) == [
         field for section in SECTIONS.values() for field in section.model_fields
     ]
@@ -223,13 +226,59 @@ def test_digest_follows_what_decides_the_weights_and_nothing_else() -> None:
 def test_resume_takes_new_threads_but_keeps_what_decides_the_weights(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(Config(seq_len=32, threads=2).to_yaml(), encoding="utf-8")
-    resumed = resume_config(path, {"CRYSTALLINE_RAY_ENGINE": "local"}, {"threads": "5", "seq_len": "32"})
+    resumed = resume_config(path, environ={"CRYSTALLINE_RAY_ENGINE": "local"}, threads="5", seq_len="32")
     assert (resumed.threads, resumed.engine, resumed.seq_len) == (5, "local", 32)
     assert resumed.digest() == Config(seq_len=32).digest()
     with pytest.raises(ConfigError, match=r"seq_len = 64 \(--seq-len\): a resumed run keeps its seq_len = 32"):
-        resume_config(path, {}, {"seq_len": "64"})
+        resume_config(path, seq_len=Given("64", "--seq-len"))
     with pytest.raises(ConfigError, match=r"batch_size = 4 \(environment variable CRYSTALLINE_RAY_BATCH_SIZE\)"):
-        resume_config(path, {"CRYSTALLINE_RAY_BATCH_SIZE": "4"}, {})
+        resume_config(path, environ={"CRYSTALLINE_RAY_BATCH_SIZE": "4"})
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("lr", "learning_rate"), ("bs", "batch_size"), ("batch", "batch_size"), ("max_steps", "steps"),
+        ("ctx", "seq_len"), ("block_size", "seq_len"), ("n_layer", "num_layers"), ("n_head", "num_heads"),
+        ("n_embd", "embed_dim"), ("wd", "weight_decay"), ("drop_out", "dropout"), ("cpus", "threads"),
+    ],
+)  # fmt: skip
+def test_the_names_of_other_trainers_lead_to_the_field(tmp_path: Path, name: str, field: str) -> None:
+    message = rf"^{name} \(.*\): no such field; did you mean {field}\?$"
+    for refused in (
+        lambda: from_yaml(tmp_path, f"{name}: 3"),
+        lambda: load_config(environ={f"CRYSTALLINE_RAY_{name.upper()}": "3"}),
+        lambda: load_config(**{name: 3}),
+        lambda: Config(**{name: 3}),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            refused()
+
+
+def test_no_name_leads_to_two_fields() -> None:
+    names = [
+        name
+        for info in Config.model_fields.values()
+        for mark in info.metadata
+        if isinstance(mark, Also)
+        for name in mark.names.split()
+    ]
+    assert len(names) == len(set(names))
+    assert not set(names) & set(Config.model_fields)
+
+
+def test_configuration_made_in_python_is_refused_in_the_same_words() -> None:
+    with pytest.raises(ConfigError, match=r"^seq_len = 0 \(given\): must be greater than or equal to 1$"):
+        Config(seq_len=0)
+    with pytest.raises(ConfigError, match=r"^num_heads = 3 \(given\) must divide embed_dim = 128 \(default\); nearest"):
+        Config(num_heads=3)
+    with pytest.raises(ConfigError, match=r"^seq_len = '64' \(given\): must be a valid integer$"):
+        Config(seq_len="64")  # type: ignore[arg-type]
+
+
+def test_nesting_without_end_is_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config\.yaml: not valid YAML for a configuration: nested too deeply"):
+        from_yaml(tmp_path, "[" * 100_000)
 
 
 def test_every_field_is_described_and_in_one_section() -> None:

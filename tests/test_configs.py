@@ -9,12 +9,12 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def load(name: str) -> Config:
-    return load_config(CONFIGS / f"{name}.yaml", {}, {})
+    return load_config(CONFIGS / f"{name}.yaml")
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_configuration_is_valid(path: Path) -> None:
-    assert load_config(path, {}, {}) != Config()
+    assert load_config(path) != Config()
 
 
 def test_box_of_64_cores_has_no_idle_leaf() -> None:

@@ -57,15 +57,15 @@ STANDARD = {
 """The two models by which kernels are judged: A is bound by calls, B by matrix products."""
 
 
-def find_work(model: str, environ: Mapping[str, str], flags: Mapping[str, Any]) -> Work:
-    """Return the standard work of that name, or that of a YAML configuration, with `environ` and `flags` over it.
+def find_work(model: str, *, environ: Mapping[str, str] | None = None, **fields: Any) -> Work:
+    """Return the standard work of that name, or that of a YAML configuration, changed by `environ` and `fields`.
 
     Raises ConfigError if it is neither, or if the configuration is refused.
     """
     path = None if model in STANDARD else Path(model)
     if path and path.suffix not in (".yaml", ".yml") and not path.is_file():
         raise ConfigError(f"--model {model}: must be {', '.join(STANDARD)} or a YAML configuration file")
-    config = load_config(path, environ, flags)
+    config = load_config(path, environ=environ, **fields)
     precision, blas = chosen_arithmetic(config)
     if model in STANDARD:
         return STANDARD[model]._replace(precision=precision, blas=blas)

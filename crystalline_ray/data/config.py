@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from crystalline_ray.config_section import LaxPath, Section, conflict
+from crystalline_ray.config_section import COMMON, PLAN, Also, LaxPath, Section, conflict
 
 
 def _one_or_many(value: object) -> object:
@@ -15,32 +15,23 @@ def _one_or_many(value: object) -> object:
 class DataConfig(Section):
     """Which text is read, how it is cut into tokens and what is held out for validation."""
 
-    text: Annotated[tuple[LaxPath, ...], BeforeValidator(_one_or_many), Field(strict=False)] = Field(
-        default=(),
-        description="Files or folders to learn from; none: the source text of Python's standard library",
-    )
-    text_column: str = Field(
-        default="text", min_length=1, description="Column that holds the text in .jsonl, .csv and .parquet files"
-    )
-    tokenizer: Literal["bpe", "char"] = Field(
-        default="bpe", description="bpe: byte pairs learnt from the text; char: one token per character"
-    )
-    vocab_size: int = Field(
-        default=2048,
-        ge=2,
-        le=1_000_000,
-        description="Tokens in the vocabulary of bpe, from 256; char: all it finds",
-    )
-    validation_fraction: float = Field(
-        default=0.1, gt=0, le=0.5, description="Share of the text held out for validation"
-    )
-    validation_split: Literal["auto", "document", "tail"] = Field(
-        default="auto",
-        description="Hold out whole documents or the tail of the text; auto: documents if there are 20 or more",
-    )
-    cache_dir: LaxPath | None = Field(
-        default=None, description="Folder for tokenized text; none: crystalline_ray in the user's cache folder"
-    )
+    text: Annotated[
+        tuple[LaxPath, ...], BeforeValidator(_one_or_many), Field(strict=False), COMMON, Also("data dataset input")
+    ] = ()
+    """Files and folders to learn from; without any, the source text of Python's standard library."""
+    text_column: str = Field("text", min_length=1)
+    """Column that holds the text in .jsonl, .csv and .parquet files."""
+    tokenizer: Annotated[Literal["bpe", "char"], COMMON] = "bpe"
+    """Kind of token. bpe: byte pairs learned from the text; char: single characters."""
+    vocab_size: Annotated[int, COMMON, PLAN, Also("vocab vocabulary n_vocab")] = Field(2048, ge=2, le=1_000_000)
+    """Number of tokens in the vocabulary of bpe, at least 256; char takes every character of the text."""
+    validation_fraction: Annotated[float, Also("val_fraction val_split validation_ratio")] = Field(0.1, gt=0, le=0.5)
+    """Share of the text that is held out for validation."""
+    validation_split: Literal["auto", "document", "tail"] = "auto"
+    """Part of the text that is held out. document: whole documents; tail: the end of the text; auto: documents if there
+    are at least 20."""
+    cache_dir: LaxPath | None = None
+    """Folder that keeps tokenized text; by default crystalline_ray in the user's cache folder."""
 
     @model_validator(mode="after")
     def _bytes_fit_vocabulary(self) -> Self:

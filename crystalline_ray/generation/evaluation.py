@@ -56,7 +56,7 @@ def evaluate(model: TrainedModel, text: Sequence[Path] = (), progress: Progress 
 
     Raises DataError if a text cannot be used, or if the training text is not the one the model was trained on.
     """
-    config = load_config(model.run / CONFIG, {}, {})
+    config = load_config(model.run / CONFIG)
     tokens: TokenSource
     if text:
         corpus = read_corpus(text, text_column=config.text_column, progress=progress)

@@ -1,41 +1,40 @@
 """The section of the configuration that decides the model."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from crystalline_ray.config_section import Section, conflict
+from crystalline_ray.config_section import COMMON, PLAN, Also, Section, conflict
 
 
 class ModelConfig(Section):
     """The shape of the transformer."""
 
-    seq_len: int = Field(default=128, ge=1, le=1_000_000, description="Tokens of context")
-    embed_dim: int = Field(default=128, ge=1, le=65_536, description="Width of the model")
-    num_layers: int = Field(default=4, ge=1, le=1000, description="Transformer blocks")
-    num_heads: int = Field(default=4, ge=1, le=1024, description="Attention heads; must divide embed_dim")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="Probability of dropping an activation in training")
-    head: Literal["full", "lattice"] = Field(
-        default="full",
-        description="full: a logit per token; lattice: a 12-ary tree of small softmaxes, for large vocabularies",
+    seq_len: Annotated[int, COMMON, PLAN, Also("ctx context context_length block_size n_ctx")] = Field(
+        128, ge=1, le=1_000_000
     )
-    head_tree: Literal["shells", "frequency", "embedding"] = Field(
-        default="embedding",
-        description="The lattice head's tree in each symmetry group; shells: by rank; frequency: short paths to common "
-        "tokens; embedding: tokens that the text uses alike side by side",
-    )
-    embedding_init: Literal["normal", "lattice"] = Field(
-        default="normal",
-        description="Initial token embedding; normal: independent; lattice: tokens near in the crystal start similar",
-    )
-    neighbour_mixing: bool = Field(
-        default=False,
-        description="Add to each token's embedding a learned share of the mean of its neighbours' in the crystal",
-    )
-    positions: Literal["learned", "rotary", "clock"] = Field(
-        default="rotary",
-        description="rotary: queries and keys turn; clock: in 12, 60, 100, ... steps; learned: a vector per position",
-    )
+    """Length of the context in tokens."""
+    embed_dim: Annotated[int, COMMON, PLAN, Also("n_embd d_model dim width hidden_size")] = Field(128, ge=1, le=65_536)
+    """Width of the model, a multiple of num_heads."""
+    num_layers: Annotated[int, COMMON, PLAN, Also("n_layer n_layers layers depth num_blocks")] = Field(4, ge=1, le=1000)
+    """Number of transformer blocks."""
+    num_heads: Annotated[int, COMMON, PLAN, Also("n_head n_heads heads")] = Field(4, ge=1, le=1024)
+    """Number of attention heads; must divide embed_dim."""
+    dropout: Annotated[float, COMMON, PLAN] = Field(0.0, ge=0, lt=1)
+    """Probability that training zeroes an activation; 0 disables dropout."""
+    head: Annotated[Literal["full", "lattice"], PLAN] = "full"
+    """Output layer. full: a logit for every token; lattice: a 12-ary tree of small softmaxes, faster for large
+    vocabularies."""
+    head_tree: Annotated[Literal["shells", "frequency", "embedding"], PLAN] = "embedding"
+    """Tree of the lattice head in each symmetry group. shells: in the order of frequency; frequency: short paths to
+    common tokens; embedding: tokens that the text uses alike side by side."""
+    embedding_init: Literal["normal", "lattice"] = "normal"
+    """Initial token embeddings. normal: independent of one another; lattice: similar for neighbours in the crystal."""
+    neighbour_mixing: Annotated[bool, PLAN] = False
+    """Add a learned share of the mean embedding of its neighbours in the crystal to each token's own."""
+    positions: Annotated[Literal["learned", "rotary", "clock"], PLAN, Also("rope position_embedding")] = "rotary"
+    """Position encoding. rotary: queries and keys rotate with the position; clock: the same with periods of 12, 60,
+    100, 120, ... tokens; learned: a trained vector for each position."""
 
     @model_validator(mode="after")
     def _tree_has_head(self) -> Self:

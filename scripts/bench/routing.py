@@ -46,7 +46,7 @@ def cases() -> Iterator[tuple[str, Config, ModelShape, int]]:
     # micro-batches of one sequence keep the recipe's 12 sequences a step and make twelve of them
     recipes = {"shakespeare_char": ({"batch_size": 1}, 65), "quickstart": ({}, 1024)}
     for name, (flags, vocab_size) in recipes.items():
-        config = load_config(CONFIGS / f"{name}.yaml", {}, {"routing": "symmetry", **flags})
+        config = load_config(CONFIGS / f"{name}.yaml", routing="symmetry", **flags)
         yield name, config, model_shape(config, vocab_size, SHELLS), 12
     config = Config(seq_len=256, batch_size=16, global_batch_size=204 * 16, routing="symmetry")
     yield "model B, 204 x 16", config, STANDARD["B"].shape, 51

@@ -54,7 +54,7 @@ def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
 def test_train_writes_what_a_run_is(workplace: Path) -> None:
     run = workplace / "runs/base"
     assert {path.name for path in run.iterdir()} >= {"config.yaml", "metrics.jsonl", "report.json", "checkpoints"}
-    config = load_config(run / "config.yaml", {}, {})
+    config = load_config(run / "config.yaml")
     assert (config.name, config.steps, config.global_batch_size) == ("base", 6, 8)
 
 
@@ -75,7 +75,7 @@ def test_train_takes_the_configuration_and_texts_as_arguments(
     options = [*TINY, "--name", "from_yaml", "--steps", "1"]
     report = run_json(capsys, "train", "tiny.yaml", str(corpus_file), *options)
     assert report["run"] == "from_yaml"
-    config = load_config(Path("runs/from_yaml/config.yaml"), {}, {})
+    config = load_config(Path("runs/from_yaml/config.yaml"))
     assert (config.text, config.steps, config.epochs) == ((corpus_file,), 1, None)
 
 

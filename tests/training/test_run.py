@@ -84,7 +84,7 @@ def test_eight_steps_leave_a_run_folder_that_tells_the_whole_story(make_config: 
     output = io.StringIO()
     report = train(config, Console(file=output))
     folder = config.runs_dir / "story"
-    assert load_config(folder / "config.yaml", {}, {}) == decide_arithmetic(config)
+    assert load_config(folder / "config.yaml") == decide_arithmetic(config)
     assert json.loads((folder / "report.json").read_text())["weights_digest"] == report.weights_digest
     records = read_metrics(folder / "metrics.jsonl").records
     assert [r["step"] for r in records if "loss" in r] == list(range(1, 9))
@@ -133,7 +133,7 @@ def test_a_stop_between_checkpoints_and_a_resume_on_more_leaves_change_no_bit(
     stopped = train(cut, SignalAt(6, number))
     assert (stopped.steps, stopped.stopped) == (6, signal.Signals(number).name)
     folder = cut.runs_dir / "cut"
-    resumed = quietly(resume_config(folder / "config.yaml", {}, {"threads": 5}), resume=folder)
+    resumed = quietly(resume_config(folder / "config.yaml", threads=5), resume=folder)
     assert resumed.steps == 8
     assert resumed.weights_digest == whole.weights_digest
     assert resumed.first_validation_loss == whole.first_validation_loss
@@ -156,7 +156,7 @@ def test_residuals_of_compressed_gradients_survive_a_stop(make_config: Callable[
     assert sorted(loaded.moments) == ["mean", *(f"residual_{group}" for group in range(8)), "square"]
     assert all(loaded.moments[f"residual_{group}"].any() for group in range(8))
     output = io.StringIO()
-    resumed = train(resume_config(folder / "config.yaml", {}, {"threads": 5}), Console(file=output), resume=folder)
+    resumed = train(resume_config(folder / "config.yaml", threads=5), Console(file=output), resume=folder)
     assert resumed.weights_digest == whole.weights_digest
     saved = json.loads((folder / "report.json").read_text())
     assert saved["gradient_compression"] == "e8"
@@ -188,7 +188,7 @@ def test_a_damaged_newest_checkpoint_costs_time_but_no_bit(make_config: Callable
     newest = folder / "checkpoints" / "step_00000006" / "optimizer.safetensors"
     newest.write_bytes(newest.read_bytes()[:100])
     output = io.StringIO()
-    resumed = train(resume_config(folder / "config.yaml", {}, {}), Console(file=output), resume=folder)
+    resumed = train(resume_config(folder / "config.yaml"), Console(file=output), resume=folder)
     assert "step_00000006" in output.getvalue()
     assert "from step 4" in output.getvalue()
     assert resumed.weights_digest == whole.weights_digest
@@ -219,7 +219,7 @@ def test_resume_refuses_a_run_whose_ids_were_no_ranks(
         train(config, SignalAt(3))
     folder = config.runs_dir / "older"
     with pytest.raises(CheckpointError, match="another version made tokens of it; start a new run"):
-        quietly(resume_config(folder / "config.yaml", {}, {}), resume=folder)
+        quietly(resume_config(folder / "config.yaml"), resume=folder)
 
 
 def test_a_run_that_never_trained_leaves_no_folder(make_config: Callable[..., Config], tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ def test_stop_and_resume_across_engines_and_leaf_counts_give_one_digest(
     stopped = train(config, SignalAt(17), open_engine=in_session)
     assert stopped.steps == 17
     folder = config.runs_dir / "ray"
-    resumed = quietly(resume_config(folder / "config.yaml", {}, {"threads": 3}), resume=folder, open_engine=in_session)
+    resumed = quietly(resume_config(folder / "config.yaml", threads=3), resume=folder, open_engine=in_session)
     assert (resumed.steps, resumed.weights_digest) == (30, local.weights_digest)
     assert resumed.validation_loss == local.validation_loss
     assert list(ray_session.iterdir()) == []

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from inspect import get_annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -97,7 +98,11 @@ class Config(
         )
 
 
-SECTIONS = {part.__name__.removesuffix("Config"): part for part in Config.__bases__ if issubclass(part, Section)}
+SECTIONS = {
+    part.__name__.removesuffix("Config"): part
+    for part in Config.__mro__
+    if issubclass(part, Section) and part is not Config and get_annotations(part)
+}
 """The parts of `Config` under the headings that help texts use."""
 
 

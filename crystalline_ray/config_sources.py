@@ -6,7 +6,7 @@ Knows no field by name: every function takes the section that has them.
 import difflib
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin
 
@@ -86,10 +86,8 @@ def explain(error: ValidationError, layer: Layer, model: type[BaseModel]) -> str
             fields = {field: shown(field, value, layer) for field, value in values.items()}
             lines.append(cause["ctx"]["sentence"].format_map(fields))
         elif cause["type"] == "extra_forbidden":
-            meant = nearest_field(field, model)
-            lines.append(
-                f"{field} ({layer[field].origin}): no such field" + (f"; did you mean {meant}?" if meant else "")
-            )
+            hint = nearest(field.lower().replace("-", "_"), model.model_fields, other_names(model))
+            lines.append(f"{field} ({layer[field].origin}): no such field{hint}")
         else:
             lines.append(f"{shown(field, layer[field].value, layer)}: {_reason(cause['msg'])}")
     return "\n".join(lines)
@@ -102,13 +100,27 @@ def shown(field: str, value: object, layer: Layer) -> str:
     return f"{field} = {text} ({layer[field].origin if field in layer else 'default'})"
 
 
-def nearest_field(name: str, model: type[BaseModel]) -> str | None:
-    """Return the field that others call `name`, or whose name is spelled most like it; None where none is close."""
-    plain = name.lower().replace("-", "_")
-    for field, info in model.model_fields.items():
-        if any(plain in mark.names.split() for mark in info.metadata if isinstance(mark, Also)):
-            return field
-    return next(iter(difflib.get_close_matches(plain, model.model_fields, n=1)), None)
+def nearest(
+    name: str, valid: Collection[str], others: Mapping[str, str] | None = None, spell: Callable[[str], str] = str
+) -> str:
+    """Return '; did you mean X?' for the valid name that `others` lead to, or that begins like it or is closest, or ''.
+
+    `spell` writes the name that was found.
+    """
+    known = [field for other, field in (others or {}).items() if other == name and field in valid]
+    found = known or [word for word in valid if word.startswith(name)] or difflib.get_close_matches(name, valid, n=1)
+    return f"; did you mean {spell(found[0])}?" if found else ""
+
+
+def other_names(model: type[BaseModel]) -> dict[str, str]:
+    """Return the fields by the names that other trainers have for them."""
+    return {
+        name: field
+        for field, info in model.model_fields.items()
+        for mark in info.metadata
+        if isinstance(mark, Also)
+        for name in mark.names.split()
+    }
 
 
 def _parse(field: str, given: Given, model: type[BaseModel]) -> Given:

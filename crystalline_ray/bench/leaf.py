@@ -4,8 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -63,10 +62,6 @@ class LeafFigures:
     peak_memory_mb: float
     workspace_mb: float
     kernels: list[KernelShare]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all figures under their names."""
-        return asdict(self)
 
     def render(self) -> RenderableType:
         """Return the figures as tables for people."""

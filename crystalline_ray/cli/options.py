@@ -1,6 +1,7 @@
 """Command-line options made from the configuration's fields, in the sections of the configuration."""
 
-from collections.abc import Collection, Iterator
+import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -8,29 +9,67 @@ import click
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from crystalline_ray.config import SECTIONS, Config
+from crystalline_ray.config import SECTIONS, Config, load_config
+from crystalline_ray.config_section import COMMON
+from crystalline_ray.config_sources import Given
+
+_MANY = 20
+_HELP_ALL = "crystalline_ray.help_all"
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object on standard output, logs on standard error"
+)
+config_option = click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML file of fields")
+runs_dir_option = click.option(
+    "--runs-dir", "folder", metavar="PATH", help="Folder that holds the runs [default: runs]"
+)
 
 
 class _FieldOption(click.Option):
     """An option that stands for a field; its text is parsed and judged by the configuration, not by click."""
 
-    def __init__(self, section: str, declaration: str, **attributes: Any) -> None:
-        super().__init__([declaration], **attributes)
+    def __init__(self, section: str, name: str, field: FieldInfo) -> None:
+        flag = _flag(name)
+        text = (field.description or "").removesuffix(".")
+        if field.default is not None and field.default is not PydanticUndefined and field.default != ():
+            text += f" [default: {_shown(field.default)}]"
+        if field.annotation is bool:
+            super().__init__([f"{flag}/--no-{flag[2:]}"], default=None, help=text)
+        else:
+            repeated = get_origin(field.annotation) is tuple
+            super().__init__([flag], metavar=_metavar(field.annotation), multiple=repeated, help=text)
         self.section = section
+        self.common = COMMON in field.metadata
 
 
 class FieldsCommand(click.Command):
-    """A command whose help lists the options of each section of the configuration under a heading of its own."""
+    """A command with an option for each of the named fields (all by default), under the headings of their sections.
 
-    def __init__(self, *args: Any, fields: Collection[str] | None = None, **attributes: Any) -> None:
+    Of more than twenty its help shows the common ones; --help-all shows the others, too.
+    """
+
+    def __init__(self, *args: Any, fields: Collection[str] = tuple(Config.model_fields), **attributes: Any) -> None:
         super().__init__(*args, **attributes)
-        self.params += field_options(Config.model_fields if fields is None else fields)
+        self._shortened = len(fields) > _MANY
+        if self._shortened:
+            self.params.append(_help_all_option())
+        self.params += [
+            _FieldOption(heading, name, field)
+            for heading, section in SECTIONS.items()
+            for name, field in section.model_fields.items()
+            if name in fields
+        ]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the command's own options, then one list for each section."""
+        shortened = self._shortened and not ctx.meta.get(_HELP_ALL)
         rows: dict[str, list[tuple[str, str]]] = {"Options": []}
         for parameter in self.get_params(ctx):
-            heading = parameter.section if isinstance(parameter, _FieldOption) else "Options"
+            heading = "Options"
+            if isinstance(parameter, _FieldOption):
+                if shortened and not parameter.common:
+                    continue
+                heading = parameter.section
             if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)) is not None:
                 rows.setdefault(heading, []).append(record)
         for heading, records in rows.items():
@@ -38,28 +77,34 @@ class FieldsCommand(click.Command):
                 formatter.write_dl(records, col_max=32)
 
 
-def field_options(fields: Collection[str]) -> Iterator[click.Option]:
-    """Make the options for the named fields."""
-    for heading, section in SECTIONS.items():
-        for name, field in section.model_fields.items():
-            if name in fields:
-                yield _field_option(heading, name, field)
+def marked(mark: str) -> list[str]:
+    """Return the fields with a mark of `config_section`."""
+    return [name for name, field in Config.model_fields.items() if mark in field.metadata]
+
+
+def runs_dir(given: str | None) -> Path:
+    """Return the folder of runs: what --runs-dir says, else the environment, else the default."""
+    return load_config(environ=os.environ, **given_fields({"runs_dir": given})).runs_dir
 
 
 def given_fields(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that were given on the command line."""
-    return {name: value for name, value in options.items() if value is not None and value != ()}
+    """Return the options that were given on the command line, as `load_config` takes them: each a `Given`."""
+    return {name: Given(value, _flag(name)) for name, value in options.items() if value is not None and value != ()}
 
 
-def _field_option(section: str, name: str, field: FieldInfo) -> click.Option:
-    flag = "--" + name.replace("_", "-")
-    description = field.description or ""
-    if field.default is not None and field.default is not PydanticUndefined and field.default != ():
-        description += f" [default: {_shown(field.default)}]"
-    if field.annotation is bool:
-        return _FieldOption(section, f"{flag}/--no-{flag[2:]}", default=None, help=description)
-    repeated = get_origin(field.annotation) is tuple
-    return _FieldOption(section, flag, metavar=_metavar(field.annotation), multiple=repeated, help=description)
+def _help_all_option() -> click.Option:
+    def show(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+        if wanted:
+            ctx.meta[_HELP_ALL] = True
+            click.echo(ctx.get_help())
+            ctx.exit()
+
+    text = "Show an option for every field of the configuration, and exit."
+    return click.Option(["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=show, help=text)
+
+
+def _flag(field: str) -> str:
+    return "--" + field.replace("_", "-")
 
 
 def _shown(default: object) -> str:

@@ -1,14 +1,16 @@
 """An interactive text that a person and a model write in turns."""
 
+import re
 from collections.abc import Callable
 
 from crystalline_ray.errors import TokenizerError
 from crystalline_ray.generation.session import TextSession
 
-GREETING = """\
-This model continues text; it has not been taught to answer. Type the beginning of something and it writes on, with
-what is on the screen in view as far as its context reaches. An empty line lets it go on.
-/clear forgets all, /quit or Ctrl-D ends, Ctrl-C stops the model in the middle."""
+COMMANDS = "/clear forgets the text, /quit or Ctrl-D ends, Ctrl-C stops the model in the middle, /help shows this."
+GREETING = (
+    "This model continues text; it has not been taught to answer. Type the beginning of something and it writes on, as "
+    f"far as its context reaches back. An empty line lets it go on. {COMMANDS}"
+)
 
 
 def chat(
@@ -20,7 +22,7 @@ def chat(
     """Take turns until /quit, the end of the input, or Ctrl-C while a line is awaited.
 
     `new_writer` gives a writer with an empty context; `read_line` raises EOFError at the end of the input; `show` takes
-    text in pieces, line breaks included.
+    text in pieces, line breaks included. A line that is a single word after a slash is a command, no text.
     """
     writer = new_writer()
     while True:
@@ -29,19 +31,26 @@ def chat(
         except (EOFError, KeyboardInterrupt):
             show("\n")
             return
-        if line.strip() == "/quit":
+        command = line.strip()
+        if command == "/quit":
             return
-        if line.strip() == "/clear":
+        if command == "/clear":
             writer = new_writer()
-            continue
-        try:
-            writer.add_line(line)
-        except TokenizerError as error:
-            show(f"({error})\n")
-            continue
-        try:
-            for piece in writer.write(max_new_tokens):
-                show(piece)
-        except KeyboardInterrupt:
-            show(" ...")
-        show("\n(end of the text)\n" if writer.ended else "\n")
+        elif re.fullmatch(r"/[a-z]+", command):
+            show(f"({COMMANDS if command == '/help' else f'{command} is no command; {COMMANDS}'})\n")
+        else:
+            _take_turn(writer, line, show, max_new_tokens)
+
+
+def _take_turn(writer: TextSession, line: str, show: Callable[[str], None], max_new_tokens: int) -> None:
+    try:
+        writer.add_line(line)
+    except TokenizerError as error:
+        show(f"({error})\n")
+        return
+    try:
+        for piece in writer.write(max_new_tokens):
+            show(piece)
+    except KeyboardInterrupt:
+        show(" ...")
+    show("\n(end of the text)\n" if writer.ended else "\n")

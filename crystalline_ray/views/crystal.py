@@ -1,6 +1,6 @@
 """The crystal of a vocabulary in numbers: shells, contacts, groups, and how near embeddings of neighbours lie."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -48,10 +48,6 @@ class Crystal:
     vocab_size: int
     shells: list[Shell]
     group_sizes: list[int]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all numbers under their names."""
-        return asdict(self)
 
     def render(self) -> RenderableType:
         """Return the inner shells as a table for people, and a line about the whole."""

@@ -4,7 +4,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,10 +55,6 @@ class Diagnosis:
     shared_memory: dict[str, int] | None
     train: dict[str, Any]
     notes: list[str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all findings under their names."""
-        return asdict(self)
 
     def render(self) -> RenderableType:
         """Return the findings as a table for people."""

@@ -1,0 +1,149 @@
+"""`report`, `plan`, `lattice` and `doctor`: what a person looks at."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from crystalline_ray.cli.options import (
+    FieldsCommand,
+    config_option,
+    given_fields,
+    json_option,
+    marked,
+    runs_dir,
+    runs_dir_option,
+)
+from crystalline_ray.cli.output import print_result, terminal_progress
+from crystalline_ray.config import load_config
+from crystalline_ray.config_section import PLAN
+from crystalline_ray.errors import ConfigError
+from crystalline_ray.spheres.config import MAX_SPHERES
+
+
+def _picture_file(ctx: click.Context, parameter: click.Parameter, file: Path | None) -> Path | None:
+    from crystalline_ray.views.picture import check_ending
+
+    return file if file is None else check_ending(file)
+
+
+_plot_option = click.option(
+    "--plot",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=_picture_file,
+    help="Draw a picture: a .png, .svg or .pdf file",
+)
+
+
+@click.command("report")
+@click.argument("runs", nargs=-1, metavar="[RUN ...]")
+@_plot_option
+@runs_dir_option
+@json_option
+def report_command(runs: tuple[str, ...], file: Path | None, folder: str | None, as_json: bool) -> None:
+    """Show the closing report of a run, or compare runs.
+
+    RUN is a name or a folder. Several are compared side by side; without any, all runs are listed. The picture shows
+    their losses over the steps.
+    """
+    from crystalline_ray.training.console import Console
+    from crystalline_ray.training.report import RunReport
+    from crystalline_ray.training.run_folder import REPORT, find_run
+    from crystalline_ray.views.losses import plot_losses
+    from crystalline_ray.views.report import render_report
+    from crystalline_ray.views.runs import Comparison, RunList
+
+    where = runs_dir(folder)
+    folders = [find_run(run, where) for run in runs]
+    if file is not None:
+        if not folders:
+            raise ConfigError(f"--plot {file}: name the runs whose losses it shows")
+        plot_losses(folders, file)
+    if len(folders) != 1:
+        print_result(Comparison(folders) if folders else RunList(where), as_json)
+    elif report := RunReport.read(folders[0] / REPORT):
+        print_json(report) if as_json else Console().show(render_report(report))
+    _say_drawn(file, as_json)
+
+
+@click.command("plan", cls=FieldsCommand, fields=marked(PLAN))
+@click.option(
+    "--cpus", type=click.IntRange(1, MAX_SPHERES), help="Number of cores; by default those that this process may use"
+)
+@config_option
+@json_option
+def plan_command(cpus: int | None, config_file: Path | None, as_json: bool, **options: Any) -> None:
+    """Show the tree of spheres for a box.
+
+    Also what memory a run would take there, and how many leaves would have nothing to do.
+    """
+    config = load_config(config_file, environ=os.environ, **given_fields(options))
+    from crystalline_ray.spheres.plan import plan_spheres
+    from crystalline_ray.training.resolve import plan_for
+    from crystalline_ray.views.tree import PlanView
+
+    plan = plan_for(config) if cpus is None else plan_spheres([range(cpus)], coordinators=config.coordinators)
+    print_result(PlanView(plan, config), as_json)
+
+
+@click.command("doctor")
+@json_option
+def doctor_command(as_json: bool) -> None:
+    """Show what this machine offers to a run.
+
+    One core multiplies matrices for two seconds meanwhile, to find out how fast it is at best.
+    """
+    config = load_config(environ=os.environ)
+    from crystalline_ray.training.console import Console
+    from crystalline_ray.views.machine import diagnose
+
+    with Console(json_output=True) as console:
+        diagnosis = diagnose(config, terminal_progress(console))
+    print_result(diagnosis, as_json)
+
+
+@click.command("lattice")
+@click.argument("run", required=False)
+@click.option(
+    "--vocab-size", type=click.IntRange(1, 1_000_000), help="Tokens of the crystal, without RUN [default: 2048]"
+)
+@_plot_option
+@runs_dir_option
+@json_option
+def lattice_command(
+    run: str | None, vocab_size: int | None, file: Path | None, folder: str | None, as_json: bool
+) -> None:
+    """Show the crystal on which the tokens of a vocabulary lie.
+
+    With RUN, a name or a folder, it is that of the run's vocabulary, and the table says how near the embeddings of
+    neighbours lie in its model.
+    """
+    if run is not None and vocab_size is not None:
+        raise ConfigError(f"--vocab-size {vocab_size}: RUN has a vocabulary of its own; give one of the two")
+    from crystalline_ray.views.crystal import describe_crystal
+    from crystalline_ray.views.crystal_plot import plot_crystal
+
+    if run is None:
+        crystal = describe_crystal(vocab_size or load_config().vocab_size)
+    else:
+        crystal = describe_crystal(*_embeddings(run, folder))
+    if file is not None:
+        plot_crystal(crystal, file)
+    print_result(crystal, as_json)
+    _say_drawn(file, as_json)
+
+
+def _embeddings(run: str, folder: str | None) -> tuple[int, Any]:
+    """Return the size of a run's vocabulary and its token embeddings (V, C)."""
+    from crystalline_ray.cli.use import load
+    from crystalline_ray.model.layout import ParameterLayout
+
+    model = load(run, folder)
+    return model.shape.vocab_size, ParameterLayout(model.shape).views(model.weights)["wte.weight"]
+
+
+def _say_drawn(file: Path | None, as_json: bool) -> None:
+    if file is not None and not as_json:
+        click.echo(f"drawn: {file}")

@@ -1,0 +1,160 @@
+"""`generate`, `chat` and `evaluate`: what a trained model is used for."""
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from crystalline_ray.cli.options import json_option, runs_dir, runs_dir_option
+from crystalline_ray.cli.output import print_json, print_written
+
+if TYPE_CHECKING:
+    from crystalline_ray.generation.load import TrainedModel
+    from crystalline_ray.generation.session import TextSession
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_STANDARD_INPUT = (Path("-"), Path("/dev/stdin"))
+
+
+def _sampling_options(command: _Command) -> _Command:
+    """Add the options of `Sampling` and the seed."""
+    seeds = click.IntRange(0, 2**63 - 1)
+    for option in (
+        click.option("--seed", type=seeds, default=1337, show_default=True, help="Seed of the draws"),
+        click.option("--top-p", type=float, help="Draw from the likeliest tokens that together have this probability"),
+        click.option("--top-k", type=int, help="Draw from this many of the likeliest tokens"),
+        click.option(
+            "--temperature",
+            type=float,
+            default=0.8,
+            show_default=True,
+            help="Divide the logits by this: below 1 favours likely tokens; 0 always takes the likeliest",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _max_tokens_option(default: int, what: str) -> Callable[[_Command], _Command]:
+    return click.option("--max-tokens", type=click.IntRange(min=1), default=default, show_default=True, help=what)
+
+
+@click.command("generate")
+@click.argument("run")
+@click.option("--prompt", default="", help="Text to continue; without it, the model begins a text")
+@_max_tokens_option(200, "Number of tokens to write at most")
+@_sampling_options
+@runs_dir_option
+@json_option
+def generate_command(
+    run: str, prompt: str, max_tokens: int, folder: str | None, as_json: bool, seed: int, **sampling: Any
+) -> None:
+    """Let a model continue a text.
+
+    RUN is the name of a run, or its folder.
+    """
+    session = _sessions(load(run, folder), seed, sampling)()
+    session.add(prompt)
+    given = len(session.context)
+    if as_json:
+        text = "".join(session.write(max_tokens))
+        print_json({"run": run, "prompt": prompt, "text": text, "tokens": len(session.context) - given, "seed": seed})
+        return
+    print_written(prompt)
+    for piece in session.write(max_tokens):
+        print_written(piece)
+    print_written("\n")
+
+
+@click.command("chat")
+@click.argument("run")
+@_max_tokens_option(100, "Number of tokens per turn at most")
+@_sampling_options
+@runs_dir_option
+def chat_command(run: str, max_tokens: int, folder: str | None, seed: int, **sampling: Any) -> None:
+    """Write a text in turns with a model.
+
+    RUN is a name or a folder. The model continues text: it has not been taught to answer.
+    """
+    from crystalline_ray.generation.chat import GREETING, chat
+    from crystalline_ray.training.console import Console
+
+    new_session = _sessions(load(run, folder), seed, sampling)
+    Console(json_output=True).show(GREETING)
+    prompt = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
+    chat(new_session, lambda: input(prompt), print_written, max_tokens)
+
+
+@click.command("evaluate")
+@click.argument("run")
+@click.argument("text", nargs=-1, type=click.Path(path_type=Path, allow_dash=True))
+@runs_dir_option
+@json_option
+def evaluate_command(run: str, text: tuple[Path, ...], folder: str | None, as_json: bool) -> None:
+    """Measure how well a model predicts text.
+
+    RUN is a name or a folder. TEXT is a file, a folder, or - for standard input; without it, what was held out of the
+    training text is measured.
+    """
+    from crystalline_ray.generation.evaluation import evaluate
+    from crystalline_ray.training.console import Console
+
+    model = load(run, folder)
+    # standard output is for the result alone
+    with Console(json_output=True) as console, _files(text) as paths:
+        found = evaluate(model, paths, console.progress)
+    values = {
+        "run": model.run.name,
+        "step": model.state.step,
+        "tokens": found.tokens,
+        "bytes": found.num_bytes,
+        "nats_per_token": found.nats_per_token,
+        "perplexity": found.perplexity,
+        "bits_per_byte": found.bits_per_byte,
+        "crystalline_score": found.crystalline_score,
+    }
+    if as_json:
+        print_json(values)
+        return
+    for name, value in values.items():
+        if value is not None:
+            shown = f"{value:.4f}" if isinstance(value, float) else value
+            click.echo(f"{name.replace('_', ' '):19}{shown}")
+
+
+def load(run: str, folder: str | None) -> "TrainedModel":
+    """Load the model of a run, given as on the command line, and say which damaged checkpoints were passed over."""
+    from crystalline_ray.config import load_config
+    from crystalline_ray.generation.load import load_model
+    from crystalline_ray.training.run_folder import CONFIG, find_model
+
+    model = load_model(find_model(run, runs_dir(folder)))
+    if (model.run / CONFIG).exists():
+        load_config(model.run / CONFIG)  # damage there is damage of the run, whether or not the command needs it
+    for reason in model.skipped:
+        click.echo(f"warning: checkpoint skipped: {reason}", err=True)
+    return model
+
+
+def _sessions(model: "TrainedModel", seed: int, sampling: dict[str, Any]) -> "Callable[[], TextSession]":
+    """Return a function that begins an empty text with the model."""
+    from crystalline_ray.generation.generator import Sampling
+    from crystalline_ray.generation.session import TextSession
+
+    chosen = Sampling(**sampling)
+    return lambda: TextSession(model.shape, model.weights, model.tokenizer, chosen, seed)
+
+
+@contextmanager
+def _files(text: Sequence[Path]) -> Iterator[list[Path]]:
+    """Give the paths, with a file of what standard input holds in the place of - and /dev/stdin."""
+    with tempfile.TemporaryDirectory(prefix="crystalline-ray-stdin-") as folder:
+        copy = Path(folder, "standard_input.txt")
+        if set(text) & set(_STANDARD_INPUT):
+            copy.write_bytes(sys.stdin.buffer.read())
+        yield [copy if path in _STANDARD_INPUT else path for path in text]

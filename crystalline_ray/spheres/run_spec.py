@@ -144,10 +144,9 @@ class RunSpec:
         children = len(self.plan.children(sphere.id))
         if sphere.level > 1:
             return min(self.config.sum_unit - 1, _SLOTS_PER_WORKER * children)
-        per_group = -(-self.micro_batches_per_step // SYMMETRY_GROUPS)
-        if per_group <= self.config.sum_unit:
-            return 0
-        return _SLOTS_PER_WORKER * (children + 1)
+        units = -(-self.micro_batches_per_step // (SYMMETRY_GROUPS * self.config.sum_unit))
+        # a group's first unit is summed where the group's sum lies
+        return min(_SLOTS_PER_WORKER * (children + 1), (units - 1) * len(sphere.groups))
 
     @cached_property
     def memory(self) -> MemoryLayout:

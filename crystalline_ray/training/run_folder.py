@@ -69,12 +69,12 @@ def find_run(run: str, runs_dir: Path) -> Path:
         if (folder / MANIFEST).is_file():
             raise InputError(f"{run}: one checkpoint; this needs its whole run, {folder.parent.parent}")
     names = [folder.name for folder in list_runs(runs_dir)]
-    shown = ", ".join(names[:_MOST_NAMES]) + (f" and {len(names) - _MOST_NAMES} more" * (len(names) > _MOST_NAMES))
-    raise InputError(
-        f"{run}: neither the folder nor the name of a run; "
-        + (f"in {runs_dir} there are: {shown}" if names else f"there are no runs in {runs_dir}")
-        + nearest(run, names)
-    )
+    unknown = f"{run}: neither the folder nor the name of a run"
+    if not names:
+        raise InputError(f"{unknown}; there are no runs in {runs_dir}")
+    shown = [*names[:_MOST_NAMES], *([f"and {len(names) - _MOST_NAMES} more"] if len(names) > _MOST_NAMES else [])]
+    hint = nearest(run, names) or "."
+    raise InputError("\n  ".join([f"{unknown}{hint} In {runs_dir} there are:", *shown]))
 
 
 def find_model(run: str, runs_dir: Path) -> Path:

@@ -5,42 +5,35 @@ from typing import Any
 
 import numpy as np
 
-from crystalline_ray.errors import ConfigError
 from crystalline_ray.lattice.fcc import fcc_points
 from crystalline_ray.lattice.similarity import similarity_row
 from crystalline_ray.lattice.symmetry import GROUPS, symmetry_groups
 from crystalline_ray.lattice.ulam import ulam_coordinates
 from crystalline_ray.views.crystal import Crystal
+from crystalline_ray.views.picture import picture
 
 _MOST_POINTS = 4096
 _RANK_SHOWN = 59
-_INCHES, _DOTS_PER_INCH = 6.0, 130
-_ENDINGS = (".png", ".svg", ".pdf")
+_CAPTION = """\
+Left: each token is a lattice point, the commonest in the middle, coloured by its symmetry group.
+Middle: similarity K of one token, ringed, to all others, laid out by frequency rank on the Ulam spiral."""
+_CAPTION_OF_DISTANCES = """
+Right: mean cosine distance of a token's embedding to those of its contact neighbours, beside that to tokens drawn from
+the same shells, which are as frequent. Below 0, neighbours have been learned as more alike than chance alone."""
 
 
 def plot_crystal(crystal: Crystal, file: Path) -> None:
     """Write the picture to `file`, in the format of its ending; of a large vocabulary the inner points are shown.
 
-    Raises ConfigError for another ending than .png, .svg or .pdf, if matplotlib is not installed, or if the file cannot
-    be written.
+    Raises ConfigError as `picture`.
     """
-    if file.suffix.lower() not in _ENDINGS:
-        raise ConfigError(f"--plot {file}: unknown ending {file.suffix!r}; must be one of {', '.join(_ENDINGS)}")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("--plot needs matplotlib, which is not installed: pip install matplotlib") from error
     learned = crystal.shells[0].distance is not None
     panels = 3 if learned else 2
-    figure = Figure(figsize=(_INCHES * panels, _INCHES), dpi=_DOTS_PER_INCH, layout="constrained")
-    _points(figure.add_subplot(1, panels, 1, projection="3d"), crystal)
-    _similarity(figure, figure.add_subplot(1, panels, 2), crystal)
-    if learned:
-        _distances(figure.add_subplot(1, panels, 3), crystal)
-    try:
-        figure.savefig(file)
-    except OSError as error:
-        raise ConfigError(f"--plot {file}: cannot be written: {error.strerror}") from error
+    with picture(file, panels=panels, caption=_CAPTION + (_CAPTION_OF_DISTANCES if learned else "")) as figure:
+        _points(figure.add_subplot(1, panels, 1, projection="3d"), crystal)
+        _similarity(figure, figure.add_subplot(1, panels, 2), crystal)
+        if learned:
+            _distances(figure.add_subplot(1, panels, 3), crystal)
 
 
 def _points(axes: Any, crystal: Crystal) -> None:
@@ -70,11 +63,14 @@ def _similarity(figure: Any, axes: Any, crystal: Crystal) -> None:
 
 
 def _distances(axes: Any, crystal: Crystal) -> None:
-    radii = [shell.squared_radius**0.5 for shell in crystal.shells]
-    for name, style in (("distance", "o-"), ("shuffled", "x--")):
-        label = "contact neighbours" if name == "distance" else "tokens drawn from the neighbours' shells"
-        axes.plot(radii, [getattr(shell, name) for shell in crystal.shells], style, label=label, ms=4)
+    nearer = {
+        shell.squared_radius**0.5: 100 * (shell.distance / shell.shuffled - 1)
+        for shell in crystal.shells
+        if shell.distance is not None and shell.shuffled
+    }
+    axes.stem(list(nearer), list(nearer.values()), basefmt="k-")
+    axes.axhline(0, color="black", lw=1)
     axes.set_xlabel("shell's distance from the origin")
-    axes.set_ylabel("mean cosine distance of embeddings")
-    axes.set_title("learned embeddings: how near neighbours lie")
-    axes.legend()
+    axes.set_ylabel("distance of contact neighbours beside chance, %")
+    axes.set_title("learned embeddings: do neighbours lie nearer than chance?")
+    axes.grid(alpha=0.3)

@@ -31,7 +31,7 @@ def picture(file: Path, *, panels: int, caption: str) -> Iterator[Any]:
         raise ConfigError("--plot needs matplotlib, which is not installed: pip install matplotlib") from error
     figure = Figure(figsize=(_INCHES * panels, _INCHES), dpi=_DOTS_PER_INCH, layout="constrained")
     yield figure
-    figure.supxlabel(caption, fontsize="medium")
+    figure.supxlabel(caption, x=0.02, ha="left", fontsize="medium")
     try:
         figure.savefig(file)
     except OSError as error:

@@ -1,11 +1,11 @@
 """The report of a run as a person reads it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from operator import attrgetter
 from statistics import fmean
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -13,12 +13,14 @@ from crystalline_ray.engine.base import SphereStats
 from crystalline_ray.training.facts import duration, facts, of_micro_batches, plural, short_count, token_groups
 from crystalline_ray.training.report import RunReport
 
+_ANY_WIDTH = 1000
+
 
 def render_report(report: RunReport) -> RenderableType:
     """Return the closing summary of a run, with its tree, for `Console.show`."""
     parts: list[RenderableType] = [Text(f"Run {report.run}", style="bold"), facts(_results(report), indent="  ")]
     if report.spheres:
-        parts += [Text(""), _sphere_table(report.spheres)]
+        parts += [Text(""), _SphereTable(report.spheres)]
     if (ratio := report.leaf_to_root_cpu) is not None:
         parts.append(Text(f"  CPU time leaf : root = {ratio:,.1f} : 1"))
     return Group(*parts)
@@ -75,28 +77,42 @@ def _measured(report: RunReport) -> Iterator[str]:
         yield f"first {report.first_validation_loss:.4f}, best {report.best_validation_loss:.4f} over {few}"
 
 
-def _sphere_table(spheres: Sequence[SphereStats]) -> Table:
-    """One row for each level and role, indented by level: the mean, and the range where spheres differ."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim")
-    table.add_column("  sphere")
-    for name in ("CPU seconds", "waiting seconds", "batches"):
-        table.add_column(name, justify="right")
-    kind = attrgetter("level", "role")  # on a level, controls before leaves
-    for (level, role), members in groupby(sorted(spheres, key=kind), key=kind):
-        group = list(members)
-        table.add_row(
-            "  " * (level + 1) + _name(role, len(group)),
-            _spread([sphere.cpu_seconds for sphere in group], 1),
-            _spread([sphere.wait_seconds for sphere in group], 1),
-            _spread([sphere.batches for sphere in group], 0),
-        )
-    return table
+class _SphereTable:
+    """One row for each level and role, indented by level: the mean, and the range where spheres differ and it fits."""
+
+    def __init__(self, spheres: Sequence[SphereStats]) -> None:
+        self._spheres = spheres
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wide = self._table("CPU seconds", "waiting seconds", padding=2, spread=_spread)
+        fits = console.measure(wide, options=options.update(max_width=_ANY_WIDTH)).maximum <= options.max_width
+        yield wide if fits else self._table("CPU s", "wait s", padding=1, spread=_mean)
+
+    def _table(self, cpu: str, waiting: str, *, padding: int, spread: Callable[[Sequence[float], int], str]) -> Table:
+        table = Table(box=None, pad_edge=False, padding=(0, padding), header_style="dim")
+        table.add_column("  sphere")
+        for name in (cpu, waiting, "batches"):
+            table.add_column(name, justify="right")
+        kind = attrgetter("level", "role")  # on a level, controls before leaves
+        for (level, role), members in groupby(sorted(self._spheres, key=kind), key=kind):
+            group = list(members)
+            table.add_row(
+                "  " * (level + 1) + _name(role, len(group)),
+                spread([sphere.cpu_seconds for sphere in group], 1),
+                spread([sphere.wait_seconds for sphere in group], 1),
+                spread([sphere.batches for sphere in group], 0),
+            )
+        return table
 
 
 def _name(role: str, count: int) -> str:
     return role if role == "root" else f"{count} {role if count == 1 else plural(role)}"
 
 
+def _mean(values: Sequence[float], digits: int) -> str:
+    return f"{fmean(values):,.{digits}f}"
+
+
 def _spread(values: Sequence[float], digits: int) -> str:
-    shown = [f"{value:,.{digits}f}" for value in (fmean(values), min(values), max(values))]
-    return shown[0] if shown[1] == shown[2] else f"{shown[0]} ({shown[1]} to {shown[2]})"
+    least, most = (f"{value:,.{digits}f}" for value in (min(values), max(values)))
+    return _mean(values, digits) + (f" ({least} to {most})" if least != most else "")

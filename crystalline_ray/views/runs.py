@@ -76,7 +76,7 @@ class Comparison:
         rows = [(_words(name), *cells) for name, cells in zip(_SHOWN, columns, strict=True)]
         rows.append(("weights", *(report["weights_digest"][:12] for report in self._reports)))
         for field in Config.model_fields:
-            values = [str(getattr(config, field)) for config in self._configs]
+            values = [_plain(getattr(config, field)) for config in self._configs]
             if field != "name" and len(set(values)) > 1:
                 rows.append((field, *values))
         return _table("", (report["run"] for report in self._reports), rows)
@@ -99,6 +99,10 @@ def _summary(folder: Path) -> Row:
 
 def _cells(row: Row) -> list[str]:
     return [show(row[name]) if row.get(name) is not None else "" for name, show in _SHOWN.items()]
+
+
+def _plain(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _words(name: str) -> str:

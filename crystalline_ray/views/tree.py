@@ -14,6 +14,7 @@ from rich.tree import Tree
 from crystalline_ray.config import Config
 from crystalline_ray.errors import ResourceError
 from crystalline_ray.lattice.tree import SHELLS
+from crystalline_ray.spheres.memory import VERSIONS
 from crystalline_ray.spheres.plan import SpherePlan, SphereSpec
 from crystalline_ray.spheres.run_spec import RunSpec, model_shape
 from crystalline_ray.training.console import Console
@@ -23,6 +24,8 @@ from crystalline_ray.training.facts import describe_model, facts, idle_leaves, p
 # Up to here each level-1 sphere has a line of its own; a larger tree shows equal ones together.
 _DETAILED_SPHERES = 157
 _MOST_RUNS = 5
+# From these on, memory for gradients deserves a note: bytes, and copies of the model's parameters.
+_MUCH, _MANY_COPIES = 1 << 30, 24
 
 
 class PlanView:
@@ -33,7 +36,7 @@ class PlanView:
         # no text is read here, and other trees have about as many branches
         shape = model_shape(config, config.vocab_size, SHELLS)
         self._run = RunSpec(config, shape, plan, Path(), config.global_batch_size)
-        self._notes = (*plan.notes, *idle_leaves(self._run))
+        self._config = config
 
     def to_dict(self) -> dict[str, Any]:
         """Return counts, spheres, memory and notes as JSON can say them."""
@@ -42,7 +45,7 @@ class PlanView:
             "coordinators": self._plan.coordinators,
             "spheres": [asdict(sphere) for sphere in self._plan.spheres],
             "memory": self.memory(),
-            "notes": list(self._notes),
+            "notes": list(self._notes()),
         }
 
     def memory(self) -> dict[str, int]:
@@ -56,6 +59,27 @@ class PlanView:
         except MemoryError as error:
             raise ResourceError(f"the model is too large for the memory of this machine: {error}") from None
         return {**shared.parts(), "shared": shared.total_bytes, "per_leaf": leaf}
+
+    def _notes(self) -> Iterator[str]:
+        yield from self._plan.notes
+        yield from idle_leaves(self._run)
+        memory, config = self.memory(), self._config
+        size = memory["weights"] // VERSIONS
+        if memory["gradients"] < _MUCH or memory["gradients"] <= _MANY_COPIES * size:
+            return
+        changes = [("sum_unit", 2 * config.sum_unit)]
+        if config.global_batch_size % (2 * config.batch_size * (12 if config.routing == "symmetry" else 1)) == 0:
+            changes.append(("batch_size", 2 * config.batch_size))
+        others = [PlanView(self._plan, config.model_copy(update=dict([change]))).memory() for change in changes]
+        less = (
+            f"{decimal(other['gradients'])} with {field} {value}"
+            for (field, value), other in zip(changes, others, strict=True)
+        )
+        yield (
+            f"gradients take {decimal(memory['gradients'])}: {memory['gradients'] // size} copies of {decimal(size)}, "
+            "for the sums of the symmetry groups and for micro-batches that wait for their turn in a sum. Larger units "
+            f"need less: {', '.join(less)}"
+        )
 
     def render(self) -> RenderableType:
         """Return the tree and the facts below it, for `Console.show`."""
@@ -73,7 +97,7 @@ class PlanView:
         )
 
     def _rows(self) -> Iterator[tuple[str, str]]:
-        run, config, memory = self._run, self._run.config, self.memory()
+        run, config, memory = self._run, self._config, self.memory()
         yield "model", describe_model(run)
         yield (
             "step",
@@ -83,7 +107,7 @@ class PlanView:
         parts = ", ".join(f"{part} {decimal(memory[part])}" for part in run.memory.parts())
         yield "memory", f"{decimal(memory['shared'])} shared ({parts})"
         yield "", f"{decimal(memory['per_leaf'])} for each leaf's own work"
-        for note in self._notes:
+        for note in self._notes():
             yield "note", note
 
     def tree(self) -> Tree:

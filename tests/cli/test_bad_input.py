@@ -28,6 +28,14 @@ TABLE = [
     # Commands and options
     Bad("unknown command", "trian", r"No such command 'trian'.*'train'"),
     Bad("unknown option", "train --batchsize 3", r"No such option '--batchsize'.*--batch-size"),
+    Bad("the usual name of an option", "train --lr 3", r"'--lr'; did you mean --learning-rate\? See .* train --help$"),
+    Bad("another usual name", "train --max-steps 3", r"'--max-steps'; did you mean --steps\? See"),
+    Bad("option of nothing", "train --zzz 3", r"^error: No such option '--zzz'\. See crystalline-ray train --help$"),
+    Bad("beginning of an option", "generate saved/good --temp 1", r"'--temp'; did you mean --temperature\? See"),
+    Bad("option that plan does not need", "plan --lr 3", r"^error: No such option '--lr'\. See"),
+    Bad(
+        "command without its run", "generate", r"^error: Missing argument 'RUN'\. See crystalline-ray generate --help$"
+    ),
     Bad("option without value", "train --steps", r"'--steps' requires an argument"),
     Bad("two configurations", "train a.yaml b.yaml", r"a\.yaml and b\.yaml: one of them"),
     # Configuration files and the environment
@@ -43,7 +51,7 @@ TABLE = [
     Bad(
         "unknown variable",
         "train",
-        r"CRYSTALLINE_RAY_SEQLEN: no such field; did you mean CRYSTALLINE_RAY_SEQ_LEN",
+        r"seqlen \(environment variable CRYSTALLINE_RAY_SEQLEN\): no such field; did you mean seq_len\?",
         {"CRYSTALLINE_RAY_SEQLEN": "64"},
     ),
     Bad(
@@ -100,19 +108,43 @@ TABLE = [
     # Runs and checkpoints
     Bad("name taken", "train text.txt --runs-dir saved --name good", r"name = 'good': saved/good exists already"),
     Bad("nothing to resume", "train --resume", r"no run with a checkpoint in runs"),
-    Bad("unknown run to resume", "train --resume --runs-dir saved --name bad", r"bad: neither .*: good, other"),
+    Bad(
+        "unknown run to resume",
+        "train --resume --runs-dir saved --name bad",
+        r"bad: neither the folder nor the name of a run\. In saved there are:$",
+    ),
     Bad("resumed with a configuration", "train --resume --config ok.yaml", r"--config ok\.yaml: a resumed run keeps"),
     Bad("resumed with another model", "train saved/good --resume --seq-len 8", r"seq_len = 8 .*keeps its seq_len = 16"),
     Bad("two runs to resume", "train saved/good saved/other --resume", r"one run, not saved/good and saved/other"),
+    Bad(
+        "misspelt run",
+        "report trunkated --runs-dir saved",
+        r"trunkated: neither .* run; did you mean truncated\? In saved",
+    ),
     Bad("truncated checkpoint", "train saved/truncated --resume", r"step_00000003: model\.safetensors has \d+ bytes"),
     Bad("checkpoint of another shape", "train saved/other --resume", r"shape: .*embed_dim 32, .*embed_dim 16, "),
     Bad("generate from a truncated checkpoint", "generate saved/truncated", r"no checkpoint in .* is intact"),
     Bad("generate from no run", "generate none", r"none: neither the folder nor the name of a run; there are no runs"),
+    Bad("generate beside a damaged configuration", "generate saved/damaged", r"config\.yaml: not valid YAML"),
+    Bad("evaluate beside a damaged configuration", "evaluate saved/damaged text.txt", r"config\.yaml: not valid YAML"),
+    Bad(
+        "negative seed", "generate saved/good --seed -1", r"'--seed': -1 is not in the range 0<=x<=9223372036854775807"
+    ),
+    Bad("huge seed", f"generate saved/good --seed {2**64}", r"'--seed': 18446744073709551616 is not in the range"),
+    Bad("negative seed of a chat", "chat saved/good --seed -1", r"'--seed': -1 is not in the range"),
     Bad("unknown character", "generate saved/good --prompt é", r"é"),
     Bad("negative temperature", "generate saved/good --temperature -1", r"temperature.*-1"),
     Bad("no token to draw from", "generate saved/good --top-k 0", r"top_k.*0"),
     Bad("nothing to write", "generate saved/good --max-tokens 0", r"'--max-tokens': 0 is not in the range"),
     Bad("report of an unfinished run", "report saved/good", r"cannot read the report saved/good/report\.json"),
+    Bad("comparison with an unfinished run", "report saved/good saved/other", r"cannot read the report saved/good/"),
+    Bad("losses of a run without any", "report saved/good --plot a.png", r"cannot read saved/good/metrics\.jsonl"),
+    Bad("losses of no run", "report --plot a.png", r"--plot a\.png: name the runs whose losses it shows"),
+    Bad(
+        "losses as an unknown kind of picture",
+        "report saved/good --plot a.bmp",
+        r"unknown ending '\.bmp'; must be one of",
+    ),
     Bad("evaluate a missing text", "evaluate saved/good none.txt", r"none\.txt"),
     # Measurements
     Bad("unknown model", "bench leaf --model C", r"--model C: must be A, B or a YAML configuration file"),
@@ -125,8 +157,9 @@ TABLE = [
     Bad("crystal of two vocabularies", "lattice saved/good --vocab-size 9", r"RUN has a vocabulary of its own"),
     Bad("crystal of nothing", "lattice --vocab-size 0", r"'--vocab-size': 0 is not in the range"),
     Bad("picture of an unknown kind", "lattice --plot crystal.xyz", r"unknown ending '\.xyz'; must be one of"),
-    Bad("plan without cores", "plan --cpus 0", r"0 cores: .* 1 to 1885"),
-    Bad("plan beyond the tree", "plan --cpus 1886", r"1886 cores: .* 1 to 1885"),
+    Bad("plan without cores", "plan --cpus 0", r"'--cpus': 0 is not in the range 1<=x<=1885\. See .* plan --help$"),
+    Bad("plan of fewer cores than none", "plan --cpus -5", r"'--cpus': -5 is not in the range 1<=x<=1885"),
+    Bad("plan beyond the tree", "plan --cpus 1886", r"'--cpus': 1886 is not in the range 1<=x<=1885"),
 ]
 
 
@@ -146,10 +179,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, cache_folder: Path) -> I
         Path("unknown_key.yaml").write_text("batchsize: 3\n")
         Path("wrong_type.yaml").write_text("seq_len: '64'\n")
         Path("broken.yaml").write_text("seq_len: [\n")
-        for name, embed_dim in (("good", 16), ("other", 32), ("truncated", 16)):
+        for name, embed_dim in (("good", 16), ("other", 32), ("truncated", 16), ("damaged", 16)):
             save_run(Path("saved", name), embed_dim)
         weights = Path("saved/truncated/checkpoints", folder_name(3), MODEL)
         weights.write_bytes(weights.read_bytes()[:-100])
+        Path("saved/damaged/config.yaml").write_text("[" * 100_000)
         yield folder
 
 
@@ -187,6 +221,21 @@ def save_run(run: Path, embed_dim: int) -> None:
         moments={"mean": weights, "variance": weights},
         tokenizer_json=tokenizer.to_json(),
     )
+
+
+def test_a_misspelt_run_shows_ten_others_a_line_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(25):
+        Path("runs", f"night-{number:02}").mkdir(parents=True)
+        Path("runs", f"night-{number:02}", "config.yaml").touch()
+    assert main(["report", "nigth-07"]) == 2
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first == (
+        "error: nigth-07: neither the folder nor the name of a run; did you mean night-07? In runs there are:"
+    )
+    assert others == [*(f"  night-{number:02}" for number in range(10)), "  and 15 more"]
 
 
 @pytest.mark.parametrize("bad", TABLE, ids=lambda bad: bad.name)

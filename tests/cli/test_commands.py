@@ -3,11 +3,15 @@
 import io
 import json
 import math
+import os
+import pty
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from inspect import get_annotations
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from rich.filesize import decimal
 
 from crystalline_ray.cli import main
 from crystalline_ray.config import SECTIONS, Config, load_config
+from crystalline_ray.config_section import COMMON, PLAN
 from crystalline_ray.spheres.plan import plan_spheres
 
 TINY = [
@@ -174,17 +179,92 @@ def test_evaluate_refuses_a_training_text_that_has_changed(workplace: Path, caps
     assert "has changed since it was trained on" in capsys.readouterr().err
 
 
+def test_evaluate_measures_standard_input(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "the crystal of kissing spheres " * 20
+    Path("known.txt").write_text(text)
+    expected = run_json(capsys, "evaluate", "base", "known.txt")
+    for name in ("-", "/dev/stdin"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        assert run_json(capsys, "evaluate", "base", name) == expected
+
+
 def test_chat_continues_what_is_on_the_screen(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("the crystal\n\né\n/clear\nthe crystal\n/quit\nnever read\n"))
+    typed = "the crystal\n\né\n/clear\nthe crystal\n/help\n/qiut\n/quit\nnever read\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
     assert main(["chat", "base", "--max-tokens", "9"]) == 0
     shown = capsys.readouterr()
     assert "has not been taught to answer" in shown.err
-    turns = shown.out.split("> ")[1:]
-    assert [len(turn) for turn in turns] == [10, 10, len(turns[2]), 0, 10, 0]
-    assert "'é'" in turns[2]
-    assert turns[4] == turns[0] != turns[1]
+    assert ">" not in shown.out  # nobody is there to be asked for a line
+    turns, rest = shown.out[:20], shown.out[20:]
+    refusal, rest = rest.split("\n", maxsplit=1)
+    again, told = rest[:10], rest[10:].splitlines()
+    assert "'é'" in refusal
+    assert again == turns[:10] != turns[10:]
+    assert turns[9] == turns[19] == "\n"
+    assert [line.split()[0] for line in told] == ["(/clear", "(/qiut"]
+    assert told[1].startswith("(/qiut is no command; /clear forgets")
+
+
+def test_chat_asks_a_person_for_each_line_and_fits_a_terminal(workplace: Path) -> None:
+    def drive(fd: int) -> bytes:
+        """Read the chat's terminal until it asks, answer /quit, and read on to the end."""
+        shown = b""
+        while b"> " not in shown:
+            shown += os.read(fd, 4096)
+        os.write(fd, b"/quit\n")
+        with suppress(OSError):  # the terminal is gone with the program
+            while piece := os.read(fd, 4096):
+                shown += piece
+        return shown
+
+    command = [sys.executable, "-m", "crystalline_ray", "chat", "base"]
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execve(command[0], command, {**os.environ, "TERM": "xterm", "COLUMNS": "80"})
+    shown = drive(terminal).decode()
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    greeting = shown.split("> ")[0].splitlines()
+    assert all(60 < len(line.rstrip()) <= 80 for line in greeting[:-1])
+
+
+def test_report_lists_all_runs(workplace: Path, corpus_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree("runs/base", "listed/other")
+    shutil.copytree("runs/base", "listed/unfinished")
+    Path("listed/unfinished/report.json").unlink()
+    report = run_json(capsys, "report", "base")
+    found = run_json(capsys, "report", "--runs-dir", "listed")
+    assert [row["run"] for row in found] == ["other", "unfinished"]
+    assert [row["steps"] for row in found] == [6, 6]
+    assert [row["validation_loss"] for row in found] == [report["validation_loss"]] * 2
+    assert [row["stopped"] for row in found] == ["finished", "no report yet"]
+    assert main(["report", "--runs-dir", "listed"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows[-2:]] == ["other", "unfinished"]
+    assert all(f"{report['validation_loss']:.4f}" in row for row in rows[-2:])
+    assert main(["report", "--runs-dir", "nowhere"]) == 0
+    assert capsys.readouterr().out == "there are no runs in nowhere\n"
+
+
+def test_report_compares_runs_and_draws_their_losses(
+    workplace: Path, corpus_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    options = ["--name", "slower", "--learning-rate", "0.005"]
+    slower = run_json(capsys, "train", str(corpus_file), *TINY, *options)
+    reports = [run_json(capsys, "report", run) for run in ("base", "slower")]
+    assert run_json(capsys, "report", "base", "slower", "--plot", "losses.png") == reports
+    assert Path("losses.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["report", "base", "slower", "--plot", "losses.svg"]) == 0
+    rows = {line.rsplit(maxsplit=2)[0]: line.split()[-2:] for line in capsys.readouterr().out.splitlines()}
+    assert rows["train loss"] == [f"{report['train_loss']:.4f}" for report in reports]
+    assert rows["weights"] == [report["weights_digest"][:12] for report in reports]
+    assert rows["learning_rate"] == ["0.02", "0.005"]
+    assert "batch_size" not in rows  # alike in both
+    assert slower["weights_digest"] == reports[1]["weights_digest"]
 
 
 @pytest.mark.parametrize("cores", [1, 13, 64, 157, 1885])
@@ -235,6 +315,22 @@ def test_plan_tells_what_routes_take(capsys: pytest.CaptureFixture[str]) -> None
     assert "routes" not in run_json(capsys, "plan", "--cpus", "13")["memory"]
 
 
+def test_plan_says_why_gradients_take_most_of_the_memory_and_what_would_shrink_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    box64 = ["plan", "--cpus", "157", "--config", str(Path(__file__).parents[2] / "configs/box64.yaml")]
+    found = run_json(capsys, *box64)
+    size = found["memory"]["weights"] // 2
+    # in each group the sum, and all but the first of its 17 micro-batches while they wait
+    assert found["memory"]["gradients"] == 12 * (1 + 16) * size
+    (note,) = (note for note in found["notes"] if note.startswith("gradients take 27.4 GB: 204 copies of 134.4 MB"))
+    for field, value in (("sum_unit", "2"), ("batch_size", "4")):
+        less = run_json(capsys, *box64, f"--{field.replace('_', '-')}", value)["memory"]["gradients"]
+        assert less < 0.6 * found["memory"]["gradients"]
+        assert f"{decimal(less)} with {field} {value}" in note
+    assert not any("gradients" in note for note in run_json(capsys, "plan", "--cpus", "13")["notes"])
+
+
 @pytest.mark.usefixtures("short_peak")
 def test_doctor_finds_what_the_machine_has_and_plan_without_cores_is_for_it(capsys: pytest.CaptureFixture[str]) -> None:
     found = run_json(capsys, "doctor")
@@ -273,17 +369,69 @@ def test_bench_leaf_measures_a_configuration(
     assert shown.err == ""
 
 
-def test_help_has_every_field_in_its_section_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--help"]) == 0
+def help_sections(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, str]:
+    capsys.readouterr()
+    assert main(arguments) == 0
     parts = re.split(r"^(\w+):$", capsys.readouterr().out, flags=re.MULTILINE)
-    sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_full_help_has_every_field_in_its_section_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    sections = help_sections(capsys, "train", "--help-all")
     for heading, section in SECTIONS.items():
         for name, field in section.model_fields.items():
-            assert f"--{name.replace('_', '-')}" in sections[heading]
-            assert field.description
-            assert field.description.split()[0] in sections[heading]
+            if name in get_annotations(section):
+                assert f"--{name.replace('_', '-')}" in sections[heading]
+                assert field.description
+                assert field.description.split()[0] in sections[heading]
     assert "[default: 0.95]" in sections["Optimizer"]
     assert f"[default: {Config().seq_len}]" in sections["Model"]
+
+
+def test_help_shows_the_common_options_first(capsys: pytest.CaptureFixture[str]) -> None:
+    sections = help_sections(capsys, "train", "--help")
+    shown = re.findall(r"^  --([a-z-]+)", "".join(sections.values()), flags=re.MULTILINE)
+    common = [name.replace("_", "-") for name, field in Config.model_fields.items() if COMMON in field.metadata]
+    assert set(common) == set(shown) - {"config", "resume", "json", "help-all"}
+    assert len(common) <= 22
+    assert {"batch-size", "learning-rate", "steps", "threads"} < set(shown)
+    assert "--help-all" in sections["Options"]
+
+
+def test_plan_takes_the_fields_that_are_marked_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    sections = help_sections(capsys, "plan", "--help-all")
+    shown = re.findall(r"^  --([a-z-]+)", "".join(sections.values()), flags=re.MULTILINE)
+    marked = [name.replace("_", "-") for name, field in Config.model_fields.items() if PLAN in field.metadata]
+    assert set(shown) - {"cpus", "config", "json", "help-all"} == set(marked)
+
+
+def test_help_imports_neither_numpy_nor_ray() -> None:
+    code = (
+        "import sys\n"
+        "from crystalline_ray.cli import cli, main\n"
+        "for name in [None, *cli.commands]:\n"
+        "    assert main([*filter(None, [name]), '--help']) == 0\n"
+        "assert main(['train', '--help-all']) == 0\n"
+        "print(*{name.split('.')[0] for name in sys.modules}, file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert not {"numpy", "ray", "pyarrow", "tokenizers", "torch", "rich"} & set(done.stderr.split())
+
+
+def test_the_package_runs_as_a_module_and_completes_in_a_shell() -> None:
+    command = [sys.executable, "-m", "crystalline_ray"]
+    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert shown.startswith("Usage: crystalline-ray ")
+    assert "_CRYSTALLINE_RAY_COMPLETE=bash_source crystalline-ray" in shown
+    words = {
+        "_CRYSTALLINE_RAY_COMPLETE": "bash_complete",
+        "COMP_WORDS": "crystalline-ray train --learn",
+        "COMP_CWORD": "2",
+    }
+    found = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=60, env=os.environ | words
+    ).stdout
+    assert found == "plain,--learning-rate\n"
 
 
 def test_interruption_before_training_ends_with_130_and_no_run(

@@ -66,7 +66,7 @@ def test_one_token_is_a_crystal() -> None:
 
 def test_a_picture_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr("crystalline_ray.views.crystal_plot._DOTS_PER_INCH", 20)
+    monkeypatch.setattr("crystalline_ray.views.picture._DOTS_PER_INCH", 20)
     embeddings = np.random.default_rng(0).standard_normal((300, 4))
     plot_crystal(describe_crystal(300, embeddings), tmp_path / "crystal.png")
     assert (tmp_path / "crystal.png").read_bytes().startswith(b"\x89PNG")

@@ -1,6 +1,8 @@
 """What commands print: results for people or for programs, and how far work is."""
 
 import sys
+from collections.abc import Callable
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,14 +13,14 @@ if TYPE_CHECKING:
     from crystalline_ray.training.console import Console
 
 
-def print_result(result: Any, as_json: bool) -> None:
-    """Print what has `render` for people; for programs its fields, or what `to_dict` gives where it is no record."""
+def print_result(result: Any, as_json: bool, render: Callable[[Any], Any] = methodcaller("render")) -> None:
+    """Print what `render` makes of a result for people, or the result as JSON for programs."""
     from crystalline_ray.training.console import Console
 
     if as_json:
         print_json(result)
     else:
-        Console().show(result.render())
+        Console().show(render(result))
 
 
 def print_json(value: object) -> None:

@@ -48,7 +48,6 @@ def report_command(runs: tuple[str, ...], file: Path | None, folder: str | None,
     RUN is a name or a folder. Several are compared side by side; without any, all runs are listed. The picture shows
     their losses over the steps.
     """
-    from crystalline_ray.training.console import Console
     from crystalline_ray.training.report import RunReport
     from crystalline_ray.training.run_folder import REPORT, find_run
     from crystalline_ray.views.losses import plot_losses
@@ -61,10 +60,10 @@ def report_command(runs: tuple[str, ...], file: Path | None, folder: str | None,
         if not folders:
             raise ConfigError(f"--plot {file}: name the runs whose losses it shows")
         plot_losses(folders, file)
-    if len(folders) != 1:
+    if len(folders) == 1:
+        print_result(RunReport.read(folders[0] / REPORT), as_json, render_report)
+    else:
         print_result(Comparison(folders) if folders else RunList(where), as_json)
-    elif report := RunReport.read(folders[0] / REPORT):
-        print_json(report) if as_json else Console().show(render_report(report))
     _say_drawn(file, as_json)
 
 

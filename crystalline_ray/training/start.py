@@ -4,10 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from crystalline_ray.config import Config
-from crystalline_ray.config_sources import explain
 from crystalline_ray.data.batches import count_windows
 from crystalline_ray.data.dataset import Dataset
 from crystalline_ray.data.tokenizer import Tokenizer
@@ -54,10 +51,7 @@ def with_model_of(config: Config, start: LoadedCheckpoint, tokenizer: Tokenizer)
                 f"{field} = {given!r}: {config.init_from}, which the run is to begin with, has {field} = "
                 f"{fixed[field]!r}; leave it out"
             )
-    try:
-        return Config.model_validate(dict(config) | fixed)
-    except ValidationError as error:
-        raise ConfigError(explain(error, {})) from None
+    return Config.model_validate(dict(config) | fixed)
 
 
 def place(

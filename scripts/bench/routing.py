@@ -44,7 +44,10 @@ STEPS_OF_TOKENS = 4
 def cases() -> Iterator[tuple[str, Config, ModelShape, int]]:
     """Yield what is measured: its name, configuration, model and the leaves of the larger tree."""
     # micro-batches of one sequence keep the recipe's 12 sequences a step and make twelve of them
-    recipes = {"shakespeare_char": ({"batch_size": 1}, 65), "quickstart": ({}, 1024)}
+    recipes: dict[str, tuple[dict[str, Any], int]] = {
+        "shakespeare_char": ({"batch_size": 1}, 65),
+        "quickstart": ({}, 1024),
+    }
     for name, (flags, vocab_size) in recipes.items():
         config = load_config(CONFIGS / f"{name}.yaml", routing="symmetry", **flags)
         yield name, config, model_shape(config, vocab_size, SHELLS), 12

@@ -1,6 +1,5 @@
 """What every measurement on one core needs: the thread set up as a leaf's is, and the process's peak memory."""
 
-import argparse
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,23 +11,6 @@ from crystalline_ray.engine.process import prepare_worker
 from crystalline_ray.errors import ConfigError, ResourceError
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.denormals import flush_to_zero
-
-
-def measuring_parser(description: str | None, rounds: int, what: str) -> argparse.ArgumentParser:
-    """Return a parser of what every comparison on one core takes: --rounds, of `what`, --core and --json."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"{what} (default: {rounds})")
-    parser.add_argument("--core", type=int, help="core to run on (default: the last that may be used)")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    return parser
-
-
-def parse_rounds(parser: argparse.ArgumentParser, least: int) -> argparse.Namespace:
-    """Read the command line; fewer rounds than `least` are refused as wrong use."""
-    options = parser.parse_args()
-    if options.rounds < least:
-        parser.error(f"--rounds {options.rounds}: must be at least {least}")
-    return options
 
 
 def measuring_core(core: int | None = None) -> int:

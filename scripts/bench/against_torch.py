@@ -21,15 +21,16 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import IO, Any, NamedTuple, cast
 
 from rich.table import Table
+from rounds import exit_status, middle_half, parse_rounds, parser_of_rounds, right_aligned, show
 
 from crystalline_ray.bench.work import STANDARD
-from crystalline_ray.bench.worker import measuring_core, measuring_parser, parse_rounds
+from crystalline_ray.bench.worker import measuring_core
 from crystalline_ray.engine.process import SINGLE_THREAD
-from crystalline_ray.errors import CrystallineError, DeadlineError, InputError, SphereError
+from crystalline_ray.errors import DeadlineError, InputError, SphereError
 from crystalline_ray.kernels.blas import mkl_library
 from crystalline_ray.training.console import Console
 
@@ -158,7 +159,6 @@ def figures(
 ) -> dict[str, Any]:
     """Sum up one contestant's rounds; ratios above 1 are faster, or need less memory, than the baseline."""
     seconds, theirs = ([answer["seconds"] for answer in answers[WARM_UP_ROUNDS:]] for answers in (own, baseline))
-    lower, middle, upper = quantiles([b / a for a, b in zip(seconds, theirs, strict=True)], n=4, method="inclusive")
     return {
         "model": model,
         "contestant": name,
@@ -166,7 +166,7 @@ def figures(
         "tokens_per_second": STANDARD[model].tokens / median(seconds),
         "step_seconds": {"median": median(seconds), "min": min(seconds), "max": max(seconds)},
         "baseline": CONTESTANTS[name].baseline,
-        "ratio": {"median": middle, "lower_quartile": lower, "upper_quartile": upper},
+        "ratio": middle_half(theirs, seconds),
         "peak_memory_mb": own[-1]["peak_memory_mb"],
         "memory_share": own[-1]["peak_memory_mb"] / baseline[-1]["peak_memory_mb"],
         "loss": {"first": own[0]["loss"], "last": own[-1]["loss"]},
@@ -175,14 +175,12 @@ def figures(
 
 def table(results: Iterable[dict[str, Any]]) -> Table:
     """Lay out the figures for people."""
-    rows = Table("model", "contestant", box=None, padding=(0, 2, 0, 0))
-    for column in ("tokens/s", "ms a step", "ratio", "middle half", "peak MiB", "memory", "loss"):
-        rows.add_column(column, justify="right")
+    columns = ("tokens/s", "ms a step", "ratio", "middle half", "peak MiB", "memory", "loss")
+    rows = right_aligned("model and contestant", columns)
     for result in results:
         ratio, loss = result["ratio"], result["loss"]
         rows.add_row(
-            result["model"],
-            result["contestant"],
+            f"{result['model']}  {result['contestant']}",
             f"{result['tokens_per_second']:,.0f}",
             f"{1e3 * result['step_seconds']['median']:,.1f}",
             f"{ratio['median']:.2f}",
@@ -196,7 +194,7 @@ def table(results: Iterable[dict[str, Any]]) -> Table:
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = measuring_parser(__doc__, 15, "steps of each contestant, at least 2")
+    parser = parser_of_rounds(__doc__, 15, "steps of each contestant, at least 2")
     parser.add_argument("--model", nargs="+", choices=STANDARD, default=list(STANDARD), help="default: all")
     parser.add_argument(
         "--contestants",
@@ -207,8 +205,9 @@ def parse() -> argparse.Namespace:
     return parse_rounds(parser, 2)
 
 
-def run(options: argparse.Namespace) -> None:
+def run() -> None:
     """Measure and print."""
+    options = parse()
     if importlib.util.find_spec("torch") is None:
         raise InputError(
             "PyTorch is not installed; this comparison needs it, and nothing else in the project does:\n"
@@ -225,27 +224,11 @@ def run(options: argparse.Namespace) -> None:
     with Console(json_output=True) as console:
         for model in dict.fromkeys(options.model):
             results += compete(model, names, options.rounds, core, console)
-    if options.json:
-        print(json.dumps({"core": core, "rounds": options.rounds, "results": results}))
-        return
-    console = Console()
-    console.line(f"core {core}, {options.rounds} rounds; {'; '.join(sorted({r['versions'] for r in results}))}")
-    console.show(table(results))
-    console.line("ratio: speed over that of the PyTorch of the same precision; memory: share of its peak")
-
-
-def main() -> int:
-    """Return the exit status: 2 for input that was refused, 1 for a contestant that failed."""
-    try:
-        run(parse())
-    except CrystallineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    show(results, options, table(results), core=core)
+    if not options.json:
+        print("; ".join(sorted({result["versions"] for result in results})))
+        print("ratio: speed over that of the PyTorch of the same precision; memory: share of its peak")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(run))

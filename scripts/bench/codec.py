@@ -10,13 +10,10 @@ dimension at volume 1, beside the value that is known (Conway and Sloane, "Spher
 2.3). Speeds are float32 bytes a second on one pinned core, medians over rounds in which each code has a turn.
 """
 
-import argparse
 import asyncio
-import json
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,18 +21,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from rich.table import Table
+from rounds import exit_status, in_turn, parse_rounds, parser_of_rounds, right_aligned, show
 
-from crystalline_ray.bench.worker import as_worker, measuring_core, measuring_parser, parse_rounds
+from crystalline_ray.bench.worker import as_worker, measuring_core
 from crystalline_ray.config import Config
 from crystalline_ray.crystal.codes import PIECE, Bfloat16Codec, Codec, LatticeCodec
 from crystalline_ray.data.dataset import prepare
 from crystalline_ray.engine.local import LocalEngine
-from crystalline_ray.errors import CrystallineError
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.lattice.voronoi import VORONOI_CODES
 from crystalline_ray.model.layout import initialise
 from crystalline_ray.spheres.messages import StepRequest
-from crystalline_ray.training.console import Console
 from crystalline_ray.training.resolve import plan_for, specify
 
 STEPS = 50
@@ -96,21 +92,14 @@ def error(codec: Codec, values: Floats) -> float:
 
 def speeds(codecs: dict[str, Codec], values: Floats, rounds: int) -> dict[str, tuple[float, float]]:
     """Return float32 bytes a second of encoding and of decoding one piece, by code."""
-    seconds: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in codecs}
     codes = {name: np.empty(codec.num_bytes(len(values)), np.uint8) for name, codec in codecs.items()}
-    out = np.empty_like(values)
-    for _ in range(rounds + 1):
-        for name, codec in codecs.items():
-            seconds[name][0].append(_timed(codec.encode, values, codes[name]))
-            seconds[name][1].append(_timed(codec.decode, codes[name], out))
-    # the first round fills the caches
-    return {name: (values.nbytes / median(a[1:]), values.nbytes / median(b[1:])) for name, (a, b) in seconds.items()}
-
-
-def _timed(function: Callable[[Any, Any], None], source: Any, target: Any) -> float:
-    start = time.perf_counter()
-    function(source, target)
-    return time.perf_counter() - start
+    out, turns = np.empty_like(values), {}
+    for name, codec in codecs.items():
+        turns[f"encode {name}"] = partial(codec.encode, values, codes[name])
+        turns[f"decode {name}"] = partial(codec.decode, codes[name], out)
+    seconds = in_turn(turns, rounds, warm_up=1)  # the first round fills the caches
+    rate = {name: values.nbytes / median(own) for name, own in seconds.items()}
+    return {name: (rate[f"encode {name}"], rate[f"decode {name}"]) for name in codecs}
 
 
 def measure(rounds: int) -> list[dict[str, Any]]:
@@ -137,9 +126,8 @@ def measure(rounds: int) -> list[dict[str, Any]]:
 
 def table(results: list[dict[str, Any]]) -> Table:
     """Lay out the figures for people."""
-    rows = Table("code", box=None, padding=(0, 2, 0, 0))
-    for column in ("bytes/value", "moment", "known", "normal", "gradient", "encode GB/s", "decode GB/s"):
-        rows.add_column(column, justify="right")
+    columns = ("bytes/value", "moment", "known", "normal", "gradient", "encode GB/s", "decode GB/s")
+    rows = right_aligned("code", columns)
     for result in results:
         moments = (result["second_moment"], result["known_second_moment"])
         rows.add_row(
@@ -154,30 +142,14 @@ def table(results: list[dict[str, Any]]) -> Table:
     return rows
 
 
-def parse() -> argparse.Namespace:
-    """Read the command line."""
-    parser = measuring_parser(__doc__, 30, "turns of each code")
-    return parse_rounds(parser, 1)
-
-
-def main() -> int:
-    """Measure and print; return the exit status."""
-    options = parse()
-    try:
-        core = measuring_core(options.core)
-        with as_worker(core, "numpy"):
-            results = measure(options.rounds)
-    except CrystallineError as failure:
-        print(f"error: {failure}", file=sys.stderr)
-        return failure.exit_code
-    if options.json:
-        print(json.dumps({"core": core, "rounds": options.rounds, "results": results}))
-        return 0
-    console = Console()
-    console.line(f"core {core}, {options.rounds} rounds")
-    console.show(table(results))
-    return 0
+def run() -> None:
+    """Measure and print."""
+    options = parse_rounds(parser_of_rounds(__doc__, 30, "turns of each code"), 1)
+    core = measuring_core(options.core)
+    with as_worker(core, "numpy"):
+        results = measure(options.rounds)
+    show(results, options, table(results), core=core)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(run))

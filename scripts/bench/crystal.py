@@ -17,16 +17,17 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from crystal_table import SAME_SPEED, Record, markdown
 from rich.markdown import Markdown
+from rounds import in_turn
 
 from crystalline_ray.bench.worker import as_worker, measuring_core
 from crystalline_ray.config import Config
@@ -108,20 +109,20 @@ def trained(config: Config, deadline: float) -> dict[str, Any]:
 def speeds(options: argparse.Namespace, text: str, switches: list[str], console: Console) -> Iterator[Record]:
     """Yield the speed of these switches: steps of all in turn, on one core, in this process."""
     contestants = list(dict.fromkeys((PLAIN, *switches)))
-    seconds: dict[str, list[float]] = {switch: [] for switch in contestants}
     with ExitStack() as stack:
         stack.enter_context(as_worker(measuring_core(), "numpy"))
         runs = {switch: _specified(options, text, switch, console) for switch in contestants}
         engines = {switch: stack.enter_context(_started(run)) for switch, run in runs.items()}
         rounds = WARM_UP_ROUNDS + options.rounds
-        for number in range(rounds):
-            console.progress(f"Timing steps of {text}", number, rounds)
-            for switch, engine in engines.items():
+
+        def turns(switch: str) -> Iterator[object]:
+            for number in range(rounds):
                 weight = smoothing_weight(runs[switch].config, number, rounds)
-                start = time.perf_counter()
-                engine.step(StepRequest(number, number, 1e-4, weight))
-                seconds[switch].append(time.perf_counter() - start)
-    counted = {switch: own[WARM_UP_ROUNDS:] for switch, own in seconds.items()}
+                yield engines[switch].step(StepRequest(number, number, 1e-4, weight))
+
+        steps = {switch: partial(next, turns(switch)) for switch in contestants}
+        stage = f"Timing steps of {text}"
+        counted = in_turn(steps, options.rounds, warm_up=WARM_UP_ROUNDS, stage=stage, console=console)
     for switch in switches:
         own, tokens = counted[switch], runs[switch].config.global_batch_size * runs[switch].config.seq_len
         speed = median(plain / mine for plain, mine in zip(counted[PLAIN], own, strict=True))

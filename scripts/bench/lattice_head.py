@@ -13,24 +13,22 @@ steps of model B with that vocabulary. In each round either has a turn, so that 
 for both; a ratio compares the two turns of one round. Printed are its median and the middle half of the rounds.
 """
 
-import argparse
-import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from statistics import median, quantiles
+from functools import partial
+from statistics import median
 from typing import Any
 
 import numpy as np
 from rich.table import Table
+from rounds import add_blas, exit_status, in_turn, middle_half, parse_rounds, parser_of_rounds, right_aligned, show
 
 from crystalline_ray.bench.work import STANDARD, leaf_work
-from crystalline_ray.bench.worker import as_worker, measuring_core, measuring_parser, parse_rounds
+from crystalline_ray.bench.worker import as_worker, measuring_core
 from crystalline_ray.crystal.smoothing import Objective
 from crystalline_ray.crystal.token_use import learn_tree
 from crystalline_ray.data.shards import TokenArray
-from crystalline_ray.errors import CrystallineError
 from crystalline_ray.kernels.operands import unrounded
 from crystalline_ray.kernels.workspace import Array, Workspace, steady_state
 from crystalline_ray.lattice.tree import SHELLS
@@ -91,7 +89,7 @@ def duels(rounds: int) -> Iterator[tuple[str, int, int, Callable[[str], Turn]]]:
         "even": numbers.integers(0, VOCABULARY, ROWS),
     }
     for name, targets in drawn.items():
-        yield f"{name} targets", ROWS, rounds, lambda head, targets=targets: head_turn(head, x, targets)
+        yield f"{name} targets", ROWS, rounds, partial(head_turn, x=x, targets=targets)
     standard = STANDARD["B"]
 
     def training(head: str) -> Turn:
@@ -110,33 +108,27 @@ def compare(
 ) -> dict[str, Any]:
     """Let two heads run in turn; ratios above 1 are how many times faster the second is."""
     turns = {head: make(head) for head in heads}
-    seconds: dict[str, list[float]] = {head: [] for head in heads}
     losses: dict[str, float] = {}
-    for number in range(WARM_UP_ROUNDS + rounds):
-        if console.is_terminal:
-            console.progress(name, number, WARM_UP_ROUNDS + rounds)
-        for head, turn in turns.items():
-            start = time.perf_counter()
-            losses[head] = turn()
-            seconds[head].append(time.perf_counter() - start)
-    counted = {head: own[WARM_UP_ROUNDS:] for head, own in seconds.items()}
-    ratios = [first / second for first, second in zip(*counted.values(), strict=True)]
-    lower, middle, upper = quantiles(ratios, n=4, method="inclusive")
+
+    def turn(head: str) -> None:
+        losses[head] = turns[head]()
+
+    in_order = {head: partial(turn, head) for head in heads}
+    seconds = in_turn(in_order, rounds, warm_up=WARM_UP_ROUNDS, stage=name, console=console)
     return {
         "name": name,
-        "seconds": {head: median(own) for head, own in counted.items()},
-        "tokens_per_second": {head: tokens / median(own) for head, own in counted.items()},
+        "seconds": {head: median(own) for head, own in seconds.items()},
+        "tokens_per_second": {head: tokens / median(own) for head, own in seconds.items()},
         "loss": losses,
-        "ratio": {"median": middle, "lower_quartile": lower, "upper_quartile": upper},
+        "ratio": middle_half(*seconds.values()),
     }
 
 
 def table(results: list[dict[str, Any]]) -> Table:
     """Lay out the figures for people."""
-    rows = Table("measured", box=None, padding=(0, 2, 0, 0))
     heads = list(results[0]["seconds"])
-    for column in (*(f"{head} ms" for head in heads), "tokens/s", "tokens/s", "faster", "middle half"):
-        rows.add_column(column, justify="right")
+    columns = (*(f"{head} ms" for head in heads), "tokens/s", "tokens/s", "faster", "middle half")
+    rows = right_aligned("measured", columns)
     for result in results:
         ratio = result["ratio"]
         rows.add_row(
@@ -149,35 +141,19 @@ def table(results: list[dict[str, Any]]) -> Table:
     return rows
 
 
-def parse() -> argparse.Namespace:
-    """Read the command line."""
-    parser = measuring_parser(__doc__, 10, "turns of each head, at least 2")
+def run() -> None:
+    """Measure and print."""
+    parser = parser_of_rounds(__doc__, 10, "turns of each head, at least 2")
     parser.add_argument("--heads", nargs=2, choices=HEADS, default=("full", SHELLS), help="(default: full shells)")
-    parser.add_argument("--blas", choices=("numpy", "mkl"), default="numpy", help="library of products")
+    add_blas(parser)
     options = parse_rounds(parser, 2)
     if options.heads[0] == options.heads[1]:
         parser.error(f"--heads {' '.join(options.heads)}: must be two different ones")
-    return options
-
-
-def main() -> int:
-    """Measure and print; return the exit status."""
-    options = parse()
-    try:
-        core = measuring_core(options.core)
-        with Console(json_output=True) as console, as_worker(core, options.blas):
-            results = [compare(tuple(options.heads), *duel, console) for duel in duels(options.rounds)]
-    except CrystallineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    if options.json:
-        print(json.dumps({"core": core, "rounds": options.rounds, "blas": options.blas, "results": results}))
-        return 0
-    console = Console()
-    console.line(f"core {core}, {options.rounds} rounds, products by {options.blas}")
-    console.show(table(results))
-    return 0
+    core = measuring_core(options.core)
+    with Console(json_output=True) as console, as_worker(core, options.blas):
+        results = [compare(tuple(options.heads), *duel, console) for duel in duels(options.rounds)]
+    show(results, options, table(results), core=core, blas=options.blas)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(run))

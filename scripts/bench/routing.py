@@ -9,10 +9,7 @@ controls, as a rule while their leaves work; here they count as if all leaves wa
 micro-batches forward and backward, as many after another as the busiest leaf has.
 """
 
-import argparse
-import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
@@ -20,20 +17,19 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
+from rounds import add_blas, exit_status, in_turn, parse_rounds, parser_of_rounds, right_aligned, show
 
 from crystalline_ray.bench.work import STANDARD
-from crystalline_ray.bench.worker import as_worker, measuring_core, measuring_parser, parse_rounds
+from crystalline_ray.bench.worker import as_worker, measuring_core
 from crystalline_ray.config import Config, load_config
 from crystalline_ray.crystal.routing import Router
 from crystalline_ray.data.batches import TrainBatches
 from crystalline_ray.data.shards import TokenArray
-from crystalline_ray.errors import CrystallineError
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
 from crystalline_ray.model.transformer import Transformer
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, plan_spheres
 from crystalline_ray.spheres.run_spec import RunSpec, model_shape
-from crystalline_ray.training.console import Console
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ZIPF_EXPONENT = 1.3
@@ -76,24 +72,17 @@ def batch_turn(config: Config, shape: ModelShape) -> Callable[[], object]:
     return lambda: model.loss_and_gradient(weights, gradient, inputs, targets, scale=1.0, dropout_seed=None)
 
 
-def seconds(turn: Callable[[], object]) -> float:
-    """Time one call."""
-    start = time.perf_counter()
-    turn()
-    return time.perf_counter() - start
-
-
 def measure(name: str, config: Config, shape: ModelShape, leaves: int, rounds: int) -> dict[str, Any]:
     """Let routes and micro-batches have turns; shares are medians over the rounds."""
-    route, batch = route_turn(config, shape), batch_turn(config, shape)
-    pairs = [(seconds(route), seconds(batch)) for _ in range(WARM_UP_ROUNDS + rounds)][WARM_UP_ROUNDS:]
-    ratio = median(routed / computed for routed, computed in pairs)
+    turns = {"route": route_turn(config, shape), "batch": batch_turn(config, shape)}
+    seconds = in_turn(turns, rounds, warm_up=WARM_UP_ROUNDS)
+    ratio = median(routed / computed for routed, computed in zip(*seconds.values(), strict=True))
     return {
         "name": name,
         "micro_batches": config.micro_batches,
         "sequences": config.global_batch_size,
-        "route_seconds": median(routed for routed, _ in pairs),
-        "micro_batch_seconds": median(computed for _, computed in pairs),
+        "route_seconds": median(seconds["route"]),
+        "micro_batch_seconds": median(seconds["batch"]),
         "share_of_step": {count: ratio / rounds_and_turns(config.micro_batches, count) for count in (1, leaves)},
     }
 
@@ -105,9 +94,7 @@ def rounds_and_turns(micro_batches: int, leaves: int) -> int:
 
 def table(results: list[dict[str, Any]]) -> Table:
     """Lay out the figures for people."""
-    rows = Table("measured", box=None, padding=(0, 2, 0, 0))
-    for column in ("sequences", "routes ms", "micro-batch ms", "share of a step by leaves"):
-        rows.add_column(column, justify="right")
+    rows = right_aligned("measured", ("sequences", "routes ms", "micro-batch ms", "share of a step by leaves"))
     for result in results:
         rows.add_row(
             result["name"],
@@ -119,31 +106,16 @@ def table(results: list[dict[str, Any]]) -> Table:
     return rows
 
 
-def parse() -> argparse.Namespace:
-    """Read the command line."""
-    parser = measuring_parser(__doc__, 10, "turns of each, at least 1")
-    parser.add_argument("--blas", choices=("numpy", "mkl"), default="numpy", help="library of products")
-    return parse_rounds(parser, 1)
-
-
-def main() -> int:
-    """Measure and print; return the exit status."""
-    options = parse()
-    try:
-        core = measuring_core(options.core)
-        with as_worker(core, options.blas):
-            results = [measure(*case, options.rounds) for case in cases()]
-    except CrystallineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    if options.json:
-        print(json.dumps({"core": core, "rounds": options.rounds, "blas": options.blas, "results": results}))
-        return 0
-    console = Console()
-    console.line(f"core {core}, {options.rounds} rounds, products by {options.blas}")
-    console.show(table(results))
-    return 0
+def run() -> None:
+    """Measure and print."""
+    parser = parser_of_rounds(__doc__, 10, "turns of each, at least 1")
+    add_blas(parser)
+    options = parse_rounds(parser, 1)
+    core = measuring_core(options.core)
+    with as_worker(core, options.blas):
+        results = [measure(*case, options.rounds) for case in cases()]
+    show(results, options, table(results), core=core, blas=options.blas)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(run))

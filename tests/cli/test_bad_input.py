@@ -11,7 +11,8 @@ from crystalline_ray.cli import main
 from crystalline_ray.config import Config
 from crystalline_ray.data.char import CharTokenizer
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise, weights_digest
-from crystalline_ray.training.checkpoint import MODEL, TrainingState, folder_name, write_checkpoint
+from crystalline_ray.training.checkpoint import MODEL, folder_name, write_checkpoint
+from crystalline_ray.training.state import TrainingState
 
 TINY = "--engine local --tokenizer char --seq-len 16 --embed-dim 16 --num-layers 1 --num-heads 2"
 

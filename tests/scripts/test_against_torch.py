@@ -95,7 +95,7 @@ def test_absent_torch_is_said(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["against_torch.py"])
-    assert script.main() == 2
+    assert script.exit_status(script.run) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: PyTorch is not installed")
     assert "Traceback" not in error

@@ -1,6 +1,5 @@
 """The ablation: its table, and that every switch it names is a configuration; its figures take an hour."""
 
-import sys
 from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
@@ -11,8 +10,7 @@ from tests.helpers.bench_scripts import load_script
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.setitem(sys.modules, "crystal_table", load_script("crystal_table"))
+def script() -> ModuleType:
     return load_script("crystal")
 
 

@@ -16,6 +16,8 @@ _CALLERS = ("crystalline_ray.model.", segment_owner.__name__)
 _KERNEL_ENDINGS = ("_forward", "_backward", "_update")
 _PRODUCTS = ("multiply", "product")
 
+_Function = Callable[..., Any]
+
 
 @dataclass
 class KernelTime:
@@ -24,10 +26,6 @@ class KernelTime:
     calls: int = 0
     seconds: float = 0.0
     product_seconds: float = 0.0
-
-
-_Site = tuple[Any, str, str]
-"""A name to rebind: where it is looked up, the name, and what it is shown as."""
 
 
 class _Clock:
@@ -39,7 +37,7 @@ class _Clock:
         self._within = 0.0
         self._multiplying = False
 
-    def kernel(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def kernel(self, name: str, function: _Function) -> _Function:
         own = self.times.setdefault(name, KernelTime())
 
         def timed(*arguments: Any, **options: Any) -> Any:
@@ -56,19 +54,13 @@ class _Clock:
 
         return timed
 
-    def product(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def product(self, name: str, function: _Function) -> _Function:
         """Time a product for the kernel that asks for it; one that no kernel asks for is a kernel of its own."""
-        within = self._counted(function)
-        alone = self.kernel(name, within)
 
         def timed(*arguments: Any, **options: Any) -> Any:
-            return (alone if self._current is None else within)(*arguments, **options)
-
-        return timed
-
-    def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*arguments: Any, **options: Any) -> Any:
-            if self._multiplying or self._current is None:
+            if self._current is None:
+                return alone(*arguments, **options)
+            if self._multiplying:
                 return function(*arguments, **options)
             self._multiplying = True
             start = time.perf_counter()
@@ -78,7 +70,8 @@ class _Clock:
                 self._current.product_seconds += time.perf_counter() - start
                 self._multiplying = False
 
-        return counted
+        alone = self.kernel(name, timed)
+        return timed
 
 
 @contextmanager
@@ -91,27 +84,18 @@ def timed_kernels() -> Iterator[dict[str, KernelTime]]:
     put back at the end.
     """
     clock = _Clock()
-    wrapped = [(clock.kernel, *site) for site in _kernel_sites()] + [
-        (clock.product, *site) for site in _product_sites()
+    wrapped = [
+        (segment_owner.SegmentOwner, "reduce", clock.kernel("segment_reduce", segment_owner.SegmentOwner.reduce))
     ]
-    with ExitStack() as stack:
-        for wrap, owner, name, shown in wrapped:
-            original = getattr(owner, name)
-            stack.callback(setattr, owner, name, original)
-            setattr(owner, name, wrap(shown, original))
-        yield clock.times
-
-
-def _kernel_sites() -> Iterator[_Site]:
-    callers = [module for name, module in sys.modules.items() if name.startswith(_CALLERS)]
-    for module in callers:
+    for module in [module for name, module in sys.modules.items() if name.startswith(_CALLERS)]:
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if function.__module__.startswith(_KERNELS) and name.endswith(_KERNEL_ENDINGS):
-                yield module, name, name
-    yield segment_owner.SegmentOwner, "reduce", "segment_reduce"
-
-
-def _product_sites() -> Iterator[_Site]:
-    for name, _ in inspect.getmembers(gemm, inspect.isfunction):
+                wrapped.append((module, name, clock.kernel(name, function)))
+    for name, function in inspect.getmembers(gemm, inspect.isfunction):
         if any(word in name for word in _PRODUCTS):
-            yield gemm, name, f"gemm.{name}"
+            wrapped.append((gemm, name, clock.product(f"gemm.{name}", function)))
+    with ExitStack() as stack:
+        for place, name, timed in wrapped:
+            stack.callback(setattr, place, name, getattr(place, name))
+            setattr(place, name, timed)
+        yield clock.times

@@ -68,39 +68,24 @@ class LeafFigures:
         kernels = Table("kernel", box=None, padding=(0, 2, 0, 0))
         for column in ("share", "in products", "calls a step", "ms a step"):
             kernels.add_column(column, justify="right")
-        for kernel in [*self.kernels, self._rest()]:
-            kernels.add_row(
-                kernel.kernel,
-                f"{kernel.share:.1%}",
-                f"{kernel.product_share:.1%}",
-                f"{kernel.calls:,}" if kernel.calls else "",
-                f"{1e3 * kernel.share * self.step_seconds['median']:.2f}",
-            )
+        between = max(0.0, 1.0 - sum(kernel.share for kernel in self.kernels))
+        for kernel in [*self.kernels, KernelShare("between kernels", between, 0.0, 0)]:
+            calls = f"{kernel.calls:,}" if kernel.calls else ""
+            milliseconds = f"{1e3 * kernel.share * self.step_seconds['median']:.2f}"
+            kernels.add_row(kernel.kernel, f"{kernel.share:.1%}", f"{kernel.product_share:.1%}", calls, milliseconds)
         return Group(facts(self._rows()), Text(""), kernels)
 
-    def _rest(self) -> KernelShare:
-        return KernelShare("between kernels", max(0.0, 1.0 - sum(kernel.share for kernel in self.kernels)), 0.0, 0)
-
     def _rows(self) -> Iterator[tuple[str, str]]:
-        seconds = {name: f"{1e3 * value:,.1f}" for name, value in self.step_seconds.items()}
+        median, least, most = (f"{1e3 * self.step_seconds[name]:,.1f}" for name in ("median", "min", "max"))
+        rate, peak = self.model_flops_per_second / 1e9, self.peak_gemm_flops_per_second / 1e9
+        work = "forward, backward, clipping and AdamW"
+        counted = "per token 6 for each weight in products, and causal attention"
         yield "model", f"{self.model}, {self.step_tokens:,} tokens a step, {self.precision}, on core {self.core}"
         yield "BLAS", f"{self.blas} {self.blas_version} for {self.blas_architecture}, 1 thread"
         yield "speed", f"{self.tokens_per_second:,.0f} tokens/s"
-        yield (
-            "step",
-            f"median {seconds['median']} ms, {seconds['min']} to {seconds['max']} ms, {self.steps} steps of forward, "
-            "backward, clipping and AdamW",
-        )
-        yield (
-            "arithmetic",
-            f"{self.model_flops_per_second / 1e9:,.1f} GFLOP/s: per token 6 for each weight in products, and causal "
-            "attention",
-        )
-        yield (
-            "limit",
-            f"{self.peak_share:.1%} of the {self.peak_gemm_flops_per_second / 1e9:,.1f} GFLOP/s that products reach "
-            "here at best",
-        )
+        yield "step", f"median {median} ms, {least} to {most} ms, {self.steps} steps of {work}"
+        yield "arithmetic", f"{rate:,.1f} GFLOP/s: {counted}"
+        yield "limit", f"{self.peak_share:.1%} of the {peak:,.1f} GFLOP/s that products reach here at best"
         yield "products", f"{self.gemm_share:.1%} of the time"
         yield "memory", f"{self.peak_memory_mb:,.0f} MiB at most, {self.workspace_mb:,.1f} MiB of it workspace"
 
@@ -182,8 +167,7 @@ def _kernel_shares(step: Callable[[], float], seconds: float, progress: Progress
     total = sum(times)
     kernels = [
         KernelShare(name, kernel.seconds / total, kernel.product_seconds / total, kernel.calls // len(times))
-        for name, kernel in clocked.items()
+        for name, kernel in sorted(clocked.items(), key=lambda item: -item[1].seconds)
         if kernel.calls
     ]
-    kernels.sort(key=lambda kernel: kernel.share, reverse=True)
     return kernels, sum(kernel.product_share for kernel in kernels)

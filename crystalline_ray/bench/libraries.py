@@ -26,8 +26,8 @@ class Blas:
 def loaded_blas() -> list[Blas]:
     """Return the BLAS libraries that threadpoolctl knows, the one that computes products now marked as in use."""
     found = ThreadpoolController().select(user_api="blas").info()
-    chosen = [library["filepath"] for library in found if _is_chosen(Path(library["filepath"]))]
-    in_use = chosen[0] if chosen else found[0]["filepath"] if len(found) == 1 else None
+    files = [library["filepath"] for library in found]
+    in_use = next((file for file in files if _is_chosen(Path(file))), files[0] if len(files) == 1 else None)
     return [
         Blas(
             library=library["internal_api"],

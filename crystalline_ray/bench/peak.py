@@ -1,7 +1,8 @@
 """The best rate of matrix products that one core reaches: what the rate of a whole step is judged by."""
 
+import math
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,23 +17,21 @@ PEAK_SECONDS = 2.0
 _SHAPES = ((768, 768, 768), (960, 960, 960), (1536, 1536, 1536), (2048, 384, 1536))
 
 
-@dataclass(frozen=True)
-class PeakGemm:
-    """The best product: (M, K) @ (K, N), and its rate."""
+class PeakGemm(NamedTuple):
+    """The best rate of a product (M, K) @ (K, N), and these sizes."""
 
-    shape: tuple[int, int, int]
     flops_per_second: float
+    shape: tuple[int, int, int]
 
 
 def measure_peak(precision: Precision, progress: Progress) -> PeakGemm:
     """Multiply for about `PEAK_SECONDS` on the calling thread, as a leaf's kernels would; return the best product."""
-    bests = []
+    bests, seconds = [], PEAK_SECONDS / len(_SHAPES)
     for number, shape in enumerate(_SHAPES):
         progress("Measuring matrix products", number, len(_SHAPES))
-        flops = 2 * shape[0] * shape[1] * shape[2]
-        bests.append(PeakGemm(shape, flops / _best_seconds(shape, precision, PEAK_SECONDS / len(_SHAPES))))
+        bests.append(PeakGemm(2 * math.prod(shape) / _best_seconds(shape, precision, seconds), shape))
     progress("Measuring matrix products", len(_SHAPES), len(_SHAPES))
-    return max(bests, key=lambda best: best.flops_per_second)
+    return max(bests)
 
 
 def _best_seconds(shape: tuple[int, int, int], precision: Precision, seconds: float) -> float:
@@ -46,8 +45,8 @@ def _best_seconds(shape: tuple[int, int, int], precision: Precision, seconds: fl
     operands = Bfloat16Operands([x.size for x in factors]) if precision == "bfloat16" else unrounded
     a, b = (operands(x, slot) for slot, x in enumerate(factors))
     gemm.multiply(a, b, out)
-    best, end = float("inf"), time.perf_counter() + seconds
-    while best == float("inf") or time.perf_counter() < end:
+    best, end = math.inf, time.perf_counter() + seconds
+    while best == math.inf or time.perf_counter() < end:
         start = time.perf_counter()
         gemm.multiply(a, b, out)
         best = min(best, time.perf_counter() - start)

@@ -84,9 +84,8 @@ def timed_kernels() -> Iterator[dict[str, KernelTime]]:
     put back at the end.
     """
     clock = _Clock()
-    wrapped = [
-        (segment_owner.SegmentOwner, "reduce", clock.kernel("segment_reduce", segment_owner.SegmentOwner.reduce))
-    ]
+    owner = segment_owner.SegmentOwner
+    wrapped: list[tuple[Any, str, _Function]] = [(owner, "reduce", clock.kernel("segment_reduce", owner.reduce))]
     for module in [module for name, module in sys.modules.items() if name.startswith(_CALLERS)]:
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if function.__module__.startswith(_KERNELS) and name.endswith(_KERNEL_ENDINGS):

@@ -7,10 +7,7 @@ from collections.abc import Sequence
 import click
 
 from crystalline_ray import __version__
-from crystalline_ray.cli.bench import bench_group
-from crystalline_ray.cli.show import doctor_command, lattice_command, plan_command, report_command
-from crystalline_ray.cli.train import train_command
-from crystalline_ray.cli.use import chat_command, evaluate_command, generate_command
+from crystalline_ray.cli import bench, show, train, use
 from crystalline_ray.config import Config
 from crystalline_ray.config_sources import nearest, other_names
 from crystalline_ray.errors import CrystallineError, Stopped
@@ -31,17 +28,7 @@ def cli() -> None:
     """Train GPT-style language models on CPUs, on a tree of kissing spheres."""
 
 
-for command in (
-    train_command,
-    generate_command,
-    chat_command,
-    evaluate_command,
-    report_command,
-    plan_command,
-    lattice_command,
-    doctor_command,
-    bench_group,
-):
+for command in (*train.COMMANDS, *use.COMMANDS, *show.COMMANDS, *bench.COMMANDS):
     cli.add_command(command)
 
 

@@ -5,8 +5,7 @@ from typing import Any
 
 import click
 
-from crystalline_ray.cli.options import FieldsCommand, given_fields, json_option
-from crystalline_ray.cli.output import print_result, terminal_progress
+from crystalline_ray.cli import options, output
 
 
 @click.group("bench")
@@ -14,12 +13,12 @@ def bench_group() -> None:
     """Measure how fast this machine computes."""
 
 
-@bench_group.command("leaf", cls=FieldsCommand, fields=("precision", "blas"))
+@bench_group.command("leaf", cls=options.FieldsCommand, fields=("precision", "blas"))
 @click.option("--model", default="B", show_default=True, help="A, B, or a YAML configuration: the model and its batch")
 @click.option("--seconds", type=float, default=10.0, show_default=True, help="Time for the steps that are measured")
 @click.option("--core", type=int, help="Core to run on; by default the last that may be used")
-@json_option
-def leaf_command(model: str, seconds: float, core: int | None, as_json: bool, **options: Any) -> None:
+@options.as_json
+def leaf_command(model: str, seconds: float, core: int | None, as_json: bool, **fields: Any) -> None:
     """Measure one leaf on one core, without Ray.
 
     A step is one micro-batch forward and backward, clipping and AdamW. A is a small model (vocabulary 1000, width 128,
@@ -29,7 +28,10 @@ def leaf_command(model: str, seconds: float, core: int | None, as_json: bool, **
     from crystalline_ray.bench.work import find_work
     from crystalline_ray.training.console import Console
 
-    work = find_work(model, environ=os.environ, **given_fields(options))
+    work = find_work(model, environ=os.environ, **options.given_fields(fields))
     with Console(json_output=True) as console:
-        figures = bench_leaf(work, seconds=seconds, core=core, progress=terminal_progress(console))
-    print_result(figures, as_json)
+        figures = bench_leaf(work, seconds=seconds, core=core, progress=output.terminal_progress(console))
+    output.print_result(figures, as_json)
+
+
+COMMANDS = (bench_group,)

@@ -16,13 +16,11 @@ from crystalline_ray.config_sources import Given
 _MANY = 20
 _HELP_ALL = "crystalline_ray.help_all"
 
-json_option = click.option(
+as_json = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object on standard output, logs on standard error"
 )
-config_option = click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML file of fields")
-runs_dir_option = click.option(
-    "--runs-dir", "folder", metavar="PATH", help="Folder that holds the runs [default: runs]"
-)
+config_file = click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML file of fields")
+folder = click.option("--runs-dir", "folder", metavar="PATH", help="Folder that holds the runs [default: runs]")
 
 
 class _FieldOption(click.Option):

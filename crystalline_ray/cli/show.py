@@ -6,16 +6,7 @@ from typing import Any
 
 import click
 
-from crystalline_ray.cli.options import (
-    FieldsCommand,
-    config_option,
-    given_fields,
-    json_option,
-    marked,
-    runs_dir,
-    runs_dir_option,
-)
-from crystalline_ray.cli.output import print_result, terminal_progress
+from crystalline_ray.cli import options, output
 from crystalline_ray.config import load_config
 from crystalline_ray.config_section import PLAN
 from crystalline_ray.errors import ConfigError
@@ -40,8 +31,8 @@ _plot_option = click.option(
 @click.command("report")
 @click.argument("runs", nargs=-1, metavar="[RUN ...]")
 @_plot_option
-@runs_dir_option
-@json_option
+@options.folder
+@options.as_json
 def report_command(runs: tuple[str, ...], file: Path | None, folder: str | None, as_json: bool) -> None:
     """Show the closing report of a run, or compare runs.
 
@@ -49,46 +40,50 @@ def report_command(runs: tuple[str, ...], file: Path | None, folder: str | None,
     their losses over the steps.
     """
     from crystalline_ray.training.report import RunReport
-    from crystalline_ray.training.run_folder import REPORT, find_run
+    from crystalline_ray.training.run_folder import REPORT, find_run, list_runs
+    from crystalline_ray.views import runs as tables
     from crystalline_ray.views.losses import plot_losses
     from crystalline_ray.views.report import render_report
-    from crystalline_ray.views.runs import Comparison, RunList
 
-    where = runs_dir(folder)
+    where = options.runs_dir(folder)
     folders = [find_run(run, where) for run in runs]
     if file is not None:
         if not folders:
             raise ConfigError(f"--plot {file}: name the runs whose losses it shows")
         plot_losses(folders, file)
+    if not folders:
+        output.print_result(list(map(tables.summarise, list_runs(where))), as_json, tables.render_list)
+        return
+    reports = [RunReport.read(path / REPORT) for path in folders]
     if len(folders) == 1:
-        print_result(RunReport.read(folders[0] / REPORT), as_json, render_report)
+        output.print_result(reports[0], as_json, render_report)
     else:
-        print_result(Comparison(folders) if folders else RunList(where), as_json)
+        output.print_result(reports, as_json, lambda _: tables.render_comparison(folders))
     _say_drawn(file, as_json)
 
 
-@click.command("plan", cls=FieldsCommand, fields=marked(PLAN))
+@click.command("plan", cls=options.FieldsCommand, fields=options.marked(PLAN))
 @click.option(
     "--cpus", type=click.IntRange(1, MAX_SPHERES), help="Number of cores; by default those that this process may use"
 )
-@config_option
-@json_option
-def plan_command(cpus: int | None, config_file: Path | None, as_json: bool, **options: Any) -> None:
+@options.config_file
+@options.as_json
+def plan_command(cpus: int | None, config_file: Path | None, as_json: bool, **fields: Any) -> None:
     """Show the tree of spheres for a box.
 
     Also what memory a run would take there, and how many leaves would have nothing to do.
     """
-    config = load_config(config_file, environ=os.environ, **given_fields(options))
+    config = load_config(config_file, environ=os.environ, **options.given_fields(fields))
     from crystalline_ray.spheres.plan import plan_spheres
     from crystalline_ray.training.resolve import plan_for
     from crystalline_ray.views.tree import PlanView
 
     plan = plan_for(config) if cpus is None else plan_spheres([range(cpus)], coordinators=config.coordinators)
-    print_result(PlanView(plan, config), as_json)
+    output.print_result(PlanView(plan, config), as_json)
 
 
 @click.command("doctor")
-@json_option
+@options.as_json
 def doctor_command(as_json: bool) -> None:
     """Show what this machine offers to a run.
 
@@ -99,8 +94,8 @@ def doctor_command(as_json: bool) -> None:
     from crystalline_ray.views.machine import diagnose
 
     with Console(json_output=True) as console:
-        diagnosis = diagnose(config, terminal_progress(console))
-    print_result(diagnosis, as_json)
+        diagnosis = diagnose(config, output.terminal_progress(console))
+    output.print_result(diagnosis, as_json)
 
 
 @click.command("lattice")
@@ -109,15 +104,15 @@ def doctor_command(as_json: bool) -> None:
     "--vocab-size", type=click.IntRange(1, 1_000_000), help="Tokens of the crystal, without RUN [default: 2048]"
 )
 @_plot_option
-@runs_dir_option
-@json_option
+@options.folder
+@options.as_json
 def lattice_command(
     run: str | None, vocab_size: int | None, file: Path | None, folder: str | None, as_json: bool
 ) -> None:
     """Show the crystal on which the tokens of a vocabulary lie.
 
-    With RUN, a name or a folder, it is that of the run's vocabulary, and the table says how near the embeddings of
-    neighbours lie in its model.
+    With RUN, a name, a folder or one checkpoint, it is that of the run's vocabulary, and the table says how near the
+    embeddings of neighbours lie in its model.
     """
     if run is not None and vocab_size is not None:
         raise ConfigError(f"--vocab-size {vocab_size}: RUN has a vocabulary of its own; give one of the two")
@@ -130,7 +125,7 @@ def lattice_command(
         crystal = describe_crystal(*_embeddings(run, folder))
     if file is not None:
         plot_crystal(crystal, file)
-    print_result(crystal, as_json)
+    output.print_result(crystal, as_json)
     _say_drawn(file, as_json)
 
 
@@ -146,3 +141,6 @@ def _embeddings(run: str, folder: str | None) -> tuple[int, Any]:
 def _say_drawn(file: Path | None, as_json: bool) -> None:
     if file is not None and not as_json:
         click.echo(f"drawn: {file}")
+
+
+COMMANDS = (report_command, plan_command, lattice_command, doctor_command)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from crystalline_ray.cli.options import FieldsCommand, config_option, given_fields, json_option, runs_dir
+from crystalline_ray.cli import options
 from crystalline_ray.config import Config, load_config, resume_config
 from crystalline_ray.config_sources import Given
 from crystalline_ray.errors import ConfigError
@@ -17,20 +17,18 @@ if TYPE_CHECKING:
     from crystalline_ray.training.report import RunReport
 
 
-@click.command("train", cls=FieldsCommand)
+@click.command("train", cls=options.FieldsCommand)
 @click.argument("inputs", nargs=-1, metavar="[CONFIG.yaml | TEXT ...]")
-@config_option
+@options.config_file
 @click.option("--resume", is_flag=True, help="Go on with the newest run, the one called --name, or the folder given")
-@json_option
-def train_command(
-    inputs: tuple[str, ...], config_file: Path | None, resume: bool, as_json: bool, **options: Any
-) -> int:
+@options.as_json
+def train_command(inputs: tuple[str, ...], config_file: Path | None, resume: bool, as_json: bool, **fields: Any) -> int:
     """Train a model on TEXT: files or folders.
 
     Without TEXT, it learns the source text of Python's standard library. Every field can also be given in a YAML file,
     or as CRYSTALLINE_RAY_FIELD in the environment; the command line wins over the environment, that over the file.
     """
-    flags = given_fields(options)
+    flags = options.given_fields(fields)
     folder = None
     if resume:
         folder, config = _resumed(inputs, config_file, flags)
@@ -80,7 +78,7 @@ def _resumed(inputs: Sequence[str], config_file: Path | None, flags: dict[str, A
         raise ConfigError(
             f"--config {config_file}: a resumed run keeps its configuration; change single fields instead"
         )
-    where = runs_dir(flags.pop("runs_dir").value if "runs_dir" in flags else None)
+    where = options.runs_dir(flags.pop("runs_dir").value if "runs_dir" in flags else None)
     names = [*inputs, *([flags.pop("name").value] if "name" in flags else [])]
     if len(names) > 1:
         raise ConfigError(f"--resume takes one run, not {' and '.join(names)}; give a text that has moved as --text")
@@ -106,3 +104,6 @@ def _next_commands(report: "RunReport", folder: Path) -> Iterator[str]:
     else:
         yield f"let it write:  {command('generate', folder, '--prompt', 'Once')}"
         yield f"write with it: {command('chat', folder)}"
+
+
+COMMANDS = (train_command,)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from crystalline_ray.cli.options import json_option, runs_dir, runs_dir_option
-from crystalline_ray.cli.output import print_json, print_written
+from crystalline_ray.cli import options, output
 
 if TYPE_CHECKING:
     from crystalline_ray.generation.load import TrainedModel
@@ -49,57 +48,58 @@ def _max_tokens_option(default: int, what: str) -> Callable[[_Command], _Command
 @click.option("--prompt", default="", help="Text to continue; without it, the model begins a text")
 @_max_tokens_option(200, "Number of tokens to write at most")
 @_sampling_options
-@runs_dir_option
-@json_option
+@options.folder
+@options.as_json
 def generate_command(
     run: str, prompt: str, max_tokens: int, folder: str | None, as_json: bool, seed: int, **sampling: Any
 ) -> None:
     """Let a model continue a text.
 
-    RUN is the name of a run, or its folder.
+    RUN is the name of a run, its folder, or the folder of one of its checkpoints.
     """
-    session = _sessions(load(run, folder), seed, sampling)()
+    session = _sessions(run, folder, seed, sampling)()
     session.add(prompt)
     given = len(session.context)
     if as_json:
         text = "".join(session.write(max_tokens))
-        print_json({"run": run, "prompt": prompt, "text": text, "tokens": len(session.context) - given, "seed": seed})
+        written = len(session.context) - given
+        output.print_json({"run": run, "prompt": prompt, "text": text, "tokens": written, "seed": seed})
         return
-    print_written(prompt)
+    output.print_written(prompt)
     for piece in session.write(max_tokens):
-        print_written(piece)
-    print_written("\n")
+        output.print_written(piece)
+    output.print_written("\n")
 
 
 @click.command("chat")
 @click.argument("run")
 @_max_tokens_option(100, "Number of tokens per turn at most")
 @_sampling_options
-@runs_dir_option
+@options.folder
 def chat_command(run: str, max_tokens: int, folder: str | None, seed: int, **sampling: Any) -> None:
     """Write a text in turns with a model.
 
-    RUN is a name or a folder. The model continues text: it has not been taught to answer.
+    RUN is a name, a folder, or one checkpoint. The model continues text: it has not been taught to answer.
     """
     from crystalline_ray.generation.chat import GREETING, chat
     from crystalline_ray.training.console import Console
 
-    new_session = _sessions(load(run, folder), seed, sampling)
+    new_session = _sessions(run, folder, seed, sampling)
     Console(json_output=True).show(GREETING)
     prompt = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
-    chat(new_session, lambda: input(prompt), print_written, max_tokens)
+    chat(new_session, lambda: input(prompt), output.print_written, max_tokens)
 
 
 @click.command("evaluate")
 @click.argument("run")
 @click.argument("text", nargs=-1, type=click.Path(path_type=Path, allow_dash=True))
-@runs_dir_option
-@json_option
+@options.folder
+@options.as_json
 def evaluate_command(run: str, text: tuple[Path, ...], folder: str | None, as_json: bool) -> None:
     """Measure how well a model predicts text.
 
-    RUN is a name or a folder. TEXT is a file, a folder, or - for standard input; without it, what was held out of the
-    training text is measured.
+    RUN is a name, a folder, or one checkpoint. TEXT is a file, a folder, or - for standard input; without it, what was
+    held out of the training text is measured.
     """
     from crystalline_ray.generation.evaluation import evaluate
     from crystalline_ray.training.console import Console
@@ -119,7 +119,7 @@ def evaluate_command(run: str, text: tuple[Path, ...], folder: str | None, as_js
         "crystalline_score": found.crystalline_score,
     }
     if as_json:
-        print_json(values)
+        output.print_json(values)
         return
     for name, value in values.items():
         if value is not None:
@@ -133,7 +133,7 @@ def load(run: str, folder: str | None) -> "TrainedModel":
     from crystalline_ray.generation.load import load_model
     from crystalline_ray.training.run_folder import CONFIG, find_model
 
-    model = load_model(find_model(run, runs_dir(folder)))
+    model = load_model(find_model(run, options.runs_dir(folder)))
     if (model.run / CONFIG).exists():
         load_config(model.run / CONFIG)  # damage there is damage of the run, whether or not the command needs it
     for reason in model.skipped:
@@ -141,12 +141,13 @@ def load(run: str, folder: str | None) -> "TrainedModel":
     return model
 
 
-def _sessions(model: "TrainedModel", seed: int, sampling: dict[str, Any]) -> "Callable[[], TextSession]":
-    """Return a function that begins an empty text with the model."""
+def _sessions(run: str, folder: str | None, seed: int, sampling: dict[str, Any]) -> "Callable[[], TextSession]":
+    """Return a function that begins an empty text with the model of a run."""
     from crystalline_ray.generation.generator import Sampling
     from crystalline_ray.generation.session import TextSession
 
     chosen = Sampling(**sampling)
+    model = load(run, folder)
     return lambda: TextSession(model.shape, model.weights, model.tokenizer, chosen, seed)
 
 
@@ -158,3 +159,6 @@ def _files(text: Sequence[Path]) -> Iterator[list[Path]]:
         if set(text) & set(_STANDARD_INPUT):
             copy.write_bytes(sys.stdin.buffer.read())
         yield [copy if path in _STANDARD_INPUT else path for path in text]
+
+
+COMMANDS = (generate_command, chat_command, evaluate_command)

@@ -13,7 +13,7 @@ from crystalline_ray.errors import InputError
 from crystalline_ray.training.facts import duration, short_count
 from crystalline_ray.training.metrics import read_metrics
 from crystalline_ray.training.report import RunReport
-from crystalline_ray.training.run_folder import CONFIG, METRICS, REPORT, list_runs
+from crystalline_ray.training.run_folder import CONFIG, METRICS, REPORT
 
 Row = dict[str, Any]
 
@@ -28,62 +28,13 @@ _SHOWN: Mapping[str, Callable[[Any], str]] = {
 }
 """The keys of a report that tables show, and how they show the values."""
 
-_RECORDED = {
-    "step": "steps",
-    "loss": "train_loss",
-    "validation_loss": "validation_loss",
-    "validation_bits_per_byte": "bits_per_byte",
-    "tokens_per_second": "tokens_per_second",
-}
+_LISTED = ("steps", "validation_loss", "bits_per_byte", "stopped")
+_RECORDED = {"step": "steps", "loss": "train_loss", "validation_loss": "validation_loss"}
 """The keys of metrics that stand for keys of a report."""
 
 
-class RunList:
-    """All runs in a folder, one a row; of one without a report, what its metrics tell."""
-
-    def __init__(self, runs_dir: Path) -> None:
-        self._runs_dir = runs_dir
-        self._rows = [_summary(folder) for folder in list_runs(runs_dir)]
-
-    def to_dict(self) -> list[Row]:
-        """Return a list of objects with the keys of a report."""
-        return self._rows
-
-    def render(self) -> RenderableType:
-        """Return the table, for `Console.show`."""
-        if not self._rows:
-            return Text(f"there are no runs in {self._runs_dir}")
-        return _table("run", map(_words, _SHOWN), ((row["run"], *_cells(row)) for row in self._rows))
-
-
-class Comparison:
-    """The reports of some runs side by side, and in which fields their configurations differ.
-
-    Raises InputError if a run has no report, ConfigError if its configuration is damaged.
-    """
-
-    def __init__(self, folders: Sequence[Path]) -> None:
-        self._reports = [RunReport.read(folder / REPORT).model_dump(mode="json") for folder in folders]
-        self._configs = [load_config(folder / CONFIG) for folder in folders]
-
-    def to_dict(self) -> list[Row]:
-        """Return the reports."""
-        return self._reports
-
-    def render(self) -> RenderableType:
-        """Return the table, for `Console.show`."""
-        columns = zip(*map(_cells, self._reports), strict=True)
-        rows = [(_words(name), *cells) for name, cells in zip(_SHOWN, columns, strict=True)]
-        rows.append(("weights", *(report["weights_digest"][:12] for report in self._reports)))
-        for field in Config.model_fields:
-            values = [_plain(getattr(config, field)) for config in self._configs]
-            if field != "name" and len(set(values)) > 1:
-                rows.append((field, *values))
-        return _table("", (report["run"] for report in self._reports), rows)
-
-
-def _summary(folder: Path) -> Row:
-    """Return what is known of a run, under the keys of a report."""
+def summarise(folder: Path) -> Row:
+    """Return what is known of a run, under the keys of a report: of one without a report, what its metrics tell."""
     known: Row = {"run": folder.name}
     try:
         if (folder / REPORT).exists():
@@ -97,12 +48,31 @@ def _summary(folder: Path) -> Row:
     return known | {"stopped": "no report yet"}
 
 
-def _cells(row: Row) -> list[str]:
-    return [show(row[name]) if row.get(name) is not None else "" for name, show in _SHOWN.items()]
+def render_list(runs: Sequence[Row]) -> RenderableType:
+    """Return a table of what `summarise` found, a run in each row."""
+    rows = ((run["run"], *(_cell(run, name) for name in _LISTED)) for run in runs)
+    return _table("run", map(_words, _LISTED), rows) if runs else Text("there are no runs")
 
 
-def _plain(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+def render_comparison(folders: Sequence[Path]) -> RenderableType:
+    """Return a table of runs side by side: their results, and the fields in which their configurations differ.
+
+    Raises InputError if a run has no report, ConfigError if its configuration is damaged.
+    """
+    reports = [RunReport.read(folder / REPORT).model_dump() for folder in folders]
+    configs = [load_config(folder / CONFIG) for folder in folders]
+    rows = [(_words(name), *(_cell(report, name) for report in reports)) for name in _SHOWN]
+    rows.append(("weights", *(report["weights_digest"][:12] for report in reports)))
+    for field in Config.model_fields:
+        values = [getattr(config, field) for config in configs]
+        shown = [f"{value:.6g}" if isinstance(value, float) else str(value) for value in values]
+        if field != "name" and len(set(shown)) > 1:
+            rows.append((field, *shown))
+    return _table("", (report["run"] for report in reports), rows)
+
+
+def _cell(row: Row, name: str) -> str:
+    return _SHOWN[name](row[name]) if row.get(name) is not None else ""
 
 
 def _words(name: str) -> str:

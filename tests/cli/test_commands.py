@@ -246,7 +246,7 @@ def test_report_lists_all_runs(workplace: Path, corpus_file: Path, capsys: pytes
     assert [row[0] for row in rows[-2:]] == ["other", "unfinished"]
     assert all(f"{report['validation_loss']:.4f}" in row for row in rows[-2:])
     assert main(["report", "--runs-dir", "nowhere"]) == 0
-    assert capsys.readouterr().out == "there are no runs in nowhere\n"
+    assert capsys.readouterr().out == "there are no runs\n"
 
 
 def test_report_compares_runs_and_draws_their_losses(

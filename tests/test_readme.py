@@ -42,7 +42,7 @@ def parse(words: list[str]) -> None:
         context = click.Context(command, info_name=name)
         if not words or words[0].startswith("-"):
             break
-        name, found, words = command.resolve_command(context, words)  # type: ignore[assignment]
+        name, found, words = command.resolve_command(context, words)
         assert found is not None
         command = found
     with contextlib.suppress(click.exceptions.Exit):  # --help

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +69,8 @@ def test_measuring_changes_no_bit_of_the_work() -> None:
 
 def test_names_are_put_back_after_a_failure() -> None:
     def names() -> list[object]:
-        return [block.attention_forward, gemm.multiply, gemm.add_product, SegmentOwner.reduce]
+        kernels: Any = block  # which imports what it calls
+        return [kernels.attention_forward, gemm.multiply, gemm.add_product, SegmentOwner.reduce]
 
     def fail() -> None:
         with timed_kernels():
@@ -102,15 +104,17 @@ def test_time_within_a_kernel_goes_to_the_inner_one_and_to_its_products(monkeypa
         function.__module__ = "crystalline_ray.kernels.example"
         return function
 
+    kernels: Any = block
+    products: Any = gemm
     monkeypatch.setattr("crystalline_ray.bench.kernel_clock.time", clock)
     monkeypatch.setattr(gemm, "multiply", taking(1.0))
-    monkeypatch.setattr(gemm, "add_product", taking(2.0, lambda: gemm.multiply()))
-    monkeypatch.setattr(block, "inner_forward", taking(4.0, lambda: gemm.add_product()), raising=False)
-    outer = taking(8.0, lambda: block.inner_forward(), lambda: gemm.multiply())
+    monkeypatch.setattr(gemm, "add_product", taking(2.0, lambda: products.multiply()))
+    monkeypatch.setattr(block, "inner_forward", taking(4.0, lambda: products.add_product()), raising=False)
+    outer = taking(8.0, lambda: kernels.inner_forward(), lambda: products.multiply())
     monkeypatch.setattr(block, "outer_backward", outer, raising=False)
     with timed_kernels() as times:
-        block.outer_backward()
-        gemm.multiply()
+        kernels.outer_backward()
+        products.multiply()
     called = {name: time for name, time in times.items() if time.calls}
     assert called == {
         "outer_backward": KernelTime(calls=1, seconds=9.0, product_seconds=1.0),

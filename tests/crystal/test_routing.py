@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.config import Config
-from crystalline_ray.crystal.routing import RoutedBatches, Router
+from crystalline_ray.crystal.routing import RoutedBatches, Router, Routes
 from crystalline_ray.data.batches import TrainBatches
 from crystalline_ray.data.shards import TokenArray
 from crystalline_ray.lattice.symmetry import symmetry_groups
@@ -116,9 +116,14 @@ def test_spheres_share_out_the_finding_of_routes(
     assert len(run.plan.level1) == level1
     memory = node_memory(run.memory)
     sources = [RoutedBatches(batches, run, spec, memory) for spec in run.plan.level1]
-    found = []
+    found: list[int] = []
     routes = Router.routes
-    monkeypatch.setattr(Router, "routes", lambda router, step: found.append(step) or routes(router, step))
+
+    def counted(router: Router, step: int) -> Routes:
+        found.append(step)
+        return routes(router, step)
+
+    monkeypatch.setattr(Router, "routes", counted)
     for step in range(first, run.total_steps):
         for turn, source in enumerate(sources):
             # as far apart as spheres can be: some have read the whole next step when others begin with this one

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from crystalline_ray.data.dataset import Dataset, open_dataset, prepare
 from crystalline_ray.data.encoding import encode_documents, tokenise
 from crystalline_ray.data.tokenizer import train_tokenizer
 from crystalline_ray.errors import DataError, ResourceError
-from crystalline_ray.progress import Progress
+from crystalline_ray.progress import Progress, silent
 from crystalline_ray.storage.sealed import MANIFEST, building, default_cache_dir
 
 DOCUMENTS = [
@@ -47,9 +47,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make(text: Path, seq_len: int = 16, seed: int = 1, progress: Progress | None = None, **settings: Any) -> Dataset:
-    settings = {"vocab_size": 300, "cache_dir": text.parent / "cache"} | settings
-    more = {} if progress is None else {"progress": progress}
-    return prepare(DataConfig(text=(text,), **settings), seq_len=seq_len, seed=seed, **more)
+    given: dict[str, Any] = {"vocab_size": 300, "cache_dir": text.parent / "cache"}
+    return prepare(
+        DataConfig(text=(text,), **given | settings), seq_len=seq_len, seed=seed, progress=progress or silent
+    )
 
 
 def everything(dataset: Dataset) -> tuple[bytes, bytes, str]:
@@ -361,7 +362,7 @@ def test_building_folder_of_a_failure_is_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bpe", "char"])
-def test_chunks_do_not_change_the_tokens(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_chunks_do_not_change_the_tokens(monkeypatch: pytest.MonkeyPatch, kind: Literal["bpe", "char"]) -> None:
     texts = ["".join(DOCUMENTS), *DOCUMENTS, "x"]
     tokenizer = train_tokenizer(kind, texts, 300)
     whole = np.concatenate([part for text in texts for part in (tokenizer.encode(text), [tokenizer.end_of_text])])

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -169,7 +170,7 @@ def test_unknown_ids(small_bpe: BpeTokenizer, char: CharTokenizer) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bpe", "char"])
-def test_a_saved_tokenizer_comes_back(tmp_path: Path, kind: str) -> None:
+def test_a_saved_tokenizer_comes_back(tmp_path: Path, kind: Literal["bpe", "char"]) -> None:
     tokenizer: Tokenizer = train_tokenizer(kind, [SAMPLE, "more"], 300)
     tokenizer.save(tmp_path / "tokenizer.json")
     loaded = load_tokenizer(tmp_path / "tokenizer.json")

@@ -1,6 +1,7 @@
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def test_logits_with_a_cache_equal_those_of_training(shape: ModelShape) -> None:
     expected = Transformer(shape, 1, training=False, dtype=np.float64).logits(weights, tokens)[0]
     generator = Generator(shape, weights)
     for start in sorted({1, 1 + shape.seq_len // 2, shape.seq_len}):
-        generator.prefill(tokens[0, :start])
+        generator.prefill(tokens[0, :start].tolist())
         got = [generator.logits()]
         for token in tokens[0, start:]:
             generator.step(token)
@@ -144,8 +145,14 @@ def test_a_lattice_head_picks_among_the_best_without_looking_at_all(
 def test_a_lattice_head_descends_only_where_that_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = Generator(LATTICE, weights_of(LATTICE))
     generator.prefill([7, 28, 3])
-    logits, asked = generator.logits(), []
-    monkeypatch.setattr(generator, "logits", lambda: asked.append(1) or logits)
+    logits = generator.logits()
+    asked: list[int] = []
+
+    def counted() -> np.ndarray:
+        asked.append(1)
+        return logits
+
+    monkeypatch.setattr(generator, "logits", counted)
     uniforms = np.linspace(0.0, 0.999, 10)
     for sampling in (Sampling(0.8), Sampling(1.0, top_p=0.9), Sampling(1.0, top_k=20)):
         assert [generator.draw(sampling, u) for u in uniforms] == [sampling.draw(logits, u) for u in uniforms]
@@ -216,7 +223,7 @@ def test_a_model_whose_values_overflow_writes_without_a_warning(shape: ModelShap
         ({"top_p": 1.5}, "top_p"),
     ],
 )
-def test_wrong_options_are_refused(options: dict[str, float], message: str) -> None:
+def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Sampling(**options)
 

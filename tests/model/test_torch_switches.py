@@ -1,6 +1,7 @@
 """Loss and every gradient with neighbour mixing and turned positions against PyTorch's autograd, in float64."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from crystalline_ray.model.layout import MIXING, ModelShape, ParameterLayout, in
 from crystalline_ray.model.transformer import Transformer
 
 torch = pytest.importorskip("torch")
+Tensor = Any  # torch is not there for the type checker of a plain environment
 functional = torch.nn.functional
 
 ANGLES = {
@@ -18,7 +20,7 @@ ANGLES = {
 }
 
 
-def turned(x: "torch.Tensor", positions: str) -> "torch.Tensor":
+def turned(x: Tensor, positions: str) -> Tensor:
     """Pairs (..., T, 12) turned by matrices."""
     angles = torch.arange(x.shape[-2])[:, None].double() * torch.tensor(ANGLES[positions], dtype=torch.float64)
     even, odd = x[..., 0::2], x[..., 1::2]
@@ -26,19 +28,17 @@ def turned(x: "torch.Tensor", positions: str) -> "torch.Tensor":
     return torch.stack((first, second), -1).flatten(-2)
 
 
-def slow_loss(
-    shape: ModelShape, p: dict[str, "torch.Tensor"], inputs: np.ndarray, targets: np.ndarray
-) -> "torch.Tensor":
+def slow_loss(shape: ModelShape, p: dict[str, Tensor], inputs: np.ndarray, targets: np.ndarray) -> Tensor:
     table, (batch, length), width = p["wte.weight"], inputs.shape, shape.embed_dim
     if shape.neighbour_mixing:
         points = torch.tensor(fcc_points(shape.vocab_size)).double()
         touching = (torch.cdist(points, points).pow(2).round() == 2).double()
         table = table + p[MIXING] * (touching / touching.sum(1, keepdim=True)) @ table
 
-    def norm(x: "torch.Tensor", name: str) -> "torch.Tensor":
+    def norm(x: Tensor, name: str) -> Tensor:
         return functional.layer_norm(x, (width,), p[f"{name}.weight"], p[f"{name}.bias"])
 
-    def linear(x: "torch.Tensor", name: str) -> "torch.Tensor":
+    def linear(x: Tensor, name: str) -> Tensor:
         return x @ p[f"{name}.weight"] + p[f"{name}.bias"]
 
     x = table[torch.tensor(inputs.astype(np.int64))]

@@ -1,6 +1,7 @@
 """The canonical sum: one order of additions, whatever the order of arrival."""
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ class ShuffledLink:
         self.memory, self.gradients, self.choose = memory, gradients, choose
         self.replies: dict[int, GradientMessage] = {}
 
-    def send(self, sphere: int, message: tuple[int, int]) -> int:
+    def send(self, sphere: int, message: Any) -> int:
         number, region = message
         self.memory.region(region)[:] = self.gradients[number]
         self.replies[len(self.replies)] = GradientMessage(0, region, float(number), 1, True)

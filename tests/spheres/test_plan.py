@@ -69,7 +69,7 @@ def test_tree_is_well_formed(cores: int, mode: str) -> None:
     plan = plan_box(cores, coordinators=mode)
     assert [sphere.id for sphere in plan.spheres] == list(range(len(plan.spheres)))
     assert all(before.level <= after.level for before, after in pairwise(plan.spheres))
-    assert all(before.parent <= after.parent for before, after in pairwise(plan.spheres[1:]))  # type: ignore[operator]
+    assert all(before.parent <= after.parent for before, after in pairwise(plan.spheres[1:]))
     for sphere in plan.spheres:
         assert len(plan.children(sphere.id)) <= 12
         if sphere.parent is not None:

@@ -55,9 +55,11 @@ def test_a_long_run_is_judged_by_steps_spread_over_it(
 ) -> None:
     run, dataset = specified(corpus_file, cache_folder, epochs=40, routing="symmetry")
     whole = RoutingReport.of(run, dataset, 200)
+    assert whole is not None
     assert whole.steps == 64
     monkeypatch.setattr("crystalline_ray.training.routing_report._MOST_STEPS", 200)
     every = RoutingReport.of(run, dataset, 200)
+    assert every is not None
     assert every.steps == 200
     assert whole.own_group_share == pytest.approx(every.own_group_share, abs=0.05)
     assert whole.own_token_shares == pytest.approx(every.own_token_shares, abs=0.02)

@@ -43,6 +43,10 @@ class CheckpointError(InputError):
     """A checkpoint is missing, damaged, or belongs to another model or configuration."""
 
 
+class DamageError(InputError):
+    """A folder that was written whole is so no longer, or was not written by this package; says what is wrong."""
+
+
 class ResourceError(InputError):
     """The machine lacks something the run needs: disk space, shared memory, main memory."""
 

@@ -1,6 +1,7 @@
 """A dataset: text made ready once, then found again by what it was made of."""
 
 import json
+import os
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import tokenizers
 from numpy.typing import NDArray
+from pyarrow.fs import LocalFileSystem
 
 from crystalline_ray.data.config import DataConfig
 from crystalline_ray.data.corpus import Corpus, read_corpus
@@ -18,12 +20,16 @@ from crystalline_ray.data.ranks import describe_ranks, frequency_ranks
 from crystalline_ray.data.shards import ShardWriter, TokenArray, map_shard, renumber_shard, token_dtype
 from crystalline_ray.data.split import Split, resolve_mode, split
 from crystalline_ray.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from crystalline_ray.errors import DataError, TokenizerError
+from crystalline_ray.errors import DamageError, DataError, ResourceError, TokenizerError
 from crystalline_ray.progress import Progress, silent
-from crystalline_ray.storage.sealed import FORMAT, building, check, default_cache_dir, disk_errors, install, seal
+from crystalline_ray.storage.files import disk_errors
+from crystalline_ray.storage.sealed import Store, seal
 
-_TOKENIZER = "tokenizer.json"
+FORMAT = 2  # 2: token ids are frequency ranks
+_TOKENIZER, _SUMMARY = "tokenizer.json", "summary.json"
 _PARTS = ("train", "validation")
+_LOCK_SECONDS = 300.0
+_ABANDONED_SECONDS = 3600.0  # a builder writes a file every few minutes at the slowest
 
 
 @dataclass(frozen=True)
@@ -65,21 +71,25 @@ def prepare(
     texts = [document.text for document in corpus.documents]
     mode = resolve_mode(texts, data.validation_split)
     root = default_cache_dir() if data.cache_dir is None else data.cache_dir
-    folder = root / _key(data, corpus, mode, seed, tokenizer)
+    store, key = _open_store(root), _key(data, corpus, mode, seed, tokenizer)
     notes = []
     dataset = None
-    with disk_errors(root):
-        if folder.exists():
+    with disk_errors(root, "; name another folder with cache_dir"):
+        if key in store.folders():
             try:
-                dataset = _open(folder, contents=True)
+                dataset = _open(root / key, contents=True)
             except DataError as error:
                 notes.append(f"the cached tokens were damaged and have been made anew ({error})")
         cached = dataset is not None
         if dataset is None:
-            with building(root) as temporary:
-                _build(temporary, texts, split(texts, data.validation_fraction, mode, seed), data, tokenizer, progress)
-                install(temporary, folder)
-            dataset = _open(folder, contents=False)
+            with store.lock(_LOCK_SECONDS):
+                store.sweep(_ABANDONED_SECONDS)
+            with store.staging() as staged:
+                _build(staged, texts, split(texts, data.validation_fraction, mode, seed), data, tokenizer, progress)
+                seal(staged)
+                with store.lock(_LOCK_SECONDS):
+                    store.publish(staged, key, keep_intact=True)  # another process may have been first
+            dataset = _open(root / key, contents=False)
     _require_length(dataset, seq_len)
     if dataset.tokenizer.vocab_size < 2:
         raise DataError("the text is one character over and over, so there is nothing to predict; use other text")
@@ -99,6 +109,24 @@ def open_dataset(folder: Path) -> Dataset:
     Raises DataError if it is missing or damaged.
     """
     return _open(folder, contents=False)
+
+
+def default_cache_dir() -> Path:
+    """Return `crystalline_ray` in the user's cache folder: $XDG_CACHE_HOME if it is absolute, else ~/.cache.
+
+    Raises ResourceError if there is no home folder.
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(base):
+        return Path(base, "crystalline_ray")
+    try:
+        return Path.home() / ".cache" / "crystalline_ray"
+    except RuntimeError as error:
+        raise ResourceError("there is no home folder for the cache; name a folder with cache_dir") from error
+
+
+def _open_store(root: Path) -> Store:
+    return Store(LocalFileSystem(), str(root))
 
 
 def _key(data: DataConfig, corpus: Corpus, mode: str, seed: int, tokenizer: Tokenizer | None) -> str:
@@ -131,7 +159,7 @@ def _build(
             renumber_shard(folder / name, ranks)
         tokenizer = tokenizer.renumbered(ranks)
     tokenizer.save(folder / _TOKENIZER)
-    validation, _ = _write_part(folder, "validation", parts.validation, tokenizer, progress)
+    _write_part(folder, "validation", parts.validation, tokenizer, progress)
     notes = []
     if data.tokenizer == "bpe" and tokenizer.vocab_size < data.vocab_size:
         notes.append(f"the text yields a vocabulary of {tokenizer.vocab_size} tokens, fewer than {data.vocab_size}")
@@ -147,7 +175,7 @@ def _build(
         **describe_ranks(-np.sort(-counts)),
         "notes": notes,
     }
-    seal(folder, {"shards": {"train": train, "validation": validation}, "summary": summary})
+    (folder / _SUMMARY).write_text(json.dumps(summary), encoding="utf-8")
 
 
 def _write_part(
@@ -164,16 +192,18 @@ def _write_part(
 
 
 def _open(folder: Path, *, contents: bool) -> Dataset:
-    facts = check(folder, contents=contents)
     try:
-        tokenizer = load_tokenizer(folder / _TOKENIZER)
-        dtype = token_dtype(tokenizer.vocab_size)
-        train, validation = (
-            TokenArray([map_shard(folder / name) for name in facts["shards"][part]], dtype) for part in _PARTS
-        )
-    except (TokenizerError, pa.ArrowException, OSError) as error:
+        with _open_store(folder.parent).opened(folder.name, contents=contents) as files:
+            tokenizer = load_tokenizer(files[_TOKENIZER])
+            summary = json.loads(files[_SUMMARY].read_bytes())
+            dtype = token_dtype(tokenizer.vocab_size)
+            train, validation = (
+                TokenArray([map_shard(files[name]) for name in sorted(files) if name.startswith(f"{part}-")], dtype)
+                for part in _PARTS
+            )
+    except (DamageError, TokenizerError, pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{folder}: {error}") from error
-    summary = facts["summary"] | {"train_tokens": len(train), "validation_tokens": len(validation)}
+    summary |= {"train_tokens": len(train), "validation_tokens": len(validation)}
     return Dataset(folder, tokenizer, train, validation, summary["validation_bytes"], summary)
 
 

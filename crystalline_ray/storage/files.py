@@ -1,5 +1,6 @@
-"""Files that survive a crash, and disk errors that name the path and the space left."""
+"""Files that survive a crash and are their owner's alone, and disk errors that say what to do."""
 
+import errno
 import os
 import re
 import shutil
@@ -13,8 +14,17 @@ from safetensors import SafetensorError
 from crystalline_ray.errors import ResourceError
 
 
+def make_folder(path: Path) -> None:
+    """Create a folder and the parents it lacks, for their owner only; one that exists stays as it is."""
+    if not path.exists():
+        make_folder(path.parent)
+        path.mkdir(0o700, exist_ok=True)
+
+
 def write_file(path: Path, data: bytes) -> None:
-    """Write a new file and wait until its content is on the disk."""
+    """Write a new file for its owner only, and wait until its content is on the disk."""
+    path.unlink(missing_ok=True)
+    path.touch(0o600)
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -55,25 +65,21 @@ def free_bytes(path: Path) -> int:
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path, advice: str = "") -> Iterator[None]:
     """Turn what the operating system says while `path` is written into a ResourceError that names it.
 
     safetensors reports an I/O error as its own exception with the system's error number in the text.
     """
     try:
         yield
-    except OSError as error:
-        raise _resource_error(path, error.strerror or str(error)) from error
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         number = re.search(r"os error (\d+)", str(error))
-        if number is None:
+        code = error.errno if isinstance(error, OSError) else int(number[1]) if number else None
+        if code is None and isinstance(error, SafetensorError):
             raise
-        raise _resource_error(path, os.strerror(int(number.group(1)))) from error
-
-
-def _resource_error(path: Path, reason: str) -> ResourceError:
-    try:
-        free = f"{decimal(free_bytes(path))} free there"
-    except OSError as error:
-        free = f"free space unknown: {error.strerror}"
-    return ResourceError(f"cannot write {path}: {reason} ({free})")
+        reason = os.strerror(code) if code else str(error)
+        if code == errno.ENOENT and not path.parent.exists():
+            reason = f"the folder {path.parent} is gone"
+        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            reason += f" ({decimal(free_bytes(path))} free there)"
+        raise ResourceError(f"cannot write {path}: {reason}{advice}") from error

@@ -1,176 +1,223 @@
-"""Folders of finished work: they appear whole or not at all, and damage is noticed.
+"""Sealed folders: they appear whole or not at all, and damage is noticed.
 
-A folder is built under a temporary name, its manifest (sizes and BLAKE2b of all files) is written last, everything is
-synced, and one rename makes it visible. Processes that build the same folder do not disturb each other.
+A folder is filled under a temporary name. Its manifest, written last, holds the size and SHA-256 of every file;
+everything is synced, and a rename makes it visible. Where there is no such rename (an object store has neither sync nor
+locks either) a folder is filled on this machine and copied, and is visible once its manifest is there.
 """
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
-import secrets
 import shutil
+import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from hashlib import blake2b, file_digest
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
-from crystalline_ray.errors import DataError, ResourceError
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem, SubTreeFileSystem, copy_files
+
+from crystalline_ray.errors import DamageError, ResourceError
+from crystalline_ray.storage.files import make_folder, sync_folder, write_file
 
 MANIFEST = "MANIFEST.json"
-FORMAT = 2  # 2: token ids are frequency ranks
-_BUILDING = ".building-"
-_LOCK = ".lock"
-_LOCK_SECONDS = 300.0
+FORMAT = 1
+_TEMPORARY, _OLD, _LOCK = ".tmp-", ".old-", ".lock"
 _LOCK_POLL_SECONDS = 0.05
-_ABANDONED_SECONDS = 3600.0  # a builder writes a file every few minutes at the slowest
 
 
-def default_cache_dir() -> Path:
-    """Return `crystalline_ray` in the user's cache folder: $XDG_CACHE_HOME if it is absolute, else ~/.cache.
+class Files(dict[str, Path]):
+    """Verified files by name; raises DamageError for a name that is not in the manifest."""
 
-    Raises ResourceError if there is no home folder.
+    def __missing__(self, name: str) -> Path:
+        raise DamageError(f"{MANIFEST} names no {name}")
+
+
+class Store:
+    """Sealed folders side by side in the folder `root` of a file system.
+
+    Whoever publishes, removes or sweeps holds the lock. All methods raise OSError if the file system refuses.
     """
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(base):
-        return Path(base, "crystalline_ray")
-    try:
-        return Path.home() / ".cache" / "crystalline_ray"
-    except RuntimeError as error:
-        raise ResourceError("there is no home folder for the cache; name a folder with cache_dir") from error
 
+    def __init__(self, filesystem: FileSystem, root: str) -> None:
+        self._filesystem = filesystem
+        self._root = root
+        while isinstance(filesystem, SubTreeFileSystem):
+            filesystem, root = filesystem.base_fs, f"{filesystem.base_path}{root}"
+        self._local = Path(root) if isinstance(filesystem, LocalFileSystem) else None
 
-@contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn an OSError of the block into a ResourceError that says what to do about `folder`."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(
-                f"{folder}: no space left to write tokens ({reason}); free some, or name another folder with cache_dir"
-            ) from error
-        raise ResourceError(
-            f"{folder}: cannot be used as cache ({reason}); name another folder with cache_dir"
-        ) from error
+    @contextmanager
+    def lock(self, seconds: float = 0.0) -> Iterator[None]:
+        """Keep other processes from this lock; nothing happens on a file system that knows no locks.
 
-
-@contextmanager
-def building(root: Path) -> Iterator[Path]:
-    """Give a new folder under `root` to build in; remove it if the block fails, also when it is interrupted."""
-    root.mkdir(parents=True, exist_ok=True)
-    _sweep(root)
-    folder = root / f"{_BUILDING}{secrets.token_hex(8)}"
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)  # gone already if it was installed
-
-
-def seal(folder: Path, facts: dict[str, Any]) -> None:
-    """Sync all files in `folder` and write the manifest with their sizes and hashes, and with `facts`."""
-    files = {path.name: _measure(path) for path in sorted(folder.iterdir())}
-    manifest = {"format": FORMAT, "files": files, "facts": facts}
-    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump(manifest | {"blake2b": _manifest_digest(manifest)}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    _sync_folder(folder)
-
-
-def check(folder: Path, *, contents: bool) -> dict[str, Any]:
-    """Return the facts of a sealed folder, if all its files have their sizes and, with `contents`, their hashes.
-
-    Raises DataError saying what is wrong.
-    """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest.pop("blake2b") != _manifest_digest(manifest):
-            raise DataError(f"{folder / MANIFEST}: not what was written there")
-        if manifest["format"] != FORMAT:
-            raise DataError(f"{folder}: written in format {manifest['format']}, this version reads {FORMAT}")
-        for name, expected in manifest["files"].items():
-            size = (folder / name).stat().st_size
-            if size != expected["bytes"]:
-                raise DataError(f"{folder / name}: {size} bytes instead of {expected['bytes']}")
-            if contents and _digest(folder / name) != expected["blake2b"]:
-                raise DataError(f"{folder / name}: not what was written there")
-        facts: dict[str, Any] = manifest["facts"]
-    except OSError as error:
-        raise DataError(f"{error.filename}: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{folder / MANIFEST}: not a manifest: {error!r}") from error
-    return facts
-
-
-def install(built: Path, folder: Path) -> None:
-    """Rename a sealed folder to where readers look for it; if another process was first, keep what is there.
-
-    A damaged folder is replaced. Raises ResourceError if other processes hold the lock for five minutes.
-    """
-    with _locked(folder.parent):
-        if folder.exists():
-            try:
-                check(folder, contents=True)
-            except DataError:
-                aside = folder.with_name(f"{_BUILDING}{secrets.token_hex(8)}")
-                folder.rename(aside)
-                shutil.rmtree(aside, ignore_errors=True)
-            else:
-                return
-        built.rename(folder)
-        _sync_folder(folder.parent)
-
-
-@contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    path = root / _LOCK
-    deadline = time.monotonic() + _LOCK_SECONDS
-    with path.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise ResourceError(f"{path}: locked by another process for {_LOCK_SECONDS:.0f} s") from error
-                time.sleep(_LOCK_POLL_SECONDS)
-        yield
-
-
-def _sweep(root: Path) -> None:
-    """Remove what builders that were killed have left."""
-    for path in root.glob(f"{_BUILDING}*"):
+        Raises ResourceError if another process holds it for so long.
+        """
+        if self._local is None:
+            yield
+            return
+        make_folder(self._local)
+        descriptor = os.open(self._local / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            abandoned = time.time() - path.stat().st_mtime > _ABANDONED_SECONDS
-        except FileNotFoundError:
-            continue  # its builder has just finished
-        if abandoned:
-            shutil.rmtree(path, ignore_errors=True)
+            deadline = time.monotonic() + seconds
+            while not _try_lock(descriptor):
+                if time.monotonic() >= deadline:
+                    raise ResourceError(f"{self._local / _LOCK}: locked by another process for {seconds:.0f} s")
+                time.sleep(_LOCK_POLL_SECONDS)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def folders(self) -> dict[str, str]:
+        """Return where each folder is by its name, damaged ones included; both are names in `root`.
+
+        They differ for a folder that was being replaced when the process died: the old one counts.
+        """
+        found: dict[str, str] = {}
+        for entry in sorted(self._entries(), key=lambda entry: entry.base_name.startswith(_OLD)):
+            name = entry.base_name.removeprefix(_OLD)
+            if not name.startswith(".") and self._is_visible(entry):
+                found.setdefault(name, entry.base_name)
+        return found
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """Give a new folder on this machine to fill, `seal` and `publish`; what is not published disappears."""
+        folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self._local))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)  # what cannot be removed now is swept later
+
+    def publish(self, staged: Path, name: str, *, keep_intact: bool = False) -> None:
+        """Let readers find a sealed folder as `name`; one that is there is replaced, or kept if it is intact.
+
+        Readers find the old one or the new one, but for a moment neither where the file system has no renames.
+        """
+        if keep_intact:
+            with suppress(DamageError), self.opened(name):
+                return
+        if self._local is None:
+            self._hide(name)
+            self._filesystem.create_dir(self._path(name))
+            for file in sorted(staged.iterdir(), key=lambda file: file.name == MANIFEST):
+                copy_files(str(file), self._path(name, file.name), LocalFileSystem(), self._filesystem)
+            return
+        final, old = self._local / name, self._local / f"{_OLD}{name}"
+        if final.exists():
+            shutil.rmtree(old, ignore_errors=True)  # left by one who was killed in the lines below
+            final.rename(old)
+        staged.rename(final)
+        sync_folder(self._local)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def remove(self, name: str) -> None:
+        """Remove a folder if it is there; it goes as a whole, also when the process dies in the middle."""
+        if self._local is None:
+            self._hide(name)
+            with suppress(FileNotFoundError):
+                self._filesystem.delete_dir(self._path(name))
+        else:
+            with self.staging() as aside, suppress(FileNotFoundError):
+                (self._local / name).rename(aside)
+
+    def sweep(self, idle_seconds: float = 0.0) -> None:
+        """Remove what killed processes left half done, if nobody has touched it for so long."""
+        now = time.time()
+        for entry in self._entries():
+            old, name = entry.base_name.startswith(_OLD), entry.base_name.removeprefix(_OLD)
+            if old and self._local is not None and not (self._local / name).exists():
+                # Killed between the two renames that replace a folder: the old one is still the folder.
+                (self._local / entry.base_name).rename(self._local / name)
+            elif old or entry.base_name.startswith(_TEMPORARY) or not self._is_visible(entry):
+                inside = self._filesystem.get_file_info(FileSelector(entry.path, allow_not_found=True))
+                times = [info.mtime.timestamp() for info in (entry, *inside) if info.mtime]
+                if old or now - max(times, default=now) >= idle_seconds:
+                    self._filesystem.delete_dir(entry.path)
+
+    @contextmanager
+    def opened(self, name: str, *, without: Collection[str] = (), contents: bool = True) -> Iterator[Files]:
+        """Give the files of a folder on this machine, all but those named, sizes and with `contents` hashes verified.
+
+        They are the folder's own where it is on this machine, else a copy that disappears with the block.
+        Raises DamageError, which says what is wrong.
+        """
+        wanted = {file: facts for file, facts in self._read_manifest(name).items() if file not in without}
+        here = nullcontext(str(self._local / name)) if self._local else tempfile.TemporaryDirectory(prefix=_TEMPORARY)
+        with here as folder:
+            files = Files({file: Path(folder, file) for file in wanted})
+            for file, (size, digest) in wanted.items():
+                if self._local is None:
+                    with suppress(FileNotFoundError):
+                        copy_files(self._path(name, file), str(files[file]), self._filesystem, LocalFileSystem())
+                _verify(files[file], size, digest if contents else None)
+            yield files
+
+    def _read_manifest(self, name: str) -> dict[str, tuple[int, str]]:
+        """Return the size and SHA-256 of each file; no name leads out of the folder."""
+        try:
+            with self._filesystem.open_input_stream(self._path(name, MANIFEST)) as file:
+                manifest = json.loads(file.read())
+            version = manifest["format"]
+            files = {file: (facts["bytes"], facts["sha256"]) for file, facts in manifest["files"].items()}
+        except FileNotFoundError as error:
+            raise DamageError(f"{MANIFEST} is missing") from error
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise DamageError(f"{MANIFEST} is damaged") from error
+        if version != FORMAT:
+            raise DamageError(f"format {version!r} is not the one this version reads ({FORMAT})")
+        for file in files:
+            if file in ("", ".", "..") or not set("/\\\0").isdisjoint(file):
+                raise DamageError(f"{MANIFEST} is damaged: {file!r} is no file name")
+        return files
+
+    def _hide(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            self._filesystem.delete_file(self._path(name, MANIFEST))
+
+    def _entries(self) -> list[FileInfo]:
+        if self._filesystem.get_file_info(self._root).type != FileType.Directory:
+            return []
+        entries = self._filesystem.get_file_info(FileSelector(self._root))
+        return [entry for entry in entries if entry.type == FileType.Directory]
+
+    def _is_visible(self, entry: FileInfo) -> bool:
+        return self._local is not None or self._filesystem.get_file_info(f"{entry.path}/{MANIFEST}").is_file
+
+    def _path(self, *names: str) -> str:
+        return "/".join((self._root, *names))
 
 
-def _measure(path: Path) -> dict[str, Any]:
+def seal(folder: Path) -> None:
+    """Sync all files of a folder, make them their owner's alone, and write the manifest."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            os.fsync(file.fileno())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            files[path.name] = {"bytes": os.fstat(file.fileno()).st_size, "sha256": digest}
+    write_file(folder / MANIFEST, json.dumps({"format": FORMAT, "files": files}, indent=2).encode())
+    sync_folder(folder)
+
+
+def _verify(path: Path, size: int, digest: str | None) -> None:
+    if path.is_symlink() or not path.is_file():
+        raise DamageError(f"{path.name} is missing or not a plain file")
+    if (actual := path.stat().st_size) != size:
+        raise DamageError(f"{path.name} has {actual} bytes, the manifest says {size}")
     with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return {"bytes": path.stat().st_size, "blake2b": _digest(path)}
+        if digest is not None and hashlib.file_digest(file, "sha256").hexdigest() != digest:
+            raise DamageError(f"{path.name} does not match its SHA-256 in the manifest")
 
 
-def _manifest_digest(manifest: dict[str, Any]) -> str:
-    return blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=32).hexdigest()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, lambda: blake2b(digest_size=32)).hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _try_lock(descriptor: int) -> bool:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        # Some network file systems have no locks. That is no reason to refuse working on them.
+        if error.errno not in (errno.EWOULDBLOCK, errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        return error.errno != errno.EWOULDBLOCK
+    return True

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from crystalline_ray.errors import InputError
-from crystalline_ray.storage.files import disk_errors, replace_file
+from crystalline_ray.storage.files import disk_errors, make_folder, replace_file
 from crystalline_ray.training.events import Event, Recovered, Saved, Stepped, Validated
 
 Record = dict[str, Any]
@@ -42,7 +42,8 @@ class MetricsWriter:
             if metrics.torn is not None or len(kept) < len(metrics.records):
                 replace_file(path, b"".join(map(_line, kept)))
         with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
+            path.touch(0o600)
             self._file = path.open("ab", buffering=0)
 
     def __call__(self, event: Event) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 from crystalline_ray.config import Config
 from crystalline_ray.config_sources import nearest
 from crystalline_ray.errors import ConfigError, InputError
-from crystalline_ray.storage.files import disk_errors
-from crystalline_ray.training.checkpoint import MANIFEST, LoadedCheckpoint, list_checkpoints, load, load_newest
+from crystalline_ray.storage.files import disk_errors, make_folder
+from crystalline_ray.storage.sealed import MANIFEST
+from crystalline_ray.training.checkpoint import LoadedCheckpoint, list_checkpoints, load, load_newest
 from crystalline_ray.training.metrics import read_metrics
 
 CHECKPOINTS = "checkpoints"
@@ -44,7 +45,7 @@ def made_folder(folder: Path) -> Iterator[None]:
     """
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     with disk_errors(folder):
-        folder.mkdir(parents=True)
+        make_folder(folder)
     try:
         yield
     except BaseException:

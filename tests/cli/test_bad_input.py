@@ -10,7 +10,7 @@ import pytest
 from crystalline_ray.cli import main
 from crystalline_ray.config import Config
 from crystalline_ray.data.char import CharTokenizer
-from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise, weights_digest
+from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
 from crystalline_ray.training.checkpoint import MODEL, folder_name, write_checkpoint
 from crystalline_ray.training.state import TrainingState
 
@@ -210,12 +210,11 @@ def save_run(run: Path, embed_dim: int) -> None:
         seed=config.seed,
         optimizer="adamw",
         config_digest=config.digest(),
-        weights_digest=weights_digest(weights),
     )
     (run / "checkpoints").mkdir(parents=True)
     (run / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     write_checkpoint(
-        run / "checkpoints" / folder_name(3),
+        run / "checkpoints",
         state=state,
         layout=layout,
         weights=weights,

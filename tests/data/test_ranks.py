@@ -15,14 +15,15 @@ from crystalline_ray.data import shards
 from crystalline_ray.data.bpe import END_OF_TEXT, BpeTokenizer
 from crystalline_ray.data.char import CharTokenizer
 from crystalline_ray.data.config import DataConfig
-from crystalline_ray.data.dataset import Dataset, open_dataset, prepare
+from crystalline_ray.data.dataset import FORMAT, Dataset, open_dataset, prepare
 from crystalline_ray.data.encoding import tokenise
 from crystalline_ray.data.ranks import frequency_ranks
 from crystalline_ray.data.shards import map_shard, renumber_shard, write_shard
 from crystalline_ray.data.split import split
 from crystalline_ray.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from crystalline_ray.errors import DataError
-from crystalline_ray.storage.sealed import FORMAT, MANIFEST
+from crystalline_ray.storage import sealed
+from crystalline_ray.storage.sealed import MANIFEST
 from tests.helpers.examples import examples
 
 DOCUMENTS = [f"{number} is {chr(0x430 + number) * 8}, naïve or not\n" * (number + 3) for number in range(24)]
@@ -209,12 +210,13 @@ def test_ranks_count_over_all_files_of_the_training_part(tmp_path: Path, monkeyp
 
 
 def test_tokens_cached_in_an_older_format_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    this = sealed.FORMAT
     monkeypatch.setattr(dataset_module, "FORMAT", FORMAT - 1)
-    monkeypatch.setattr("crystalline_ray.storage.sealed.FORMAT", FORMAT - 1)
+    monkeypatch.setattr(sealed, "FORMAT", this - 1)
     old = make(tmp_path, tokenizer="char")
-    assert json.loads((old.folder / MANIFEST).read_text())["format"] == FORMAT - 1
+    assert json.loads((old.folder / MANIFEST).read_text())["format"] == this - 1
     monkeypatch.undo()
-    with pytest.raises(DataError, match=f"written in format {FORMAT - 1}, this version reads {FORMAT}"):
+    with pytest.raises(DataError, match=rf"format {this - 1} is not the one this version reads \({this}\)"):
         open_dataset(old.folder)
     new = make(tmp_path, tokenizer="char")
     assert not new.summary["cached"]
@@ -223,11 +225,11 @@ def test_tokens_cached_in_an_older_format_are_not_read(tmp_path: Path, monkeypat
 
 
 def test_an_older_format_in_the_place_of_this_one_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crystalline_ray.storage.sealed.FORMAT", FORMAT - 1)
+    monkeypatch.setattr(sealed, "FORMAT", sealed.FORMAT - 1)
     old = make(tmp_path, tokenizer="char")
     monkeypatch.undo()
     new = make(tmp_path, tokenizer="char")
     assert new.folder == old.folder
     assert not new.summary["cached"]
-    assert f"written in format {FORMAT - 1}" in new.summary["notes"][0]
+    assert f"format {sealed.FORMAT - 1} is not the one this version reads" in new.summary["notes"][0]
     assert training_counts(new) == sorted(training_counts(new), reverse=True)

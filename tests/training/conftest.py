@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from crystalline_ray.model.layout import ModelShape, ParameterLayout
-from crystalline_ray.training.checkpoint import Array, TrainingState
+from crystalline_ray.training.checkpoint import Array
+from crystalline_ray.training.state import TrainingState
 
 
 @pytest.fixture

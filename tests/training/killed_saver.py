@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from crystalline_ray.model.layout import ModelShape, ParameterLayout
-from crystalline_ray.training.checkpoint import Array, TrainingState, load_newest
+from crystalline_ray.training.checkpoint import Array, load_newest
 from crystalline_ray.training.checkpoint_writer import CheckpointWriter
+from crystalline_ray.training.state import TrainingState
 
 SHAPE = ModelShape(vocab_size=64, seq_len=16, embed_dim=32, num_layers=2, num_heads=2)
 LAYOUT = ParameterLayout(SHAPE)
@@ -29,9 +30,7 @@ def numbers(step: int) -> Array:
 
 
 def save_in_a_loop(folder: Path, first_step: int, saved: int) -> None:
-    with CheckpointWriter(
-        folder, shape=SHAPE, tokenizer_json="{}", moment_names=["momentum"], keep_last=1, deadline_seconds=30
-    ) as writer:
+    with CheckpointWriter(folder, shape=SHAPE, tokenizer_json="{}", moment_names=["momentum"], keep_last=1) as writer:
         for step in range(first_step, first_step + 100_000):
             # Every step is saved twice: a checkpoint that replaces one of its own step must not lose it either.
             for _ in range(2):
@@ -63,7 +62,7 @@ def main(folder: Path, rounds: int) -> None:
             reported = data
         os.close(saved_end)
         at_least = int.from_bytes(reported, "big")
-        loaded = load_newest(folder, shape=SHAPE)
+        loaded = load_newest(folder)
         assert loaded.skipped == (), loaded.skipped
         assert loaded.state.step >= at_least, (loaded.state.step, at_least)
         expected = numbers(loaded.state.step).tobytes()

@@ -163,7 +163,10 @@ class Store:
             files = {file: (facts["bytes"], facts["sha256"]) for file, facts in manifest["files"].items()}
         except FileNotFoundError as error:
             raise DamageError(f"{MANIFEST} is missing") from error
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else error
+            raise DamageError(f"{MANIFEST} cannot be read: {reason}") from error
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DamageError(f"{MANIFEST} is damaged") from error
         if version != FORMAT:
             raise DamageError(f"format {version!r} is not the one this version reads ({FORMAT})")

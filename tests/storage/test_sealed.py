@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 import threading
 from pathlib import Path
 
@@ -115,6 +116,20 @@ def test_a_link_in_the_place_of_a_file_is_refused(kind: str, tmp_path: Path) -> 
     (tmp_path / "store" / "a" / FILES[0]).symlink_to(secret)
     with pytest.raises(DamageError, match=f"{FILES[0]} is missing or not a plain file"), store.opened("a"):
         pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to somebody else")
+def test_what_belongs_to_somebody_else_is_not_called_damaged() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        store = open_store("local", Path(name))
+        put(store, "a", 1)
+        os.chmod(name, 0o711)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(DamageError, match=f"{MANIFEST} cannot be read: Permission denied"), store.opened("a"):
+                pass
+        finally:
+            os.seteuid(0)
 
 
 @pytest.mark.parametrize("kind", HERE)

@@ -312,6 +312,48 @@ def test_a_state_that_is_not_understood_is_refused_by_field(save: Save) -> None:
         load(path)
 
 
+@pytest.mark.parametrize("garbage", [b"[" * 200_000, b"\xff\xfe", b"steps: 3\n" * 20])
+@pytest.mark.parametrize("name", [STATE, MANIFEST])
+def test_garbage_in_the_place_of_json_is_damage_and_no_traceback(
+    save: Save, tmp_path: Path, name: str, garbage: bytes
+) -> None:
+    save(10)
+    path = save(20)
+    (path / name).write_bytes(garbage)
+    if name != MANIFEST:
+        seal_again(path)
+    loaded = load_newest(tmp_path)
+    assert loaded.state.step == 10
+    assert loaded.skipped[0].startswith(f"step_00000020: {name} is ")
+
+
+def test_a_shape_nested_without_end_is_refused(save: Save) -> None:
+    path = save(10)
+    rewrite(path / MODEL, lambda tensors: None, model_shape="[" * 200_000)
+    with pytest.raises(CheckpointError, match=r"step_00000010: model\.safetensors names no model shape"):
+        load(path)
+
+
+def test_a_tokenizer_that_is_no_text_is_refused(save: Save) -> None:
+    path = save(10)
+    (path / TOKENIZER).write_bytes(b"\xff\xfe{}")
+    seal_again(path)
+    with pytest.raises(CheckpointError, match=r"step_00000010: .*utf-8"):
+        load(path)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "../step_00000020/model.safetensors"])
+def test_a_manifest_that_names_files_of_others_is_refused(save: Save, name: str) -> None:
+    save(20)
+    path = save(10)
+    manifest = json.loads((path / MANIFEST).read_text())
+    data = (path / name).read_bytes() if (path / name).exists() else Path("/etc/passwd").read_bytes()
+    manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (path / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"step_00000010: MANIFEST.json is damaged: '.*' is no file name"):
+        load(path)
+
+
 def test_a_later_format_is_refused(save: Save) -> None:
     path = save(10)
     manifest = json.loads((path / MANIFEST).read_text())

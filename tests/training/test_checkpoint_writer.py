@@ -268,6 +268,21 @@ def test_a_full_disk_is_named_with_what_is_free(
         subprocess.run(["umount", disk], check=True)
 
 
+def test_a_folder_that_was_removed_in_the_middle_of_a_run_is_named_once(
+    open_writer: Callable[..., CheckpointWriter], save: Save, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    writer = open_writer(folder)
+    save(writer, 10)
+    writer.wait()
+    shutil.rmtree(tmp_path / "run")
+    save(writer, 20)
+    with pytest.raises(ResourceError, match=rf"cannot write {folder}/step_00000020: the folder {folder} is gone$"):
+        writer.wait()
+    writer.close()
+    assert not folder.exists()
+
+
 def test_the_next_save_waits_for_the_one_before_and_not_for_ever(
     open_writer: Callable[..., CheckpointWriter], save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

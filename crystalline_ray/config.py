@@ -62,9 +62,11 @@ class Config(
     """Everything that a training run can be told."""
 
     OPERATIONAL: ClassVar[frozenset[str]] = (
-        frozenset(TreeConfig.model_fields) | frozenset(RunConfig.model_fields) | {"cache_dir", "text"}
+        frozenset(TreeConfig.model_fields)
+        | frozenset(RunConfig.model_fields)
+        | {"cache_dir", "text", "end_token", "bin_dtype"}
     ) - {"seed"}
-    """Fields that do not change a bit of the weights; of `text`, the content does, and that has a digest of its own."""
+    """Fields that do not change a bit of the weights; the tokens of `text` do, and have a digest of their own."""
 
     @model_validator(mode="after")
     def _smoothing_needs_all_logits(self) -> Self:

@@ -92,7 +92,7 @@ def test_other_variables_of_the_environment_are_not_ours() -> None:
         ("beta2: 1.0", r"beta2 = 1.0 .*less than 1"),
         ("validation_fraction: 0.6", r"validation_fraction = 0.6 .*less than or equal to 0.5"),
         ("threads: 0", r"threads = 0 .*greater than or equal to 1"),
-        ("tokenizer: words", r"tokenizer = 'words' .*must be 'bpe' or 'char'"),
+        ("tokenizer: words", r"tokenizer = 'words' .*must be 'bpe', 'char' or 'none'"),
         ("vocab_size: 255", r"vocab_size = 255 .*at least 256 with tokenizer = 'bpe' \(default\)"),
         ("embed_dim: 130", r"num_heads = 4 \(default\) must divide embed_dim = 130 .*; nearest: 2 and 5"),
         (

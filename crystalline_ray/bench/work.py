@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crystalline_ray.config import Config, load_config
+from crystalline_ray.data.config import DEFAULT_VOCAB_SIZE
 from crystalline_ray.engine.arithmetic import Precision, chosen_arithmetic
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels.gemm import Library
@@ -69,7 +70,8 @@ def find_work(model: str, *, environ: Mapping[str, str] | None = None, **fields:
     precision, blas = chosen_arithmetic(config)
     if model in STANDARD:
         return STANDARD[model]._replace(precision=precision, blas=blas)
-    shape = model_shape(config, config.vocab_size, SHELLS)  # no text is read that could form another tree
+    # No text is read that could form another tree.
+    shape = model_shape(config, config.vocab_size or DEFAULT_VOCAB_SIZE, SHELLS)
     return Work(model, shape, config.batch_size, config.dropout, precision, blas)
 
 

@@ -9,6 +9,7 @@ import click
 from crystalline_ray.cli import options, output
 from crystalline_ray.config import load_config
 from crystalline_ray.config_section import PLAN
+from crystalline_ray.data.config import DEFAULT_VOCAB_SIZE
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.spheres.config import MAX_SPHERES
 
@@ -120,7 +121,7 @@ def lattice_command(
     from crystalline_ray.views.crystal_plot import plot_crystal
 
     if run is None:
-        crystal = describe_crystal(vocab_size or load_config().vocab_size)
+        crystal = describe_crystal(vocab_size or DEFAULT_VOCAB_SIZE)
     else:
         crystal = describe_crystal(*_embeddings(run, folder))
     if file is not None:

@@ -1,29 +1,21 @@
 """Batches by random access: a sequence's number gives its tokens, with no scan and no state to restore on resume."""
 
+import sys
 from collections.abc import Sequence
-from typing import Protocol
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crystalline_ray.data.permutation import Permutation
+from crystalline_ray.data.shards import TokenArray
 
 _BLOCK = 512  # positions of an epoch whose windows are computed at once: amortises NumPy's cost per call
 IGNORED = -1  # target of a position that counts for nothing
 
 
-class TokenSource(Protocol):
-    """Tokens in a row, read by position."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, start: int, stop: int) -> NDArray[np.unsignedinteger]:
-        """Return tokens start..stop-1."""
-        ...
-
-
-def count_windows(tokens: TokenSource, seq_len: int) -> int:
-    """Return how many sequences an epoch has: windows of `seq_len` tokens that each have a next one."""
+def count_windows(tokens: TokenArray, seq_len: int) -> int:
+    """Return how many sequences of `seq_len` inputs an epoch has: each needs one token more, its last target."""
     return (len(tokens) - 1) // seq_len
 
 
@@ -39,7 +31,7 @@ class TrainBatches:
     """
 
     def __init__(
-        self, tokens: TokenSource, seq_len: int, batch_size: int, seed: int, total_sequences: int | None = None
+        self, tokens: TokenArray, seq_len: int, batch_size: int, seed: int, total_sequences: int = sys.maxsize
     ) -> None:
         self.windows = count_windows(tokens, seq_len)
         if self.windows < 1:
@@ -47,19 +39,15 @@ class TrainBatches:
         self._tokens = tokens
         self._seq_len = seq_len
         self._batch_size = batch_size
-        self._seed = seed
         self._total_sequences = total_sequences
-        self._permutation = (0, Permutation(self.windows, seed, 0))
-        self._block: tuple[int, int] | None = None
-        self._block_windows: list[int] = []
+        self._order = lru_cache(maxsize=1)(lambda epoch: Permutation(self.windows, seed, epoch))
+        self._block = lru_cache(maxsize=1)(self._find_block)
 
     def window(self, sequence: int) -> int:
         """Return the window that the run-wide sequence number stands for."""
         epoch, position = divmod(sequence, self.windows)
         block, offset = divmod(position, _BLOCK)
-        if self._block != (epoch, block):
-            self._load(epoch, block)
-        return self._block_windows[offset]
+        return self._block(epoch, block)[offset]
 
     def read(self, window: int) -> NDArray[np.unsignedinteger]:
         """Return the tokens of a window, (T + 1,)."""
@@ -68,9 +56,7 @@ class TrainBatches:
 
     def fill(self, first_sequence: int, inputs: NDArray[np.int32], targets: NDArray[np.int32]) -> int:
         """Write batch_size sequences from `first_sequence` on to int32 (B, T) arrays; return the number of targets."""
-        real = self._batch_size
-        if self._total_sequences is not None:
-            real = min(real, max(0, self._total_sequences - first_sequence))
+        real = min(self._batch_size, max(0, self._total_sequences - first_sequence))
         return self.fill_windows([self.window(first_sequence + row) for row in range(real)], inputs, targets)
 
     def fill_windows(self, windows: Sequence[int], inputs: NDArray[np.int32], targets: NDArray[np.int32]) -> int:
@@ -83,13 +69,10 @@ class TrainBatches:
         targets[len(windows) :] = IGNORED
         return len(windows) * self._seq_len
 
-    def _load(self, epoch: int, block: int) -> None:
-        if self._permutation[0] != epoch:
-            self._permutation = (epoch, Permutation(self.windows, self._seed, epoch))
-        stop = min(self.windows, (block + 1) * _BLOCK)
-        positions = np.arange(block * _BLOCK, stop, dtype=np.uint64)
-        self._block_windows = self._permutation[1](positions).tolist()
-        self._block = (epoch, block)
+    def _find_block(self, epoch: int, block: int) -> list[int]:
+        positions = np.arange(block * _BLOCK, min(self.windows, (block + 1) * _BLOCK), dtype=np.uint64)
+        windows: list[int] = self._order(epoch)(positions).tolist()
+        return windows
 
 
 class ValidationBatches:
@@ -98,7 +81,7 @@ class ValidationBatches:
     Raises ValueError if there are fewer than two tokens.
     """
 
-    def __init__(self, tokens: TokenSource, seq_len: int, batch_size: int) -> None:
+    def __init__(self, tokens: TokenArray, seq_len: int, batch_size: int) -> None:
         if len(tokens) < 2:
             raise ValueError(f"{len(tokens)} tokens have nothing to predict")
         self._tokens = tokens
@@ -115,13 +98,6 @@ class ValidationBatches:
         start = index * self._batch_size * self._seq_len
         valid = min(self._batch_size * self._seq_len, self._targets - start)
         tokens = self._tokens.read(start, start + valid + 1)
-        rows, rest = divmod(valid, self._seq_len)
-        whole = rows * self._seq_len
-        inputs[:rows] = tokens[:whole].reshape(rows, self._seq_len)
-        targets[:rows] = tokens[1 : whole + 1].reshape(rows, self._seq_len)
-        if rows < self._batch_size:
-            inputs[rows:] = 0
-            targets[rows:] = IGNORED
-            inputs[rows, :rest] = tokens[whole:valid]
-            targets[rows, :rest] = tokens[whole + 1 : valid + 1]
+        inputs.flat[:valid], inputs.flat[valid:] = tokens[:-1], 0
+        targets.flat[:valid], targets.flat[valid:] = tokens[1:], IGNORED
         return valid

@@ -4,11 +4,9 @@ Byte level as in GPT-2 (Radford et al., "Language models are unsupervised multit
 byte is a token before any merge, so any text can be encoded and decoding gives it back unchanged.
 """
 
-import codecs
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -16,7 +14,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as Library
 from tokenizers import models, pre_tokenizers, trainers
 
+from crystalline_ray.data.documents import Document, only_texts
 from crystalline_ray.data.ranks import old_ids
+from crystalline_ray.data.tokenizer_base import TokenizerBase
 from crystalline_ray.errors import TokenizerError
 from crystalline_ray.progress import Progress, silent
 
@@ -24,12 +24,12 @@ END_OF_TEXT = "<|endoftext|>"
 NUM_BYTES = 256
 _MIN_PAIR_COUNT = 2  # a pair seen once teaches nothing
 _TRAINING_CHARS = 16 << 20  # more text hardly changes the merges, and costs 0.3 s per MiB
-_PIECE_CHARS = 16 << 10
+_SPAN_CHARS = 16 << 10
 # Between two words and after the only line break there, GPT-2's pattern always ends a word, and merges stay in words.
 _BREAK = re.compile(r"(?<=\S\n)(?=\S)")
 
 
-class BpeTokenizer:
+class BpeTokenizer(TokenizerBase):
     """Byte-level BPE. From 257 tokens on, `<|endoftext|>` separates documents; with 256, the token of byte 0 does."""
 
     kind: Literal["bpe"] = "bpe"
@@ -44,13 +44,15 @@ class BpeTokenizer:
         self.start = self.end_of_text
 
     @classmethod
-    def train(cls, texts: Sequence[str], vocab_size: int, progress: Progress = silent) -> "BpeTokenizer":
-        """Learn merges from `texts` (from an even sample of them if they are long).
+    def train(
+        cls, documents: Sequence[Document], vocab_size: int | None, progress: Progress = silent
+    ) -> "BpeTokenizer":
+        """Learn merges from texts (from an even sample of them if they are long).
 
         The vocabulary comes out smaller than `vocab_size` if the text has too few pairs that occur twice. The same
         texts give the same merges. Raises TokenizerError if `vocab_size` is below 256.
         """
-        if vocab_size < NUM_BYTES:
+        if vocab_size is None or vocab_size < NUM_BYTES:
             raise TokenizerError(f"a byte-level vocabulary needs at least {NUM_BYTES} tokens, got {vocab_size}")
         library = Library(models.BPE())
         library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -61,7 +63,7 @@ class BpeTokenizer:
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        library.train_from_iterator(_sample(texts, progress), trainer)
+        library.train_from_iterator(_sample(only_texts(documents), progress), trainer)
         return cls(library)
 
     def renumbered(self, new_ids: NDArray[np.int64]) -> "BpeTokenizer":
@@ -93,77 +95,45 @@ class BpeTokenizer:
         """Return the tokenizer in the format of the `tokenizers` library."""
         return str(self._library.to_str())
 
-    def save(self, path: Path) -> None:
-        """Write `to_json` to a file."""
-        path.write_text(self.to_json(), encoding="utf-8")
+    def encode_batch(self, documents: Sequence[Document]) -> list[NDArray[np.int32]]:
+        """Return the tokens of each text, int32 (n,); the library encodes them in parallel.
 
-    def encode(self, text: str) -> NDArray[np.int32]:
-        """Return the tokens of `text`, int32 (n,). Raises TokenizerError if it holds lone surrogates."""
-        return self.encode_batch([text])[0]
-
-    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
-        """Return the tokens of each text, int32 (n,); the library encodes them in parallel."""
+        Raises TokenizerError if one holds lone surrogates.
+        """
         try:
-            encodings = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
+            encodings = self._library.encode_batch_fast(only_texts(documents), add_special_tokens=False)
         except TypeError as error:
             raise TokenizerError("the text holds half of a surrogate pair, which is no character") from error
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of `ids`; bytes that are no UTF-8 become U+FFFD. Raises TokenizerError for an unknown id."""
-        return b"".join(self._token(token) for token in ids).decode(errors="replace")
+    @staticmethod
+    def spans(document: Document) -> Iterator[Document]:
+        """Cut a long text between words; one without such places stays whole."""
+        (text,) = only_texts([document])
+        start = 0
+        while len(text) - start > _SPAN_CHARS:
+            cut = _BREAK.search(text, start + _SPAN_CHARS)
+            if cut is None:
+                break
+            yield text[start : cut.start()]
+            start = cut.start()
+        yield text[start:]
 
-    def stream(self) -> "ByteStream":
-        """Return a decoder that takes one token at a time."""
-        return ByteStream(self)
-
-    def _token(self, token: int) -> bytes:
-        if not 0 <= token < self.vocab_size:
-            raise TokenizerError(f"token {token} is not in the vocabulary of {self.vocab_size}")
+    def spell(self, token: int) -> bytes:
+        """Return the bytes of `token`."""
         return self._bytes[token]
 
 
-class ByteStream:
-    """Decodes token by token; a character whose bytes are spread over several tokens comes when it is whole."""
-
-    def __init__(self, tokenizer: BpeTokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def feed(self, token: int) -> str:
-        """Return the characters that `token` completes, maybe none."""
-        return self._decoder.decode(self._tokenizer._token(token))
-
-    def flush(self) -> str:
-        """Return what is left at the end: U+FFFD if a character stayed incomplete."""
-        return self._decoder.decode(b"", final=True)
-
-
-def pieces(text: str, piece_chars: int = _PIECE_CHARS) -> Iterator[str]:
-    """Cut a long text where the tokens do not change, so that it can be encoded in parallel and in bounded memory.
-
-    Encoding the pieces gives the tokens of the whole. A text without such places stays whole.
-    """
-    start = 0
-    while len(text) - start > piece_chars:
-        cut = _BREAK.search(text, start + piece_chars)
-        if cut is None:
-            break
-        yield text[start : cut.start()]
-        start = cut.start()
-    yield text[start:]
-
-
-def _sample(texts: Sequence[str], progress: Progress) -> Iterator[str]:
-    """Yield all pieces of `texts`, or so many, evenly spaced, that about `_TRAINING_CHARS` characters are seen."""
+def _sample(texts: Sequence[str], progress: Progress) -> Iterator[Document]:
+    """Yield all spans of `texts`, or so many, evenly spaced, that about `_TRAINING_CHARS` characters are seen."""
     total = sum(map(len, texts))
     share = min(1.0, _TRAINING_CHARS / max(total, 1))
     seen = 0
-    for number, piece in enumerate(piece for text in texts for piece in pieces(text)):
-        seen += len(piece)
+    for number, span in enumerate(span for text in texts for span in BpeTokenizer.spans(text)):
+        seen += len(span)
         if int((number + 1) * share) > int(number * share):
             progress("learning the vocabulary", seen, total)
-            yield piece
+            yield span
 
 
 def _token_bytes(library: Library) -> list[bytes]:

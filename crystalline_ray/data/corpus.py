@@ -1,99 +1,108 @@
-"""The text to learn from: documents, read and decoded, in an order that does not depend on how they were named."""
+"""What is learnt from: documents in an order that does not depend on how they were named, and their digest."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
-from pathlib import Path
 
-from crystalline_ray.data.files import SourceFile, find_files, standard_library
-from crystalline_ray.data.readers import is_utf16, read_file
+import numpy as np
+
+from crystalline_ray.data.config import DataConfig
+from crystalline_ray.data.documents import Document, content
+from crystalline_ray.data.files import find_files, standard_library
+from crystalline_ray.data.integers import OFFSETS, Row, documents_of, read_integers
+from crystalline_ray.data.readers import FileText, UnsuitableFileError, read_file
 from crystalline_ray.errors import DataError
 from crystalline_ray.progress import Progress, silent
 
 _FILES_PER_REPORT = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """One text that belongs together: a file, or a row of a table. `name` says which."""
-
-    name: str
-    text: str
+_NAMED = 5  # files in a note
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents in order, and what was done to get them."""
+    """Documents in order, none of them empty: texts, or integers that are tokens already, each (n,)."""
 
-    documents: list[Document]
-    skipped_binary: int
-    """Binary files left out."""
-    skipped_empty: int
-    """Files and rows without any text."""
-    replaced_utf8: int
-    """Invalid UTF-8 sequences replaced by U+FFFD."""
-    num_bytes: int
-    """UTF-8 bytes of all documents."""
-    digest: str
-    """BLAKE2b-256 of the texts in order, as hexadecimal digits."""
+    documents: Sequence[Document]
+    notes: tuple[str, ...] = ()
+    """What people should know about how they were read."""
+
+    @cached_property
+    def digest(self) -> str:
+        """BLAKE2b-256 of the documents in order, as hexadecimal digits."""
+        digest = blake2b(digest_size=32)
+        for document in self.documents:
+            size, parts = content(document)
+            digest.update(size.to_bytes(8, "little"))
+            for part in parts:
+                digest.update(part)
+        return digest.hexdigest()
 
 
-def read_corpus(paths: Sequence[Path], *, text_column: str = "text", progress: Progress = silent) -> Corpus:
-    """Read all documents behind `paths`; without paths, the source text of Python's standard library.
+def read_corpus(data: DataConfig, progress: Progress = silent) -> Corpus:
+    """Read all documents behind the paths of `data.text`; without any, the source text of Python's standard library.
 
-    Raises DataError for a path that cannot be read, a named file that is binary, a table without the column
-    `text_column`, or when no text is left.
+    Inside folders, files that hold no text are left out, with a note. Raises DataError for a path that cannot be read,
+    a named file that is binary or a table without the column `text_column`, anything but integers where they are asked
+    for, or when there is nothing to read.
     """
-    files = find_files(paths) if paths else standard_library()
+    integers = data.tokenizer == "none"
+    if integers and not data.text:
+        raise DataError("tokenizer = 'none' needs text: files of integers to learn from")
+    files = find_files(data.text) if data.text else standard_library()
+    files = [file for file in files if not (integers and file.name.endswith(OFFSETS))]
     documents: list[Document] = []
-    skipped_binary = skipped_empty = replaced = 0
+    left_out: dict[str, list[str]] = {}
+    replaced: dict[str, int] = {}
     for number, file in enumerate(files):
         if number % _FILES_PER_REPORT == 0:
             progress("reading", number, len(files))
-        found = read_file(file.path, text_column)
-        if found is None:
-            if file.explicit:
-                raise DataError(_binary_message(file.path))
-            skipped_binary += 1
+        if integers:
+            documents += read_integers(file.path, data)
             continue
-        replaced += found.replaced
-        texts = _documents(file, found.texts)
-        documents += texts
-        skipped_empty += max(1, len(found.texts)) - len(texts)
+        try:
+            found = read_file(file.path, data.text_column)
+        except UnsuitableFileError as error:
+            if file.explicit:
+                raise
+            left_out.setdefault(error.reason, []).append(file.name)
+            continue
+        documents += filter(None, found.texts)
+        if found.replaced:
+            replaced[file.name] = found.replaced
     progress("reading", len(files), len(files))
+    notes = [f"left out {_listed(names)}: {reason}" for reason, names in left_out.items()]
+    if replaced:
+        count, names = sum(replaced.values()), _listed(list(replaced))
+        notes.append(f"{count:,} byte sequences that are not UTF-8 were replaced by U+FFFD, in {names}")
     if not documents:
-        raise DataError(_nothing_message(paths, skipped_binary, skipped_empty))
-    num_bytes, digest = _measure(documents)
-    return Corpus(documents, skipped_binary, skipped_empty, replaced, num_bytes, digest)
+        nothing = "no text" if files else "no files to read (hidden ones are skipped)"
+        raise DataError("; ".join([f"{', '.join(map(str, data.text))}: {nothing}", *notes]))
+    return Corpus(documents, tuple(notes))
 
 
-def _documents(file: SourceFile, texts: list[str]) -> list[Document]:
-    if len(texts) == 1:
-        return [Document(file.name, texts[0])] if texts[0] else []
-    return [Document(f"{file.name}, row {row}", text) for row, text in enumerate(texts, 1) if text]
+def text_corpus(texts: Iterable[str]) -> Corpus:
+    """Make a corpus of texts in memory, a document each; empty ones are left out, halves of surrogate pairs replaced.
+
+    Raises DataError if one is no str, or if there is nothing in them.
+    """
+    found = FileText()
+    for number, text in enumerate([texts] if isinstance(texts, str) else texts):
+        if not isinstance(text, str):
+            raise DataError(f"texts[{number}] must be a str, it is a {type(text).__name__}")
+        found.add_decoded(text)
+    if not any(found.texts):
+        raise DataError("texts: no text in there")
+    return Corpus([text for text in found.texts if text])
 
 
-def _measure(documents: Sequence[Document]) -> tuple[int, str]:
-    digest = blake2b(digest_size=32)
-    num_bytes = 0
-    for document in documents:
-        raw = document.text.encode()
-        num_bytes += len(raw)
-        digest.update(len(raw).to_bytes(8, "little"))
-        digest.update(raw)
-    return num_bytes, digest.hexdigest()
+def token_corpus(tokens: Row, end_token: int | None = None) -> Corpus:
+    """Make a corpus of integers in memory: (n,), (documents, n) or a sequence of such; see `documents_of`."""
+    one = isinstance(tokens, np.ndarray) or not any(np.ndim(row) for row in tokens)
+    return Corpus(documents_of([tokens] if one else tokens, end_token, "tokens"))
 
 
-def _binary_message(path: Path) -> str:
-    if is_utf16(path):
-        return f"{path}: text in UTF-16; convert it to UTF-8 first (iconv -f UTF-16 -t UTF-8)"
-    return f"{path}: a binary file, or text in an encoding other than UTF-8"
-
-
-def _nothing_message(paths: Sequence[Path], skipped_binary: int, skipped_empty: int) -> str:
-    where = ", ".join(str(path) for path in paths)
-    if skipped_binary and not skipped_empty:
-        return f"{where}: no text, only {skipped_binary} binary file(s)"
-    if skipped_binary or skipped_empty:
-        return f"{where}: no text; skipped {skipped_empty} empty file(s) or row(s) and {skipped_binary} binary file(s)"
-    return f"{where}: no files to read (hidden ones are skipped)"
+def _listed(names: Sequence[str]) -> str:
+    """Return how many files these are, and up to five of their names."""
+    more = ", ..." if len(names) > _NAMED else ""
+    return f"{len(names):,} file{'s' * (len(names) > 1)} ({', '.join(names[:_NAMED])}{more})"

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -15,12 +16,15 @@ from pyarrow.fs import LocalFileSystem
 
 from crystalline_ray.data.config import DataConfig
 from crystalline_ray.data.corpus import Corpus, read_corpus
+from crystalline_ray.data.documents import Document
 from crystalline_ray.data.encoding import count_bytes, encode_documents
-from crystalline_ray.data.ranks import describe_ranks, frequency_ranks
-from crystalline_ray.data.shards import ShardWriter, TokenArray, map_shard, renumber_shard, token_dtype
-from crystalline_ray.data.split import Split, resolve_mode, split
-from crystalline_ray.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from crystalline_ray.data.files import STANDARD_INPUT
+from crystalline_ray.data.ranks import frequency_ranks
+from crystalline_ray.data.shards import TokenArray, map_shard, renumber_shard, token_dtype, write_shards
+from crystalline_ray.data.split import Mode, resolve_mode, split
+from crystalline_ray.data.tokenizer import Tokenizer, parse_tokenizer, train_tokenizer
 from crystalline_ray.errors import DamageError, DataError, ResourceError, TokenizerError
+from crystalline_ray.lattice.symmetry import group_shares, group_sizes
 from crystalline_ray.progress import Progress, silent
 from crystalline_ray.storage.files import disk_errors
 from crystalline_ray.storage.sealed import Store, seal
@@ -41,10 +45,14 @@ class Dataset:
     tokenizer: Tokenizer
     train: TokenArray
     validation: TokenArray
-    validation_bytes: int
-    """UTF-8 bytes that the validation tokens stand for, to reckon bits per byte."""
+    validation_bytes: int | None
+    """UTF-8 bytes that the validation tokens stand for, to reckon bits per byte; None if they are integers."""
     summary: dict[str, Any]
-    """What it consists of, for people to read: counts, and under "notes" what they should know."""
+    """What it consists of, for people to read: counts, shares, and under "notes" what they should know.
+
+    `group_shares`: of the training tokens, those in each of the twelve symmetry groups; `commonest_share`: those that
+    are the commonest token, which no distribution over groups can part.
+    """
 
 
 def prepare(
@@ -58,26 +66,32 @@ def prepare(
 ) -> Dataset:
     """Read the text, split it, train the tokenizer and write the tokens, or find all that in the cache.
 
-    A token's id is its frequency rank in the training part, 0 the commonest: ties, and last the tokens that never occur
-    there, keep the order in which the tokenizer learnt them.
+    A `corpus` replaces the text of `data`. A token's id is its frequency rank in the training part, 0 the commonest:
+    ties, and last the tokens that never occur there, keep the order in which the tokenizer learnt them. A `tokenizer`,
+    that of a model to go on from, is used as it is instead.
 
     The cache key is a hash of the text itself and of all that decides the tokens. A cached dataset is
     verified; a damaged one is built anew, with a note in the summary.
 
     Raises DataError if the text cannot be used, a part is too short for `seq_len` + 1 tokens or there is but one token,
-    and ResourceError if the cache cannot be written.
+    TokenizerError if the tokenizer cannot encode it, and ResourceError if the cache cannot be written.
     """
-    corpus = corpus or read_corpus(data.text, text_column=data.text_column, progress=progress)
-    texts = [document.text for document in corpus.documents]
-    mode = resolve_mode(texts, data.validation_split)
+    if tokenizer is not None:
+        data = data.model_copy(update={"tokenizer": tokenizer.kind, "end_token": tokenizer.end_token})
+    if corpus is None:
+        if not STANDARD_INPUT.isdisjoint(map(str, data.text)):
+            raise DataError("text = standard input: a run reads its text again when it goes on; save it to a file")
+        corpus = read_corpus(data, progress)
+    documents = corpus.documents
+    mode = resolve_mode(documents, data.validation_split)
     root = default_cache_dir() if data.cache_dir is None else data.cache_dir
     store, key = _open_store(root), _key(data, corpus, mode, seed, tokenizer)
-    notes = []
+    notes = list(corpus.notes)
     dataset = None
     with disk_errors(root, "; name another folder with cache_dir"):
         if key in store.folders():
             try:
-                dataset = _open(root / key, contents=True)
+                dataset = open_dataset(root / key, contents=True)
             except DataError as error:
                 notes.append(f"the cached tokens were damaged and have been made anew ({error})")
         cached = dataset is not None
@@ -85,30 +99,38 @@ def prepare(
             with store.lock(_LOCK_SECONDS):
                 store.sweep(_ABANDONED_SECONDS)
             with store.staging() as staged:
-                _build(staged, texts, split(texts, data.validation_fraction, mode, seed), data, tokenizer, progress)
+                _build(staged, documents, data, mode, seed, tokenizer, progress)
                 seal(staged)
                 with store.lock(_LOCK_SECONDS):
                     store.publish(staged, key, keep_intact=True)  # another process may have been first
-            dataset = _open(root / key, contents=False)
+            dataset = open_dataset(root / key)
     _require_length(dataset, seq_len)
     if dataset.tokenizer.vocab_size < 2:
-        raise DataError("the text is one character over and over, so there is nothing to predict; use other text")
+        one = "integer" if data.tokenizer == "none" else "character"
+        raise DataError(f"the text is one {one} over and over, so there is nothing to predict; use other text")
     dataset.summary["notes"] += notes
-    dataset.summary.update(
-        skipped_binary=corpus.skipped_binary,
-        skipped_empty=corpus.skipped_empty,
-        replaced_utf8=corpus.replaced_utf8,
-        cached=cached,
-    )
+    dataset.summary["cached"] = cached
     return dataset
 
 
-def open_dataset(folder: Path) -> Dataset:
-    """Open what `prepare` left in `folder`; nothing is read until it is needed.
+def open_dataset(folder: Path, *, contents: bool = False) -> Dataset:
+    """Open what `prepare` left in `folder`; nothing is read until it is needed, or to verify `contents`.
 
     Raises DataError if it is missing or damaged.
     """
-    return _open(folder, contents=False)
+    try:
+        with _open_store(folder.parent).opened(folder.name, contents=contents) as files:
+            tokenizer = parse_tokenizer(files[_TOKENIZER].read_text(encoding="utf-8"))
+            summary = json.loads(files[_SUMMARY].read_bytes())
+            dtype = token_dtype(tokenizer.vocab_size)
+            train, validation = (
+                TokenArray([map_shard(files[name]) for name in sorted(files) if name.startswith(f"{part}-")], dtype)
+                for part in _PARTS
+            )
+    except (DamageError, TokenizerError, pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{folder}: {error}") from error
+    summary |= {"train_tokens": len(train), "validation_tokens": len(validation)}
+    return Dataset(folder, tokenizer, train, validation, summary["validation_bytes"], summary)
 
 
 def default_cache_dir() -> Path:
@@ -129,82 +151,79 @@ def _open_store(root: Path) -> Store:
     return Store(LocalFileSystem(), str(root))
 
 
-def _key(data: DataConfig, corpus: Corpus, mode: str, seed: int, tokenizer: Tokenizer | None) -> str:
-    decides = {
+def _key(data: DataConfig, corpus: Corpus, mode: Mode, seed: int, tokenizer: Tokenizer | None) -> str:
+    decides: dict[str, Any] = {
         "format": FORMAT,
         "text": corpus.digest,
         "tokenizer": data.tokenizer,
         "split": mode,
         "fraction": data.validation_fraction,
         "seed": seed if mode == "document" else None,
-        "vocab_size": data.vocab_size if data.tokenizer == "bpe" else None,
+        "vocab_size": None if data.tokenizer == "char" else data.vocab_size,
         "library": tokenizers.__version__ if data.tokenizer == "bpe" else None,
     }
+    if data.tokenizer == "none":
+        decides["end_token"] = data.end_token
     if tokenizer is not None:
-        decides["given"] = tokenizer.to_json()
+        decides["vocab_size"] = blake2b(tokenizer.to_json().encode(), digest_size=16).hexdigest()
     return blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _build(
-    folder: Path, texts: list[str], parts: Split, data: DataConfig, given: Tokenizer | None, progress: Progress
+    folder: Path,
+    documents: Sequence[Document],
+    data: DataConfig,
+    mode: Mode,
+    seed: int,
+    given: Tokenizer | None,
+    progress: Progress,
 ) -> None:
-    # A character that only the validation part has must have a token; merges must not be learnt from that part.
-    tokenizer = given or train_tokenizer(
-        data.tokenizer, texts if data.tokenizer == "char" else parts.train, data.vocab_size, progress
-    )
+    parts = split(documents, data.validation_fraction, mode, seed)
+    # A symbol that only the validation part has must have a token; merges must not be learnt from that part.
+    learnt_from = parts.train if data.tokenizer == "bpe" else documents
+    tokenizer = given or train_tokenizer(data, learnt_from, progress)
     train, counts = _write_part(folder, "train", parts.train, tokenizer, progress)
     if given is None:
         ranks = frequency_ranks(counts)
         for name in train:
             renumber_shard(folder / name, ranks)
-        tokenizer = tokenizer.renumbered(ranks)
-    tokenizer.save(folder / _TOKENIZER)
+        tokenizer, counts = tokenizer.renumbered(ranks), -np.sort(-counts)
+    (folder / _TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8")
     _write_part(folder, "validation", parts.validation, tokenizer, progress)
     notes = []
-    if data.tokenizer == "bpe" and tokenizer.vocab_size < data.vocab_size:
+    if data.tokenizer == "bpe" and given is None and tokenizer.vocab_size < (data.vocab_size or 0):
         notes.append(f"the text yields a vocabulary of {tokenizer.vocab_size} tokens, fewer than {data.vocab_size}")
+    if data.tokenizer == "none" and tokenizer.end_of_text is None and len(documents) > 1:
+        notes.append(f"the {len(documents):,} documents follow one another without a mark; end_token would be one")
     summary = {
-        "documents": len(texts),
+        "documents": len(documents),
         "train_documents": len(parts.train),
         "validation_documents": len(parts.validation),
-        "split": parts.mode,
-        "bytes": count_bytes(texts),
-        "validation_bytes": count_bytes(parts.validation),
+        "split": mode,
+        "bytes": count_bytes(documents, tokenizer),
+        "validation_bytes": count_bytes(parts.validation, tokenizer),
         "tokenizer": tokenizer.kind,
         "vocab_size": tokenizer.vocab_size,
-        **describe_ranks(-np.sort(-counts)),
+        "group_sizes": group_sizes(counts.size).tolist(),
+        "group_shares": group_shares(counts).tolist(),
+        "commonest_share": float(counts.max() / counts.sum()),
         "notes": notes,
     }
     (folder / _SUMMARY).write_text(json.dumps(summary), encoding="utf-8")
 
 
 def _write_part(
-    folder: Path, part: str, texts: list[str], tokenizer: Tokenizer, progress: Progress
+    folder: Path, part: str, documents: Sequence[Document], tokenizer: Tokenizer, progress: Progress
 ) -> tuple[list[str], NDArray[np.int64]]:
     """Write the tokens of one part; return the names of its files, and how often each token occurs, int64 (V,)."""
-    writer = ShardWriter(folder, part, token_dtype(tokenizer.vocab_size))
     counts = np.zeros(tokenizer.vocab_size, np.int64)
-    for tokens in encode_documents(texts, tokenizer, stage=f"tokenizing {part} text", progress=progress):
-        writer.append(tokens)
-        counts += np.bincount(tokens, minlength=tokenizer.vocab_size)
-    writer.close()
-    return writer.names, counts
 
+    def counted() -> Iterator[NDArray[np.int32]]:
+        for tokens in encode_documents(documents, tokenizer, stage=f"tokenizing {part} text", progress=progress):
+            np.add(counts, np.bincount(tokens, minlength=counts.size), out=counts)
+            yield tokens
 
-def _open(folder: Path, *, contents: bool) -> Dataset:
-    try:
-        with _open_store(folder.parent).opened(folder.name, contents=contents) as files:
-            tokenizer = load_tokenizer(files[_TOKENIZER])
-            summary = json.loads(files[_SUMMARY].read_bytes())
-            dtype = token_dtype(tokenizer.vocab_size)
-            train, validation = (
-                TokenArray([map_shard(files[name]) for name in sorted(files) if name.startswith(f"{part}-")], dtype)
-                for part in _PARTS
-            )
-    except (DamageError, TokenizerError, pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{folder}: {error}") from error
-    summary |= {"train_tokens": len(train), "validation_tokens": len(validation)}
-    return Dataset(folder, tokenizer, train, validation, summary["validation_bytes"], summary)
+    return write_shards(folder, part, token_dtype(tokenizer.vocab_size), counted()), counts
 
 
 def _require_length(dataset: Dataset, seq_len: int) -> None:

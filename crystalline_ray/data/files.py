@@ -1,6 +1,7 @@
 """Which files a corpus is made of."""
 
 import os
+import re
 import stat
 import sysconfig
 from collections.abc import Collection, Iterator, Sequence
@@ -20,6 +21,8 @@ _SKIPPED_LIBRARY_FOLDERS = _SKIPPED_FOLDERS | {
     "idlelib",
 }
 _MACHINE_SPECIFIC_MODULE = "_sysconfigdata"
+STANDARD_INPUT = frozenset({"-", "/dev/stdin"})
+_ADDRESS = re.compile(r"(\w+):/+")  # a Path has lost one of two slashes
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +39,15 @@ def find_files(paths: Sequence[Path]) -> list[SourceFile]:
     """List the files behind `paths`, folders recursively, ordered by name whatever the order of `paths` is.
 
     Skipped inside folders: hidden files and folders, `__pycache__`, `node_modules`, linked folders, and whatever is not
-    a regular file. A file that is reached twice is listed once.
+    a regular file. A file that is reached twice is listed once. "-" is standard input.
 
     Raises DataError for a path that is missing, may not be read, or is neither a file nor a folder.
     """
     found: dict[tuple[int, int], SourceFile] = {}
-    for path in paths:
+    for number, path in enumerate(paths):
+        if str(path) in STANDARD_INPUT:
+            found[-1, number] = SourceFile(path, "standard input", explicit=True)
+            continue
         status = _status(path)
         if stat.S_ISDIR(status.st_mode):
             for file in _walk(path, _SKIPPED_FOLDERS):
@@ -98,6 +104,9 @@ def _refuse(error: OSError) -> None:
 
 def unreadable(path: Path, error: OSError) -> DataError:
     """Say why `path` cannot be read."""
+    if isinstance(error, FileNotFoundError) and _ADDRESS.match(str(path)):
+        url = _ADDRESS.sub(r"\1://", str(path), count=1)
+        return DataError(f"{url}: addresses are not read; download the text first, and name the file")
     if isinstance(error, FileNotFoundError):
         return DataError(f"{path}: no such file or folder")
     if isinstance(error, PermissionError):

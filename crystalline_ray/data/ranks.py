@@ -1,11 +1,7 @@
 """Tokens numbered by how common they are: a token's id is its frequency rank, which lattice geometry is defined on."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
-
-from crystalline_ray.lattice.symmetry import group_shares, group_sizes
 
 
 def frequency_ranks(counts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -27,16 +23,3 @@ def old_ids(new_ids: NDArray[np.int64], vocab_size: int) -> NDArray[np.int64]:
     if new_ids.shape != (vocab_size,) or not np.array_equal(new_ids[order], np.arange(vocab_size)):
         raise ValueError(f"new ids must hold each of 0 .. {vocab_size - 1} once")
     return order
-
-
-def describe_ranks(counts: NDArray[np.int64]) -> dict[str, Any]:
-    """Return what a dataset's summary says about its ranks, from the count of each, int (V,), falling.
-
-    `group_sizes`: tokens in each of the twelve symmetry groups; `group_shares`: their shares of the training tokens;
-    `commonest_share`: that of rank 0 alone, which no distribution over groups can part. Raises ValueError if all are 0.
-    """
-    return {
-        "group_sizes": group_sizes(counts.size).tolist(),
-        "group_shares": group_shares(counts).tolist(),
-        "commonest_share": float(counts[0] / counts.sum()),
-    }

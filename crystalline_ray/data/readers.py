@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+import sys
 import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crystalline_ray.data.files import unreadable
+from crystalline_ray.data.files import STANDARD_INPUT, unreadable
+from crystalline_ray.data.integers import SUFFIXES
 from crystalline_ray.errors import DataError
 
 _PROBE_BYTES = 8192
@@ -28,10 +30,6 @@ class FileText:
 
     texts: list[str] = field(default_factory=list)
     replaced: int = 0
-
-    def add(self, raw: bytes) -> None:
-        """Append the text that `raw` encodes."""
-        self.texts.append(self.decode(raw))
 
     def decode(self, raw: bytes) -> str:
         """Decode UTF-8; count what had to be replaced."""
@@ -49,21 +47,33 @@ class FileText:
         self.texts.append(text)
 
 
-def read_file(path: Path, text_column: str) -> FileText | None:
+class UnsuitableFileError(DataError):
+    """A file that is refused if it was asked for by its name, and left out, for a `reason`, inside a folder."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def read_file(path: Path, text_column: str) -> FileText:
     """Read one file: each row of a .jsonl, .ndjson, .csv or .parquet file is a text, any other file is one text.
 
-    Returns None for a binary file. Raises DataError if the file cannot be read, is not what its suffix says, or has no
-    column `text_column`.
+    Raises DataError if the file cannot be read or is not what its suffix says, and UnsuitableFileError if it is binary
+    or has no column `text_column`.
     """
     suffix = path.suffix.lower()
     try:
         if suffix == ".parquet":
             return _read_parquet(path, text_column)
-        raw = path.read_bytes()
+        raw = sys.stdin.buffer.read() if str(path) in STANDARD_INPUT else path.read_bytes()
     except OSError as error:
         raise unreadable(path, error) from error
     if is_binary(raw):
-        return None
+        reason = "a binary file, or text in an encoding other than UTF-8"
+        if raw.startswith(_UTF16_MARKS):
+            reason = "text in UTF-16; convert it to UTF-8 first (iconv -f UTF-16 -t UTF-8)"
+        advice = "; integers are read with tokenizer = 'none' (--tokenizer none)" if suffix in SUFFIXES else ""
+        raise UnsuitableFileError(f"{path}: {reason}{advice}", reason)
     raw = raw.removeprefix(codecs.BOM_UTF8)
     found = FileText()
     if suffix == ".csv":
@@ -71,7 +81,7 @@ def read_file(path: Path, text_column: str) -> FileText | None:
     elif suffix in (".jsonl", ".ndjson"):
         _read_jsonl(path, found.decode(raw), text_column, found)
     else:
-        found.add(raw)
+        found.texts.append(found.decode(raw))
     return found
 
 
@@ -86,18 +96,8 @@ def is_binary(raw: bytes) -> bool:
     if b"\0" in probe:
         return True
     text = probe.decode(errors="replace")
-    odd = sum(count for char, count in _counts(text) if char == _REPLACEMENT or _is_control(char))
+    odd = sum(text.count(char) for char in set(text) if char == _REPLACEMENT or _is_control(char))
     return odd > _MAX_ODD_SHARE * len(text)
-
-
-def is_utf16(path: Path) -> bool:
-    """Tell whether a file starts with the byte order mark of UTF-16."""
-    with path.open("rb") as file:
-        return file.read(2) in _UTF16_MARKS
-
-
-def _counts(text: str) -> list[tuple[str, int]]:
-    return [(char, text.count(char)) for char in set(text)]
 
 
 def _is_control(char: str) -> bool:
@@ -115,7 +115,8 @@ def _read_jsonl(path: Path, text: str, column: str, found: FileText) -> None:
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number}: each line must be a JSON object, this is {json.dumps(row)[:40]}")
         if column not in row:
-            raise _no_column(f"{path}, line {number}", column, list(row))
+            missing = _no_column(f"{path}, line {number}", column, list(row))
+            raise DataError(str(missing)) if found.texts else missing
         value = "" if row[column] is None else row[column]
         if not isinstance(value, str):
             raise DataError(
@@ -160,12 +161,14 @@ def _read_parquet(path: Path, column: str) -> FileText:
             for batch in file.iter_batches(columns=[column]):
                 # As bytes: a writer may have stored text that is not UTF-8, and Arrow does not check.
                 for value in batch.column(0).cast(kind).cast(pa.large_binary()).to_pylist():
-                    found.add(value or b"")
+                    found.texts.append(found.decode(value or b""))
     except pa.ArrowException as error:
         raise DataError(f"{path}: not a valid parquet file: {error}") from error
     return found
 
 
-def _no_column(where: str, column: str, existing: list[str]) -> DataError:
+def _no_column(where: str, column: str, existing: list[str]) -> UnsuitableFileError:
     columns = ", ".join(repr(name) for name in existing) or "none"
-    return DataError(f"{where}: no column {column!r}; columns there: {columns}. Choose one with text_column")
+    reason = f"no column {column!r}"
+    choice = "choose one with text_column (--text-column)"
+    return UnsuitableFileError(f"{where}: {reason}; columns there: {columns}; {choice}", f"{reason}; {choice}")

@@ -1,7 +1,7 @@
 """Tokens on disk: Arrow IPC files that are memory-mapped, so a reader copies nothing and processes share the pages."""
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 
 SHARD_TOKENS = 16 << 20
 _COLUMN = "tokens"
-_RENUMBERED = 1 << 20  # tokens at once: NumPy widens an index array to eight bytes each
+_AT_ONCE = 1 << 20  # tokens: NumPy widens an index array to eight bytes each
 
 
 def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
@@ -40,41 +40,34 @@ def renumber_shard(path: Path, new_ids: NDArray[np.int64]) -> None:
     """Replace each token t in a file that `write_shard` wrote by new_ids[t], which must fit its type."""
     tokens = map_shard(path)
     renumbered = np.empty_like(tokens)
-    for start in range(0, tokens.size, _RENUMBERED):
-        renumbered[start : start + _RENUMBERED] = new_ids[tokens[start : start + _RENUMBERED]]
+    for start in range(0, tokens.size, _AT_ONCE):
+        renumbered[start : start + _AT_ONCE] = new_ids[tokens[start : start + _AT_ONCE]]
     write_shard(path, renumbered)
 
 
-class ShardWriter:
-    """Writes the tokens of one part to files `<part>-00000.arrow`, ... of `shard_tokens` each, the last one shorter."""
+def write_shards(folder: Path, part: str, dtype: DTypeLike, chunks: Iterable[NDArray[np.int32]]) -> list[str]:
+    """Write tokens, (n,) at a time, to files `<part>-00000.arrow`, ... of 16 Mi each, the last one shorter.
 
-    def __init__(self, folder: Path, part: str, dtype: DTypeLike, shard_tokens: int = SHARD_TOKENS) -> None:
-        self._folder = folder
-        self._part = part
-        self._shard = np.empty(shard_tokens, dtype)
-        self._used = 0
-        self.names: list[str] = []
+    Returns the names of the files.
+    """
+    shard, used = np.empty(SHARD_TOKENS, dtype), 0
+    names: list[str] = []
 
-    def append(self, tokens: NDArray[np.int32]) -> None:
-        """Add `tokens` (n,), writing every file that gets full."""
+    def write() -> None:
+        names.append(f"{part}-{len(names):05d}.arrow")
+        write_shard(folder / names[-1], shard[:used])
+
+    for tokens in chunks:
         while tokens.size:
-            count = min(tokens.size, self._shard.size - self._used)
-            self._shard[self._used : self._used + count] = tokens[:count]
-            self._used += count
-            tokens = tokens[count:]
-            if self._used == self._shard.size:
-                self._write()
-
-    def close(self) -> None:
-        """Write what is left."""
-        if self._used:
-            self._write()
-
-    def _write(self) -> None:
-        name = f"{self._part}-{len(self.names):05d}.arrow"
-        write_shard(self._folder / name, self._shard[: self._used])
-        self.names.append(name)
-        self._used = 0
+            count = min(tokens.size, shard.size - used)
+            shard[used : used + count] = tokens[:count]
+            used, tokens = used + count, tokens[count:]
+            if used == shard.size:
+                write()
+                used = 0
+    if used:
+        write()
+    return names
 
 
 class TokenArray:
@@ -93,18 +86,15 @@ class TokenArray:
         """Return tokens start .. stop - 1: a read-only view, or a copy where files meet. Raises IndexError outside."""
         if not 0 <= start <= stop <= self._length:
             raise IndexError(f"tokens {start} to {stop} of {self._length}")
-        first = bisect.bisect_right(self._starts, start) - 1
-        if first < 0:
-            return np.empty(0, self.dtype)
-        offset = self._starts[first]
-        found = self._shards[first][start - offset : stop - offset]
-        if found.size == stop - start:
-            return found
-        parts = [found]
-        have = int(found.size)
-        for shard in self._shards[first + 1 :]:
-            parts.append(shard[: stop - start - have])
-            have += int(parts[-1].size)
-            if have == stop - start:
-                break
-        return np.concatenate(parts)
+        first = max(0, bisect.bisect_right(self._starts, start) - 1)
+        last = bisect.bisect_left(self._starts, stop, first + 1)
+        parts = [
+            shard[max(0, start - offset) : stop - offset]
+            for shard, offset in zip(self._shards[first:last], self._starts[first:last], strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, self.dtype), *parts])
+
+    def parts(self) -> Iterator[NDArray[np.unsignedinteger]]:
+        """Yield all tokens in order, up to 1 Mi at a time, each part read-only."""
+        for shard in self._shards:
+            yield from np.split(shard, range(_AT_ONCE, shard.size, _AT_ONCE))

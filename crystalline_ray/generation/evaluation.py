@@ -9,7 +9,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from crystalline_ray.config import load_config
-from crystalline_ray.data.batches import TokenSource, ValidationBatches
+from crystalline_ray.data.batches import ValidationBatches
 from crystalline_ray.data.corpus import read_corpus
 from crystalline_ray.data.dataset import prepare
 from crystalline_ray.data.encoding import tokenise
@@ -29,13 +29,13 @@ class Evaluation:
 
     Attributes:
         tokens: tokens that were predicted: all but the first.
-        num_bytes: UTF-8 bytes of the text.
+        num_bytes: UTF-8 bytes of the text; None if its tokens are integers.
         nats_per_token: mean negative log-likelihood.
         crystalline_score: mean -ln K(predicted, target); None for a lattice head.
     """
 
     tokens: int
-    num_bytes: int
+    num_bytes: int | None
     nats_per_token: float
     crystalline_score: float | None
 
@@ -46,9 +46,9 @@ class Evaluation:
             return float(np.exp(self.nats_per_token))
 
     @property
-    def bits_per_byte(self) -> float:
-        """Bits per byte of the text: compares models whatever their tokens are."""
-        return self.nats_per_token / math.log(2) * self.tokens / self.num_bytes
+    def bits_per_byte(self) -> float | None:
+        """Bits per byte of the text: compares models whatever their tokens are; None if these are integers."""
+        return None if self.num_bytes is None else self.nats_per_token / math.log(2) * self.tokens / self.num_bytes
 
 
 def evaluate(model: TrainedModel, text: Sequence[Path] = (), progress: Progress = silent) -> Evaluation:
@@ -57,11 +57,9 @@ def evaluate(model: TrainedModel, text: Sequence[Path] = (), progress: Progress 
     Raises DataError if a text cannot be used, or if the training text is not the one the model was trained on.
     """
     config = load_config(model.run / CONFIG)
-    tokens: TokenSource
     if text:
-        corpus = read_corpus(text, text_column=config.text_column, progress=progress)
-        texts = [document.text for document in corpus.documents]
-        tokens, num_bytes = tokenise(texts, model.tokenizer, progress=progress)
+        corpus = read_corpus(config.model_copy(update={"text": tuple(text)}), progress)
+        tokens, num_bytes = tokenise(corpus.documents, model.tokenizer, progress=progress)
         if len(tokens) < 2:
             raise DataError(f"{', '.join(map(str, text))}: too short: {len(tokens)} tokens leave nothing to predict")
     else:
@@ -79,7 +77,7 @@ def evaluate(model: TrainedModel, text: Sequence[Path] = (), progress: Progress 
 
 
 def _measure(
-    model: TrainedModel, batches: ValidationBatches, batch_size: int, num_bytes: int, progress: Progress
+    model: TrainedModel, batches: ValidationBatches, batch_size: int, num_bytes: int | None, progress: Progress
 ) -> Evaluation:
     check_single_thread()
     transformer = Transformer(model.shape, batch_size, training=False)

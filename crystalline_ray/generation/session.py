@@ -63,7 +63,7 @@ class TextSession:
         With `through_ends` the model may begin another text after that; the end itself is no text either way.
         """
         end_of_text = self._tokenizer.end_of_text
-        stream = self._tokenizer.stream()
+        stream = self._tokenizer.stream(continued=not self.ended)
         tokens = generate(
             self._generator,
             self.context or [self._tokenizer.start],

@@ -183,8 +183,8 @@ class Console:
         step, loss, score = event.state.step, event.result.loss, event.result.crystalline_score
         self._validation_loss = loss
         over = of_micro_batches(event.micro_batches, event.of)
-        bits = f"{event.bits_per_byte:.3f} bits per byte"
-        self.line(f"step {step:,}: validation loss {loss:.4f} nats per token ({bits}) over {over}")
+        bits = "" if event.bits_per_byte is None else f" ({event.bits_per_byte:.3f} bits per byte)"
+        self.line(f"step {step:,}: validation loss {loss:.4f} nats per token{bits} over {over}")
         if score is not None:
             self.line(f"step {step:,}: crystalline score {score:.4f}")
 

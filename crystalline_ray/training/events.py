@@ -38,7 +38,7 @@ class Validated:
 
     state: TrainingState
     result: EvaluationResult
-    bits_per_byte: float
+    bits_per_byte: float | None
     micro_batches: int
     of: int
 

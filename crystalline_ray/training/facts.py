@@ -41,14 +41,10 @@ def introduction(event: Introduced) -> Iterator[tuple[str, str]]:
 
 
 def _describe_text(dataset: Dataset) -> str:
-    names = ("documents", "train_tokens", "validation_tokens", "skipped_binary", "replaced_utf8")
-    documents, training, validation, skipped, replaced = (int(dataset.summary.get(name, 0)) for name in names)
-    text = f"{documents:,} documents, {short_count(training)} tokens, {short_count(validation)} held out for validation"
-    if skipped:
-        text += f"; {skipped:,} binary files skipped"
-    if replaced:
-        text += f"; {replaced:,} with invalid UTF-8, replaced"
-    return text
+    documents, training, validation = (
+        dataset.summary[name] for name in ("documents", "train_tokens", "validation_tokens")
+    )
+    return f"{documents:,} documents, {short_count(training)} tokens, {short_count(validation)} held out for validation"
 
 
 def _describe_loss(run: RunSpec) -> str:

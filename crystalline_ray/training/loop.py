@@ -145,6 +145,6 @@ class TrainingLoop:
 
     def _keep(self, result: EvaluationResult, batches: int, **losses: float) -> None:
         self.state = self.state.model_copy(update={"validation_loss": result.loss, **losses})
-        targets = len(self.dataset.validation) - 1
-        bits_per_byte = result.loss / math.log(2) * targets / self.dataset.validation_bytes
+        targets, num_bytes = len(self.dataset.validation) - 1, self.dataset.validation_bytes
+        bits_per_byte = None if num_bytes is None else result.loss / math.log(2) * targets / num_bytes
         self.say(Validated(self.state, result, bits_per_byte, batches, self._all_batches))

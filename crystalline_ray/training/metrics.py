@@ -69,9 +69,9 @@ class MetricsWriter:
                     "validation_loss": result.loss,
                     "validation_bits_per_byte": bits_per_byte,
                     "validation_tokens": result.tokens,
+                    "crystalline_score": result.crystalline_score,
                 }
-                score = result.crystalline_score
-                self.write(state.step, values if score is None else values | {"crystalline_score": score})
+                self.write(state.step, {name: value for name, value in values.items() if value is not None})
             case Saved(state):
                 self.write(state.step, {"weights_digest": state.weights_digest})
             case Recovered(step, how):

@@ -43,7 +43,8 @@ def with_model_of(config: Config, start: LoadedCheckpoint, tokenizer: Tokenizer)
     fixed = {field: getattr(shape, field) for field in _SHAPE_FIELDS} | {"tokenizer": tokenizer.kind}
     if shape.head == "lattice":
         fixed["head_tree"] = shape.head_tree.partition(":")[0]
-    if tokenizer.kind == "bpe":
+    fixed["end_token"] = tokenizer.end_token
+    if tokenizer.kind != "char":
         fixed["vocab_size"] = tokenizer.vocab_size
     for field in fixed.keys() & config.model_fields_set:
         if (given := getattr(config, field)) != fixed[field]:

@@ -12,6 +12,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from crystalline_ray.config import Config
+from crystalline_ray.data.config import DEFAULT_VOCAB_SIZE
 from crystalline_ray.errors import ResourceError
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.spheres.memory import VERSIONS
@@ -34,7 +35,7 @@ class PlanView:
     def __init__(self, plan: SpherePlan, config: Config) -> None:
         self._plan = plan
         # no text is read here, and other trees have about as many branches
-        shape = model_shape(config, config.vocab_size, SHELLS)
+        shape = model_shape(config, config.vocab_size or DEFAULT_VOCAB_SIZE, SHELLS)
         self._run = RunSpec(config, shape, plan, Path(), config.global_batch_size)
         self._config = config
 

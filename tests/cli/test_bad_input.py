@@ -9,7 +9,7 @@ import pytest
 
 from crystalline_ray.cli import main
 from crystalline_ray.config import Config
-from crystalline_ray.data.char import CharTokenizer
+from crystalline_ray.data.symbols import CharTokenizer
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
 from crystalline_ray.training.checkpoint import MODEL, folder_name, write_checkpoint
 from crystalline_ray.training.state import TrainingState
@@ -65,7 +65,7 @@ TABLE = [
     Bad("option of wrong type", "train --seq-len 1.5", r"seq_len = '1\.5' \(--seq-len\): must be a valid integer"),
     Bad("heads not dividing width", "train --num-heads 3", r"num_heads = 3 .* divide embed_dim = 128 .*: 2 and 4"),
     Bad("vocabulary too small", "train --vocab-size 255", r"vocab_size = 255 .*at least 256 with tokenizer = 'bpe'"),
-    Bad("unknown tokenizer", "train --tokenizer words", r"tokenizer = 'words' .*must be 'bpe' or 'char'"),
+    Bad("unknown tokenizer", "train --tokenizer words", r"tokenizer = 'words' .*must be 'bpe', 'char' or 'none'"),
     Bad("ragged global batch", "train --global-batch-size 20", r"global_batch_size = 20 .*nearest: 16 and 24"),
     Bad("two lengths", "train --steps 3 --epochs 2", r"steps = 3 .* and epochs = 2 .*exclude each other"),
     Bad("zero threads", "train --threads 0", r"threads = '0' \(--threads\): must be greater than or equal to 1"),
@@ -87,6 +87,14 @@ TABLE = [
     Bad("binary file", "train binary.bin", r"binary\.bin: a binary file"),
     Bad("folder without text", "train folder", r"folder: no files"),
     Bad("missing column", "train rows.jsonl", r"rows\.jsonl.*text"),
+    Bad("column named as an option", "train rows.jsonl", r"text_column \(--text-column\)"),
+    Bad("address", "train http://example.com/x.txt", r"http://example\.com/x\.txt: addresses are not read"),
+    Bad("standard input", "train -", r"text = standard input: .* save it to a file"),
+    Bad("integers as text", "train ids.bin", r"ids\.bin: a binary file.*integers are read with .*\(--tokenizer none\)"),
+    Bad("text as integers", "train text.txt --tokenizer none", r"text\.txt: tokenizer = 'none' reads integers"),
+    Bad("nothing as integers", "train --tokenizer none", r"tokenizer = 'none' needs text"),
+    Bad("integers too large", "train ids.bin --tokenizer none --vocab-size 9", r"up to 38, .* below vocab_size = 9"),
+    Bad("end of texts", "train text.txt --end-token 3", r"end_token = 3 .*--end-token.* needs tokenizer = 'none'"),
     Bad("unknown character in the sample's prompt", "train text.txt --sample-prompt é", r"'é'.*not in the vocabulary"),
     Bad("context longer than text", "train text.txt --seq-len 9999", r"longer than the text: seq_len = 9999"),
     # The machine
@@ -175,6 +183,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, cache_folder: Path) -> I
         Path("empty.txt").touch()
         Path("binary.bin").write_bytes(bytes(range(256)) * 8)
         Path("folder").mkdir()
+        Path("ids.bin").write_bytes(bytes(byte for number in range(39) for byte in (number, 0)))
         Path("rows.jsonl").write_text('{"body": "to be"}\n')
         Path("ok.yaml").write_text("seq_len: 16\n")
         Path("unknown_key.yaml").write_text("batchsize: 3\n")

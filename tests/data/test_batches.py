@@ -77,8 +77,8 @@ def test_epochs_and_seeds_have_their_own_order() -> None:
     assert first != [other_seed.window(i) for i in range(1000)]
 
 
-@pytest.mark.parametrize(("total", "first", "real"), [(10, 8, 2), (10, 10, 0), (10, 40, 0), (12, 8, 4), (None, 8, 4)])
-def test_rows_after_the_last_sequence_are_padding(total: int | None, first: int, real: int) -> None:
+@pytest.mark.parametrize(("total", "first", "real"), [(10, 8, 2), (10, 10, 0), (10, 40, 0), (12, 8, 4), (10**9, 8, 4)])
+def test_rows_after_the_last_sequence_are_padding(total: int, first: int, real: int) -> None:
     tokens = numbered(1000)
     inputs, targets = arrays(4, 5)
     assert TrainBatches(tokens, 5, 4, 1, total).fill(first, inputs, targets) == real * 5

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 from crystalline_ray.data.config import DataConfig
+from crystalline_ray.data.corpus import text_corpus
 from crystalline_ray.data.dataset import Dataset, default_cache_dir, open_dataset, prepare
 from crystalline_ray.data.encoding import encode_documents, tokenise
-from crystalline_ray.data.tokenizer import train_tokenizer
-from crystalline_ray.errors import DataError, ResourceError
+from crystalline_ray.data.symbols import CharTokenizer
+from crystalline_ray.data.tokenizer import Tokenizer, train_tokenizer
+from crystalline_ray.errors import DataError, ResourceError, TokenizerError
 from crystalline_ray.progress import Progress, silent
 from crystalline_ray.storage.sealed import MANIFEST
 
@@ -46,11 +48,17 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def make(text: Path, seq_len: int = 16, seed: int = 1, progress: Progress | None = None, **settings: Any) -> Dataset:
-    given: dict[str, Any] = {"vocab_size": 300, "cache_dir": text.parent / "cache"}
-    return prepare(
-        DataConfig(text=(text,), **given | settings), seq_len=seq_len, seed=seed, progress=progress or silent
-    )
+def make(
+    text: Path,
+    seq_len: int = 16,
+    seed: int = 1,
+    progress: Progress = silent,
+    given: Tokenizer | None = None,
+    **settings: Any,
+) -> Dataset:
+    fields: dict[str, Any] = {"text": text, "vocab_size": 300, "cache_dir": text.parent / "cache"}
+    data = DataConfig(**fields | settings)
+    return prepare(data, seq_len=seq_len, seed=seed, tokenizer=given, progress=progress)
 
 
 def everything(dataset: Dataset) -> tuple[bytes, bytes, str]:
@@ -333,7 +341,9 @@ def test_counts_of_this_reading_are_in_the_summary(folder: Path) -> None:
     (folder / "nothing.txt").write_bytes(b"")
     dataset = make(folder)
     assert dataset.summary["cached"]
-    assert (dataset.summary["skipped_binary"], dataset.summary["skipped_empty"]) == (1, 1)
+    assert dataset.summary["notes"] == [
+        "left out 1 file (picture.png): a binary file, or text in an encoding other than UTF-8"
+    ]
 
 
 def test_progress_reaches_its_end(folder: Path) -> None:
@@ -362,12 +372,47 @@ def test_cache_is_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp
 @pytest.mark.parametrize("kind", ["bpe", "char"])
 def test_chunks_do_not_change_the_tokens(monkeypatch: pytest.MonkeyPatch, kind: Literal["bpe", "char"]) -> None:
     texts = ["".join(DOCUMENTS), *DOCUMENTS, "x"]
-    tokenizer = train_tokenizer(kind, texts, 300)
+    tokenizer = train_tokenizer(DataConfig(tokenizer=kind, vocab_size=300), texts)
     whole = np.concatenate([part for text in texts for part in (tokenizer.encode(text), [tokenizer.end_of_text])])
-    monkeypatch.setattr("crystalline_ray.data.encoding._CHUNK_CHARS", 500)
+    monkeypatch.setattr("crystalline_ray.data.encoding._CHUNK_LENGTH", 500)
     chunks = list(encode_documents(texts, tokenizer))
     assert len(chunks) > 20
     assert np.concatenate(chunks).tolist() == whole.tolist()
     tokens, num_bytes = tokenise(texts, tokenizer)
     assert tokens.read(0, len(tokens)).tolist() == whole.tolist()
     assert num_bytes == sum(len(text.encode()) for text in texts)
+
+
+def test_texts_in_memory_give_the_tokens_of_files(folder: Path) -> None:
+    data = DataConfig(text=(folder / "absent",), vocab_size=300, cache_dir=folder.parent / "cache")
+    dataset = prepare(data, seq_len=16, seed=1, corpus=text_corpus(DOCUMENTS))
+    assert dataset.folder == make(folder).folder
+    assert everything(dataset) == everything(make(folder, cache_dir=folder.parent / "other"))
+
+
+@pytest.mark.parametrize("kind", ["bpe", "char"])
+def test_a_given_tokenizer_is_used_as_it_is(folder: Path, kind: str) -> None:
+    first = make(folder, tokenizer=kind)
+    other = folder.parent / "other"
+    other.mkdir()
+    (other / "text.txt").write_text("naïve or not\n" * 100, encoding="utf-8")
+    dataset = make(other, given=first.tokenizer)  # whatever `tokenizer` the configuration has
+    assert dataset.tokenizer.to_json() == first.tokenizer.to_json()
+    again = [dataset.tokenizer.decode(part.read(0, len(part))) for part in (dataset.train, dataset.validation)]
+    end = dataset.tokenizer.decode([dataset.tokenizer.end_of_text or 0])
+    assert "".join(again).replace(end, "") == "naïve or not\n" * 100
+    assert dataset.summary["tokenizer"] == kind
+    assert dataset.summary["commonest_share"] == max(np.bincount(dataset.train.read(0, len(dataset.train)))) / len(
+        dataset.train
+    )
+    assert sum(dataset.summary["group_shares"]) == pytest.approx(1)
+    assert make(other, given=first.tokenizer).summary["cached"]
+    changed = first.tokenizer.renumbered(np.roll(np.arange(first.tokenizer.vocab_size), 1))
+    folders = {make(other, given=changed).folder, make(other, tokenizer=kind).folder, dataset.folder}
+    assert len(folders) == 3
+
+
+def test_a_given_tokenizer_must_know_the_text(folder: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"'d'.*is not in the vocabulary of 3 characters"):
+        make(folder, given=CharTokenizer("abc"))
+    assert leftovers(folder.parent / "cache") == []

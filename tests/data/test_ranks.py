@@ -13,14 +13,15 @@ from hypothesis import strategies as st
 from crystalline_ray.data import dataset as dataset_module
 from crystalline_ray.data import shards
 from crystalline_ray.data.bpe import END_OF_TEXT, BpeTokenizer
-from crystalline_ray.data.char import CharTokenizer
 from crystalline_ray.data.config import DataConfig
 from crystalline_ray.data.dataset import FORMAT, Dataset, open_dataset, prepare
+from crystalline_ray.data.documents import only_texts
 from crystalline_ray.data.encoding import tokenise
 from crystalline_ray.data.ranks import frequency_ranks
 from crystalline_ray.data.shards import map_shard, renumber_shard, write_shard
 from crystalline_ray.data.split import split
-from crystalline_ray.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from crystalline_ray.data.symbols import CharTokenizer
+from crystalline_ray.data.tokenizer import Tokenizer, parse_tokenizer, train_tokenizer
 from crystalline_ray.errors import DataError
 from crystalline_ray.storage import sealed
 from crystalline_ray.storage.sealed import MANIFEST
@@ -34,7 +35,7 @@ KINDS = [("bpe", 256), ("bpe", 257), ("bpe", 330), ("char", 256)]
 def learnt(request: pytest.FixtureRequest) -> Tokenizer:
     """A tokenizer as it comes from training, with ids in the order of learning."""
     kind, vocab_size = request.param
-    return train_tokenizer(kind, DOCUMENTS, vocab_size)
+    return train_tokenizer(DataConfig(tokenizer=kind, vocab_size=vocab_size), DOCUMENTS)
 
 
 @pytest.fixture(scope="module", params=[256, 330])
@@ -85,8 +86,13 @@ def test_ids_are_the_ranks_of_the_training_part(prepared: Dataset) -> None:
 def test_ties_and_tokens_that_never_occur_keep_the_order_of_learning(prepared: Dataset) -> None:
     kind = prepared.tokenizer.kind
     parts = split(DOCUMENTS, 0.1, "document", 1)
-    learnt = train_tokenizer(kind, DOCUMENTS if kind == "char" else parts.train, prepared.tokenizer.vocab_size)
-    tokens = [token for text in parts.train for token in [*learnt.encode(text).tolist(), learnt.end_of_text]]
+    learnt = train_tokenizer(
+        DataConfig(tokenizer=kind, vocab_size=max(256, prepared.tokenizer.vocab_size)),
+        DOCUMENTS if kind == "char" else parts.train,
+    )
+    tokens = [
+        token for text in only_texts(parts.train) for token in [*learnt.encode(text).tolist(), learnt.end_of_text]
+    ]
     counts = Counter(tokens)
     by_rank = sorted(range(learnt.vocab_size), key=lambda token: (-counts[token], token))
     assert len(set(counts.values())) < len(counts)
@@ -96,7 +102,7 @@ def test_ties_and_tokens_that_never_occur_keep_the_order_of_learning(prepared: D
 
 
 def test_tokens_are_those_of_the_saved_tokenizer(prepared: Dataset) -> None:
-    loaded = load_tokenizer(prepared.folder / "tokenizer.json")
+    loaded = parse_tokenizer((prepared.folder / "tokenizer.json").read_text(encoding="utf-8"))
     assert loaded.to_json() == prepared.tokenizer.to_json()
     for part in (prepared.train, prepared.validation):
         tokens = part.read(0, len(part))
@@ -130,10 +136,9 @@ def test_text_never_seen_is_encoded_as_before(any_bpe: BpeTokenizer, text: str, 
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_a_renumbered_tokenizer_survives_saving(learnt: Tokenizer, tmp_path: Path, seed: int) -> None:
+def test_a_renumbered_tokenizer_survives_saving(learnt: Tokenizer, seed: int) -> None:
     other, new_ids = shuffled(learnt, seed)
-    other.save(tmp_path / "tokenizer.json")
-    loaded = load_tokenizer(tmp_path / "tokenizer.json")
+    loaded = parse_tokenizer(other.to_json())
     text = "".join(DOCUMENTS)
     assert loaded.encode(text).tolist() == [new_ids[token] for token in learnt.encode(text).tolist()]
     assert (loaded.end_of_text, loaded.start) == (other.end_of_text, other.start)
@@ -186,7 +191,7 @@ def test_groups_have_equal_sizes_and_their_share_of_the_text(prepared: Dataset) 
 def test_a_file_of_tokens_is_renumbered_block_by_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: np.dtype
 ) -> None:
-    monkeypatch.setattr(shards, "_RENUMBERED", 7)
+    monkeypatch.setattr(shards, "_AT_ONCE", 7)
     tokens = np.random.default_rng(1).integers(0, 50, 100).astype(dtype)
     new_ids = np.random.default_rng(2).permutation(50)
     path = tmp_path / "x.arrow"
@@ -200,8 +205,7 @@ def test_a_file_of_tokens_is_renumbered_block_by_block(
 def test_ranks_count_over_all_files_of_the_training_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = make(tmp_path, tokenizer="bpe", vocab_size=300)
     expected = whole.train.read(0, len(whole.train)).tolist()
-    writer = dataset_module.ShardWriter
-    monkeypatch.setattr(dataset_module, "ShardWriter", lambda *where: writer(*where, shard_tokens=97))
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 97)
     (tmp_path / "again").mkdir()
     parted = make(tmp_path / "again", tokenizer="bpe", vocab_size=300)
     assert len(list(parted.folder.glob("train-*.arrow"))) == -(-len(expected) // 97) > 10

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crystalline_ray.data.shards import ShardWriter, TokenArray, map_shard, token_dtype, write_shard
+from crystalline_ray.data import shards as shards_module
+from crystalline_ray.data.shards import TokenArray, map_shard, token_dtype, write_shard, write_shards
 from tests.helpers.examples import examples
 
 
@@ -16,14 +17,14 @@ def test_smallest_type() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
-def test_tokens_come_back_over_several_files_without_a_copy(tmp_path: Path, dtype: np.dtype) -> None:
+def test_tokens_come_back_over_several_files_without_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: np.dtype
+) -> None:
     tokens = np.random.default_rng(1).integers(0, np.iinfo(dtype).max, 1050, np.int64).astype(dtype)
-    writer = ShardWriter(tmp_path, "train", dtype, shard_tokens=100)
-    for part in np.array_split(tokens, [0, 7, 250, 251, 900]):
-        writer.append(part)
-    writer.close()
-    assert writer.names == [f"train-{number:05d}.arrow" for number in range(11)]
-    shards = [map_shard(tmp_path / name) for name in writer.names]
+    monkeypatch.setattr(shards_module, "SHARD_TOKENS", 100)
+    names = write_shards(tmp_path, "train", dtype, np.array_split(tokens, [0, 7, 250, 251, 900]))
+    assert names == [f"train-{number:05d}.arrow" for number in range(11)]
+    shards = [map_shard(tmp_path / name) for name in names]
     assert [shard.size for shard in shards] == [100] * 10 + [50]
     found = TokenArray(shards, dtype)
     assert len(found) == 1050
@@ -34,11 +35,9 @@ def test_tokens_come_back_over_several_files_without_a_copy(tmp_path: Path, dtyp
     assert not view.flags.writeable
 
 
-def test_full_last_file_is_not_followed_by_an_empty_one(tmp_path: Path) -> None:
-    writer = ShardWriter(tmp_path, "train", np.uint16, shard_tokens=5)
-    writer.append(np.arange(10, dtype=np.int32))
-    writer.close()
-    assert len(writer.names) == 2
+def test_full_last_file_is_not_followed_by_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards_module, "SHARD_TOKENS", 5)
+    assert len(write_shards(tmp_path, "train", np.uint16, [np.arange(10, dtype=np.int32)])) == 2
 
 
 @examples(40)

@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 
 from crystalline_ray.data.bpe import BpeTokenizer
-from crystalline_ray.data.char import CharTokenizer
-from crystalline_ray.data.tokenizer import train_tokenizer
+from crystalline_ray.data.symbols import CharTokenizer
 from crystalline_ray.errors import TokenizerError
 from crystalline_ray.generation.chat import chat
 from crystalline_ray.generation.generator import Sampling
 from crystalline_ray.generation.session import TextSession
 from crystalline_ray.model.layout import ModelShape, ParameterLayout
 
-TOKENIZER = train_tokenizer("bpe", ["the crystal of kissing spheres"] * 3, 270)
+TOKENIZER = BpeTokenizer.train(["the crystal of kissing spheres"] * 3, 270)
 
 
 def writer_that_says(token: int | None) -> TextSession:
@@ -30,7 +29,6 @@ def writer_that_says(token: int | None) -> TextSession:
 
 
 def test_tokenizer_of_these_tests_ends_texts() -> None:
-    assert isinstance(TOKENIZER, BpeTokenizer)
     assert TOKENIZER.end_of_text is not None
 
 

@@ -31,10 +31,12 @@ def read_integers(path: Path, data: DataConfig) -> list[Ids]:
     """
     suffix, offsets = path.suffix.lower(), path.with_name(path.stem + OFFSETS)
     try:
+        if not path.stat().st_size:
+            raise DataError(f"{path}: an empty file")
         if suffix == ".arrow":
             rows = _read_arrow(path, data.text_column)
         elif suffix in SUFFIXES:
-            row = open_memmap(path, mode="r") if suffix == ".npy" else _map_bin(path, data.bin_dtype)
+            row = _map(path, data.bin_dtype)
             rows = _cut(row, open_memmap(offsets, mode="r"), offsets) if offsets.exists() else [row]
         else:
             raise DataError(f"{path}: tokenizer = 'none' reads integers, from {', '.join(SUFFIXES)} files only")
@@ -53,7 +55,7 @@ def documents_of(rows: Iterable[Row], end_token: int | None, where: str) -> list
     """
     found: list[Ids] = []
     for row in rows:
-        array = np.asarray(row)  # of a memory map, a plain view
+        array = np.asarray(row)
         if array.ndim not in (1, 2) or (array.size and array.dtype.kind not in "iu"):
             raise DataError(f"{where}: tokens must be integers, a row or a table, not {array.dtype}{array.shape}")
         if array.min(initial=0) < 0:
@@ -77,9 +79,17 @@ def _part(row: Ids, end_token: int | None) -> list[Ids]:
     return [part for part in (first, *(part[1:] for part in others)) if len(part)]
 
 
-def _map_bin(path: Path, name: str) -> Ids:
-    dtype = np.dtype(name).newbyteorder("<")
-    return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)  # none can map an empty file
+def _map(path: Path, bin_dtype: str) -> Ids:
+    """Map an array without keeping its file open, as `numpy.memmap` does: a folder may hold more files than may be."""
+    if path.suffix.lower() == ".npy":
+        found = open_memmap(path, mode="r")
+    else:
+        found = np.memmap(path, np.dtype(bin_dtype).newbyteorder("<"), "r")
+    if not found.size:
+        return found
+    with pa.memory_map(str(path)) as file:
+        flat: Ids = np.frombuffer(file.read_buffer(), found.dtype, found.size, found.offset)
+    return flat.reshape(found.shape, order="C" if found.flags.c_contiguous else "F")
 
 
 def _cut(row: Ids, offsets: Ids, path: Path) -> list[Ids]:
@@ -88,7 +98,7 @@ def _cut(row: Ids, offsets: Ids, path: Path) -> list[Ids]:
         raise DataError(f"{path}: offsets must be integers in one dimension, for integers in one dimension")
     if offsets[0] != 0 or offsets[-1] != len(row) or (offsets[1:] < offsets[:-1]).any():
         raise DataError(f"{path}: offsets must rise from 0 to the number of integers, {len(row)}")
-    return np.split(np.asarray(row), offsets[1:-1])
+    return np.split(row, offsets[1:-1])
 
 
 def _read_arrow(path: Path, column: str) -> list[Ids]:

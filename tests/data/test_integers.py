@@ -1,5 +1,7 @@
 """Integers that are tokens already: which files and arrays are read, how they become documents, and what is refused."""
 
+import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,20 @@ def test_npy_files_of_any_integers_are_mapped(tmp_path: Path, dtype: Any) -> Non
     (found,) = read_corpus(settings(tmp_path / "x.npy")).documents
     assert not isinstance(found, str)
     assert found.tolist() == NOTES.tolist()
-    assert isinstance(found.base, np.memmap)
+    assert not found.flags.owndata
+    assert str(tmp_path / "x.npy") in Path("/proc/self/maps").read_text()
+
+
+def test_a_folder_may_hold_more_files_than_may_be_open(tmp_path: Path) -> None:
+    for number in range(100):
+        np.save(tmp_path / f"{number:03}.npy", np.array([number, 1]))
+        np.array([number, 2], "<u2").tofile(tmp_path / f"{number:03}.bin")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, hard))
+    try:
+        assert read(tmp_path) == [[number, kind] for number in range(100) for kind in (2, 1)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_row_of_a_table_is_a_document(tmp_path: Path) -> None:
@@ -155,9 +170,9 @@ def test_what_are_no_tokens(tmp_path: Path, tokens: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.npy", b"", "not integers as a .npy file has them"),
+        ("x.npy", b"", "an empty file"),
         ("x.npy", b"text, no array", "not integers as a .npy file has them"),
-        ("x.bin", b"", "no integers in there"),
+        ("x.bin", b"", "an empty file"),
         ("x.bin", b"abc", "not integers as a .bin file has them: .* multiple"),
         ("x.arrow", b"text, no arrow file", "not integers as a .arrow file has them"),
         ("x.txt", b"1 2 3", r"tokenizer = 'none' reads integers, from \.npy, \.arrow, \.bin files only"),

@@ -76,7 +76,7 @@ def read_corpus(data: DataConfig, progress: Progress = silent) -> Corpus:
         count, names = sum(replaced.values()), _listed(list(replaced))
         notes.append(f"{count:,} byte sequences that are not UTF-8 were replaced by U+FFFD, in {names}")
     if not documents:
-        nothing = "no text" if files else "no files to read (hidden ones are skipped)"
+        nothing = ("no integers" if integers else "no text") if files else "no files to read (hidden ones are skipped)"
         raise DataError("; ".join([f"{', '.join(map(str, data.text))}: {nothing}", *notes]))
     return Corpus(documents, tuple(notes))
 
@@ -97,9 +97,15 @@ def text_corpus(texts: Iterable[str]) -> Corpus:
 
 
 def token_corpus(tokens: Row, end_token: int | None = None) -> Corpus:
-    """Make a corpus of integers in memory: (n,), (documents, n) or a sequence of such; see `documents_of`."""
+    """Make a corpus of integers in memory: (n,), (documents, n) or a sequence of such; see `documents_of`.
+
+    Raises DataError if they are no such thing, or if there is nothing in them.
+    """
     one = isinstance(tokens, np.ndarray) or not any(np.ndim(row) for row in tokens)
-    return Corpus(documents_of([tokens] if one else tokens, end_token, "tokens"))
+    documents = documents_of([tokens] if one else tokens, end_token, "tokens")
+    if not documents:
+        raise DataError("tokens: no integers in there")
+    return Corpus(documents)
 
 
 def _listed(names: Sequence[str]) -> str:

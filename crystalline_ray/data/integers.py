@@ -51,7 +51,7 @@ def documents_of(rows: Iterable[Row], end_token: int | None, where: str) -> list
     """Return the documents in `rows`, each integers (n,), or (documents, n).
 
     A document ends with its row and at each `end_token`, which is not part of it; empty ones are left out. Raises
-    DataError that begins with `where` for rows of another shape or type, negative integers, and if there is nothing.
+    DataError that begins with `where` for rows of another shape or type, and for negative integers.
     """
     found: list[Ids] = []
     for row in rows:
@@ -62,8 +62,6 @@ def documents_of(rows: Iterable[Row], end_token: int | None, where: str) -> list
             raise DataError(f"{where}: tokens must not be negative, but there is {array.min()}")
         for document in array if array.ndim == 2 else [array]:
             found += _part(document, end_token)
-    if not found:
-        raise DataError(f"{where}: no integers in there")
     return found
 
 

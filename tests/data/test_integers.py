@@ -78,6 +78,7 @@ def test_a_folder_may_hold_more_files_than_may_be_open(tmp_path: Path) -> None:
 def test_a_row_of_a_table_is_a_document(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.arange(6).reshape(3, 2))
     np.save(tmp_path / "y.npy", np.asfortranarray(np.arange(6).reshape(2, 3)))
+    np.save(tmp_path / "empty.npy", np.zeros(0, int))
     assert read(tmp_path) == [[0, 1], [2, 3], [4, 5], [0, 1, 2], [3, 4, 5]]
 
 
@@ -150,8 +151,8 @@ def test_the_type_of_the_numbers_and_the_file_do_not_matter(tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        ([], "tokens: no integers in there"),
-        ([[], []], "tokens: no integers in there"),
+        ([], "tokens: no integers"),
+        ([[], []], "tokens: no integers"),
         ([1.0, 2.0], r"tokens: tokens must be integers, a row or a table, not float64\(2,\)"),
         ([True, False], "must be integers.*bool"),
         (["a", "b"], "must be integers"),
@@ -164,7 +165,7 @@ def test_what_are_no_tokens(tmp_path: Path, tokens: Any, message: str) -> None:
         token_corpus(tokens)
     np.save(tmp_path / "x.npy", np.array(tokens))
     with pytest.raises(DataError, match=r"x\.npy: .*" + message.removeprefix("tokens: ")):
-        read(tmp_path)
+        read(tmp_path / "x.npy")
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,15 @@ def test_reading_any_range(sizes: list[int], data: st.DataObject) -> None:
     assert found.read(start, stop).dtype == np.uint16
 
 
+def test_parts_are_all_tokens_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards_module, "_AT_ONCE", 4)
+    tokens = np.arange(23, dtype=np.uint16)
+    parts = list(TokenArray(np.split(tokens, [9, 10, 18]), np.uint16).parts())
+    assert [part.size for part in parts] == [4, 4, 1, 1, 4, 4, 4, 1]
+    assert np.concatenate(parts).tolist() == tokens.tolist()
+    assert np.shares_memory(parts[0], tokens)
+
+
 def test_reading_outside() -> None:
     found = TokenArray([np.arange(5, dtype=np.uint16)], np.uint16)
     for start, stop in [(-1, 3), (3, 6), (4, 3)]:

@@ -183,10 +183,11 @@ class Console:
         step, loss, score = event.state.step, event.result.loss, event.result.crystalline_score
         self._validation_loss = loss
         over = of_micro_batches(event.micro_batches, event.of)
-        bits = "" if event.bits_per_byte is None else f" ({event.bits_per_byte:.3f} bits per byte)"
-        self.line(f"step {step:,}: validation loss {loss:.4f} nats per token{bits} over {over}")
-        if score is not None:
-            self.line(f"step {step:,}: crystalline score {score:.4f}")
+        self.line(f"step {step:,}: validation loss {loss:.4f} nats per token over {over}")
+        measures = [] if event.bits_per_byte is None else [f"{event.bits_per_byte:.3f} bits per byte"]
+        measures += [] if score is None else [f"crystalline score {score:.4f}"]
+        if measures:
+            self.line(f"step {step:,}: {', '.join(measures)}")
 
     def _update(self, status: str, done: int | None, total: int | None) -> None:
         """Show a state that the next one replaces: in the bar, or elsewhere as a line."""

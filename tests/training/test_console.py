@@ -1,3 +1,4 @@
+import contextlib
 import io
 import os
 import pty
@@ -9,8 +10,12 @@ from typing import TextIO
 import pytest
 from rich.table import Table
 
-from crystalline_ray.training.console import Console, duration, short_count
+from crystalline_ray.spheres.messages import EvaluationResult, StepResult
+from crystalline_ray.training.console import Console
+from crystalline_ray.training.events import Interrupted, Recovered, Stepped, Validated, Waiting
+from crystalline_ray.training.facts import duration, short_count
 from crystalline_ray.training.meter import Meter
+from crystalline_ray.training.state import TrainingState
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -63,18 +68,31 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     terminal.close()
 
 
+def state_at(step: int, total_steps: int) -> TrainingState:
+    return TrainingState(
+        step=step,
+        total_steps=total_steps,
+        sequences=step,
+        epoch=0,
+        tokens_seen=0,
+        seed=1,
+        optimizer="adamw",
+        config_digest="",
+    )
+
+
 def train(
     console: Console, clock: Clock, *, steps: int, seconds: float, seen: Callable[[], None] | None = None
 ) -> None:
     """Show a whole run with a validation in the middle."""
     meter = Meter(first_step=0, total_steps=steps, clock=clock)
-    console.start(meter)
     for step in range(1, steps + 1):
         clock.now += seconds
         meter.update(5.0, 1000)
-        console.step(meter, 1e-3)
+        state = state_at(step, steps)
+        console(Stepped(state, StepResult(step - 1, 5.0, 1000, 1.0, True, 0), 1e-3, meter))
         if step == steps // 2:
-            console.validation(step, 4.5, 2.25, 1.125)
+            console(Validated(state, EvaluationResult((4.0, 5.0), (1.0, 1.25), 2), 2.25, 20, 143))
         if seen:
             seen()
     console.finish()
@@ -107,8 +125,8 @@ def test_a_log_file_gets_plain_lines(clock: Clock, monkeypatch: pytest.MonkeyPat
     assert "small [red]markup[/red] stays :smile:" in text
     assert "note: a note\nwarning: a warning\n" in text
     assert "step   1/100  loss 5.000  1k tok/s  lr 1.0e-03  1:39 left\n" in text
-    assert "step 50: validation loss 4.5000 nats per token (2.250 bits per byte)\n" in text
-    assert "step 50: crystalline score 1.1250\n" in text
+    assert "step 50: validation loss 4.5000 nats per token over 20 of 143 micro-batches\n" in text
+    assert "step 50: 2.250 bits per byte, crystalline score 1.1250\n" in text
     assert "step 100/100  loss 5.000  val 4.500  1k tok/s  lr 1.0e-03  0:00 left\n" in text
     assert text.endswith("sample:\n        def f():\\r\\x1b[2Jé\n")
     assert all(line == line.rstrip() for line in text.splitlines())
@@ -170,15 +188,6 @@ def test_people_read_standard_output_otherwise(capsys: pytest.CaptureFixture[str
     assert shown.err == ""
 
 
-def test_quiet_shows_nothing(terminal: Terminal, clock: Clock) -> None:
-    file = io.StringIO()
-    for target in (file, terminal.file):
-        with Console(quiet=True, file=target, clock=clock) as console:
-            show_everything(console, clock)
-    assert file.getvalue() == ""
-    assert terminal.read() == ""
-
-
 def test_a_terminal_gets_a_bar_above_which_lines_stay(terminal: Terminal, clock: Clock) -> None:
     with Console(file=terminal.file, clock=clock) as console:
         train(console, clock, steps=10, seconds=1.0)
@@ -187,7 +196,7 @@ def test_a_terminal_gets_a_bar_above_which_lines_stay(terminal: Terminal, clock:
     assert "\x1b[?25l" in text
     assert "step  4/10  loss 5.000  1k tok/s  lr 1.0e-03  0:06 left" in plain
     assert "step 10/10  loss 5.000  val 4.500" in plain
-    assert "step 5: validation loss 4.5000 nats per token (2.250 bits per byte)" in plain
+    assert "step 5: validation loss 4.5000 nats per token over 20 of 143 micro-batches" in plain
     assert all(len(line) <= 80 for line in re.split(r"[\r\n]+", plain))
 
 
@@ -214,7 +223,7 @@ def test_an_error_gives_the_cursor_back(terminal: Terminal, clock: Clock) -> Non
 
     def fail() -> None:
         with console:
-            console.start(Meter(first_step=0, total_steps=10, clock=clock))
+            console.progress("reading", 1, 10)
             raise KeyboardInterrupt
 
     stdout = sys.stdout
@@ -255,3 +264,47 @@ def test_durations(seconds: float, text: str) -> None:
 )
 def test_short_counts(number: float, text: str) -> None:
     assert short_count(number) == text
+
+
+def test_a_silent_sphere_is_named_where_people_look(terminal: Terminal, clock: Clock) -> None:
+    file = io.StringIO()
+    log, screen = Console(file=file, clock=clock), Console(file=terminal.file, clock=clock)
+    shown = ""
+    for seconds in range(5, 70):
+        clock.now += 1
+        for console in (log, screen):
+            console(Waiting("sphere 2 (leaf, level 1, core 1)", seconds))
+        shown += terminal.read()
+    screen.finish()
+    assert file.getvalue().splitlines() == [
+        f"waiting for sphere 2 (leaf, level 1, core 1): {at}" for at in ("0:05", "0:35", "1:05")
+    ]
+    assert "waiting for sphere 2 (leaf, level 1, core 1): 0:42" in ANSI.sub("", shown)
+
+
+def test_faults_and_signals_leave_a_line() -> None:
+    file = io.StringIO()
+    console = Console(file=file)
+    console(Recovered(3, "step 3: loss or gradient not finite, update skipped"))
+    console(Interrupted("SIGTERM", 17))
+    assert file.getvalue().splitlines() == [
+        "warning: step 3: loss or gradient not finite, update skipped",
+        "SIGTERM: stopping after step 17, which is being saved",
+    ]
+
+
+def test_a_notebook_can_ask_for_few_lines(clock: Clock) -> None:
+    file = io.StringIO()
+    train(Console(file=file, most_lines=10, clock=clock), clock, steps=1000, seconds=60.0)
+    assert 10 <= len(re.findall(r"^step +[\d,]+/", file.getvalue(), re.M)) <= 12
+
+
+def test_a_terminal_that_was_closed_stops_no_training(clock: Clock) -> None:
+    master, slave = pty.openpty()
+    file = os.fdopen(slave, "w", encoding="utf-8")
+    console = Console(file=file, clock=clock)
+    train(console, clock, steps=5, seconds=1.0)
+    os.close(master)
+    train(console, clock, steps=5, seconds=1.0)
+    with contextlib.suppress(OSError):
+        file.close()  # it holds what could not be written

@@ -12,6 +12,7 @@ from crystalline_ray.errors import InputError, ResourceError
 from crystalline_ray.training.console import Console
 from crystalline_ray.training.report import RunReport
 from crystalline_ray.training.routing_report import RoutingReport
+from crystalline_ray.views.report import render_report
 
 
 def make_report(**changes: Any) -> RunReport:
@@ -46,7 +47,7 @@ def make_report(**changes: Any) -> RunReport:
 
 def rendered(report: RunReport) -> str:
     file = io.StringIO()
-    Console(file=file).show(report.render())
+    Console(file=file).show(render_report(report))
     return file.getvalue()
 
 
@@ -166,6 +167,17 @@ def test_a_run_without_validation_says_only_what_it_knows() -> None:
     text = rendered(make_report(validation_loss=None, first_validation_loss=None, bits_per_byte=None, train_loss=None))
     assert "nats" not in text
     assert "bits" not in text
+
+
+def test_losses_over_unequal_parts_are_not_compared() -> None:
+    text = rendered(make_report(validation_batches=143, periodic_batches=20, all_batches=143))
+    assert "2.0000 nats per token\n" in text
+    assert "over all 143 micro-batches" in text
+    assert "first 8.0000, best 1.7500 over 20 of 143 micro-batches" in text
+    alike = rendered(make_report(validation_batches=20, periodic_batches=20, all_batches=143))
+    assert "2.0000 nats per token (from 8.0000: -75.0 %)" in alike
+    assert "over 20 of 143 micro-batches" in alike
+    assert "best" not in alike
 
 
 @pytest.mark.parametrize(

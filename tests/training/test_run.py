@@ -25,13 +25,16 @@ from crystalline_ray.errors import CheckpointError, ConfigError, NonFiniteError,
 from crystalline_ray.generation.evaluation import evaluate
 from crystalline_ray.generation.load import load_model
 from crystalline_ray.lattice.tree import SHELLS
+from crystalline_ray.progress import Progress
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.training.checkpoint import load_newest
 from crystalline_ray.training.console import Console
-from crystalline_ray.training.meter import Meter
+from crystalline_ray.training.events import Event, Stepped, Subscriber
 from crystalline_ray.training.metrics import read_metrics
 from crystalline_ray.training.report import RunReport
-from crystalline_ray.training.run import check_memory, open_configured_engine, plan_for, specify, train
+from crystalline_ray.training.resolve import check_memory, find_head_tree, plan_for, specify
+from crystalline_ray.training.run import open_configured_engine, train
+from crystalline_ray.views.report import render_report
 
 TINY: dict[str, Any] = {
     "engine": "local",
@@ -62,26 +65,24 @@ def make_config(corpus_file: Path, cache_folder: Path, tmp_path: Path) -> Callab
     return make
 
 
-class SignalAt(Console):
-    """A console that sends this process a signal when a step is done, as a person or a scheduler would."""
+def signal_at(step: int, number: int = signal.SIGTERM) -> Subscriber:
+    """A subscriber that sends this process a signal when a step is done, as a person or a scheduler would."""
 
-    def __init__(self, step: int, number: int = signal.SIGTERM) -> None:
-        super().__init__(quiet=True)
-        self.step_to_stop, self.number = step, number
+    def send(event: Event) -> None:
+        if isinstance(event, Stepped) and event.state.step == step:
+            os.kill(os.getpid(), number)
 
-    def step(self, meter: Meter, learning_rate: float) -> None:
-        if meter.steps_done == self.step_to_stop:
-            os.kill(os.getpid(), self.number)
+    return send
 
 
-def quietly(config: Config, **options: Any) -> RunReport:
-    return train(config, Console(quiet=True), **options)
+def stopped_at(step: int, config: Config, number: int = signal.SIGTERM, **options: Any) -> RunReport:
+    return train(config, subscribers=[signal_at(step, number)], **options)
 
 
 def test_eight_steps_leave_a_run_folder_that_tells_the_whole_story(make_config: Callable[..., Config]) -> None:
-    config = make_config(steps=8, name="story", sample_tokens=20)
+    config = make_config(steps=8, name="story")
     output = io.StringIO()
-    report = train(config, Console(file=output))
+    report = train(config, subscribers=[Console(file=output)])
     folder = config.runs_dir / "story"
     assert load_config(folder / "config.yaml") == decide_arithmetic(config)
     assert json.loads((folder / "report.json").read_text())["weights_digest"] == report.weights_digest
@@ -96,7 +97,7 @@ def test_eight_steps_leave_a_run_folder_that_tells_the_whole_story(make_config: 
         "step_00000008",
     ]
     shown = output.getvalue()
-    for piece in ("validation loss", "tok/s", "left", "leaves", "sample of 20 tokens", report.weights_digest[:8]):
+    for piece in ("validation loss", "over 4 of ", "over all ", "tok/s", "left", "leaves"):
         assert piece in shown
     assert report.validation_loss < report.first_validation_loss
     dataset = prepare(config, seq_len=16, seed=config.seed)
@@ -127,12 +128,12 @@ def test_eight_steps_leave_a_run_folder_that_tells_the_whole_story(make_config: 
 def test_a_stop_between_checkpoints_and_a_resume_on_more_leaves_change_no_bit(
     make_config: Callable[..., Config], number: int, fields: dict[str, Any]
 ) -> None:
-    whole = quietly(make_config(steps=8, name="whole", dropout=0.1, **fields))
+    whole = train(make_config(steps=8, name="whole", dropout=0.1, **fields))
     cut = make_config(steps=8, name="cut", dropout=0.1, **fields)
-    stopped = train(cut, SignalAt(6, number))
+    stopped = stopped_at(6, cut, number)
     assert (stopped.steps, stopped.stopped) == (6, signal.Signals(number).name)
     folder = cut.runs_dir / "cut"
-    resumed = quietly(resume_config(folder / "config.yaml", threads=5), resume=folder)
+    resumed = train(resume_config(folder / "config.yaml", threads=5), resume=folder)
     assert resumed.steps == 8
     assert resumed.weights_digest == whole.weights_digest
     assert resumed.first_validation_loss == whole.first_validation_loss
@@ -142,20 +143,21 @@ def test_a_stop_between_checkpoints_and_a_resume_on_more_leaves_change_no_bit(
     records = read_metrics(folder / "metrics.jsonl").records
     assert [r["step"] for r in records if "loss" in r] == list(range(1, 9))
     with pytest.raises(CheckpointError, match="has finished all its 8 steps"):
-        quietly(cut, resume=folder)
+        train(cut, resume=folder)
 
 
 def test_residuals_of_compressed_gradients_survive_a_stop(make_config: Callable[..., Config]) -> None:
     fields = {"steps": 8, "global_batch_size": 16, "gradient_compression": "e8"}
-    whole = quietly(make_config(name="whole", **fields))
+    whole = train(make_config(name="whole", **fields))
     cut = make_config(name="cut", **fields)
-    train(cut, SignalAt(6))
+    stopped_at(6, cut)
     folder = cut.runs_dir / "cut"
     loaded = load_newest(folder / "checkpoints")
     assert sorted(loaded.moments) == ["mean", *(f"residual_{group}" for group in range(8)), "square"]
     assert all(loaded.moments[f"residual_{group}"].any() for group in range(8))
     output = io.StringIO()
-    resumed = train(resume_config(folder / "config.yaml", threads=5), Console(file=output), resume=folder)
+    resumed = train(resume_config(folder / "config.yaml", threads=5), resume=folder)
+    Console(file=output).show(render_report(resumed))
     assert resumed.weights_digest == whole.weights_digest
     saved = json.loads((folder / "report.json").read_text())
     assert saved["gradient_compression"] == "e8"
@@ -169,10 +171,10 @@ def test_residuals_of_compressed_gradients_survive_a_stop(make_config: Callable[
 
 def test_codes_are_those_of_a_full_step_when_only_a_smaller_one_was_left(make_config: Callable[..., Config]) -> None:
     fields = {"epochs": 1, "batch_size": 100, "global_batch_size": 1000, "gradient_compression": "e8"}
-    whole = quietly(make_config(name="whole", **fields))
+    whole = train(make_config(name="whole", **fields))
     cut = make_config(name="cut", **fields)
-    train(cut, SignalAt(whole.steps - 1))
-    resumed = quietly(cut, resume=cut.runs_dir / "cut")
+    stopped_at(whole.steps - 1, cut)
+    resumed = train(cut, resume=cut.runs_dir / "cut")
     assert resumed.weights_digest == whole.weights_digest
     assert resumed.gradient_bytes == whole.gradient_bytes
     codes = [r["gradient_bytes"] for r in read_metrics(cut.runs_dir / "cut" / "metrics.jsonl").records if "loss" in r]
@@ -180,14 +182,14 @@ def test_codes_are_those_of_a_full_step_when_only_a_smaller_one_was_left(make_co
 
 
 def test_a_damaged_newest_checkpoint_costs_time_but_no_bit(make_config: Callable[..., Config]) -> None:
-    whole = quietly(make_config(steps=8, name="whole"))
+    whole = train(make_config(steps=8, name="whole"))
     config = make_config(steps=8, name="hurt")
-    train(config, SignalAt(6))
+    stopped_at(6, config)
     folder = config.runs_dir / "hurt"
     newest = folder / "checkpoints" / "step_00000006" / "optimizer.safetensors"
     newest.write_bytes(newest.read_bytes()[:100])
     output = io.StringIO()
-    resumed = train(resume_config(folder / "config.yaml"), Console(file=output), resume=folder)
+    resumed = train(resume_config(folder / "config.yaml"), subscribers=[Console(file=output)], resume=folder)
     assert "step_00000006" in output.getvalue()
     assert "from step 4" in output.getvalue()
     assert resumed.weights_digest == whole.weights_digest
@@ -197,16 +199,16 @@ def test_resume_refuses_another_text_and_another_shape(
     make_config: Callable[..., Config], corpus_file: Path, tmp_path: Path
 ) -> None:
     config = make_config(steps=10, name="first")
-    train(config, SignalAt(3))
+    stopped_at(3, config)
     folder = config.runs_dir / "first"
     other = tmp_path / "other.txt"
     other.write_text(corpus_file.read_text()[::-1])
     with pytest.raises(CheckpointError, match="text has changed"):
-        quietly(config.model_copy(update={"text": (other,)}), resume=folder)
+        train(config.model_copy(update={"text": (other,)}), resume=folder)
     with pytest.raises(CheckpointError, match=r"embed_dim 32, .* there, .*embed_dim 64"):
-        quietly(config.model_copy(update={"embed_dim": 64}), resume=folder)
+        train(config.model_copy(update={"embed_dim": 64}), resume=folder)
     with pytest.raises(ConfigError, match="exists already"):
-        quietly(config)
+        train(config)
 
 
 def test_resume_refuses_a_run_whose_ids_were_no_ranks(
@@ -215,17 +217,17 @@ def test_resume_refuses_a_run_whose_ids_were_no_ranks(
     config = make_config(steps=10, name="older")
     with monkeypatch.context() as older:
         older.setattr("crystalline_ray.data.dataset.FORMAT", 1)
-        train(config, SignalAt(3))
+        stopped_at(3, config)
     folder = config.runs_dir / "older"
     with pytest.raises(CheckpointError, match="another version made tokens of it; start a new run"):
-        quietly(resume_config(folder / "config.yaml"), resume=folder)
+        train(resume_config(folder / "config.yaml"), resume=folder)
 
 
 def test_a_run_that_never_trained_leaves_no_folder(make_config: Callable[..., Config], tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="main memory too small: the run needs"):
-        quietly(make_config(steps=1, num_layers=100, embed_dim=16384))
+        train(make_config(steps=1, num_layers=100, embed_dim=16384))
     with pytest.raises(ResourceError, match="shared memory too small: the arena needs"):
-        quietly(make_config(steps=1, num_layers=100, embed_dim=16384, engine="ray"))
+        train(make_config(steps=1, num_layers=100, embed_dim=16384, engine="ray"))
     assert not (tmp_path / "runs").exists()
 
 
@@ -234,13 +236,13 @@ def test_a_reloaded_model_has_its_vocabulary_norms_optimizer_and_counters(make_c
     kept: dict[str, Any] = {}
 
     @contextlib.contextmanager
-    def keeping(run: RunSpec, console: Console) -> Iterator[Engine]:
-        with open_configured_engine(run, console) as engine:
+    def keeping(run: RunSpec, progress: Progress) -> Iterator[Engine]:
+        with open_configured_engine(run, progress) as engine:
             yield engine
             kept["weights"] = engine.memory.weights(10).copy()
             kept["moments"] = [engine.memory.moment(index, 10).copy() for index in range(2)]
 
-    report = quietly(config, open_engine=keeping)
+    report = train(config, open_engine=keeping)
     loaded = load_newest(config.runs_dir / "again" / "checkpoints")
     dataset = prepare(config, seq_len=16, seed=config.seed)
     assert loaded.weights.tobytes() == kept["weights"].tobytes()
@@ -258,7 +260,7 @@ def test_a_reloaded_model_has_its_vocabulary_norms_optimizer_and_counters(make_c
 
 def test_a_trained_model_beats_the_unigram_and_bigram_entropy_of_its_corpus(make_config: Callable[..., Config]) -> None:
     config = make_config(steps=60, name="learn", eval_every=60, batch_size=8, global_batch_size=16, checkpoint_every=60)
-    report = quietly(config)
+    report = train(config)
     dataset = prepare(config, seq_len=16, seed=config.seed)
     tokens = dataset.train.read(0, len(dataset.train)).tolist()
     pairs, singles = Counter(itertools.pairwise(tokens)), Counter(tokens)
@@ -300,7 +302,7 @@ def test_every_window_of_the_corpus_is_used_exactly_once_an_epoch(
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LeafSphere, "compute", recording)
-        quietly(config)
+        train(config)
     dataset = prepare(config, seq_len=241, seed=config.seed)
     windows = TrainBatches(dataset.train, 241, 1, config.seed).windows
     expected: Counter[bytes] = Counter()
@@ -313,7 +315,7 @@ def test_every_window_of_the_corpus_is_used_exactly_once_an_epoch(
 
 def test_validation_is_over_the_whole_validation_part(make_config: Callable[..., Config]) -> None:
     config = make_config(steps=2, name="whole-validation", eval_batches=1)
-    report = quietly(config)
+    report = train(config)
     checkpoint = load_newest(config.runs_dir / config.name / "checkpoints")
     dataset = prepare(config, seq_len=16, seed=config.seed)
     from crystalline_ray.model.transformer import Transformer
@@ -334,7 +336,7 @@ def test_many_epochs_with_fewer_batches_than_leaves_end(make_config: Callable[..
     small = tmp_path / "small.txt"
     small.write_text("ab cd ef gh " * 40)
     config = make_config(epochs=6, name="short", threads=9, validation_fraction=0.1)
-    report = quietly(config.model_copy(update={"text": (small,)}))
+    report = train(config.model_copy(update={"text": (small,)}))
     assert report.steps == report.total_steps
     assert math.isfinite(report.validation_loss)
 
@@ -343,7 +345,7 @@ def test_divergence_ends_the_run_with_a_clear_error_and_a_checkpoint(make_config
     rule = {"optimizer": "sgd", "learning_rate": 100.0, "weight_decay": 0.01, "clip_norm": 0.0, "schedule": "constant"}
     config = make_config(steps=60, name="diverge", **rule)
     with pytest.raises(NonFiniteError, match="lower learning_rate"):
-        quietly(config)
+        train(config)
     assert np.isfinite(load_newest(config.runs_dir / "diverge" / "checkpoints").weights).all()
 
 
@@ -354,16 +356,16 @@ def test_stop_and_resume_across_engines_and_leaf_counts_give_one_digest(
     """Local; Ray with 2 leaves; stopped at 17 there and resumed on 3; all one digest, whatever is held back."""
     from crystalline_ray.engine.ray.engine import RayEngine
 
-    def in_session(run: RunSpec, console: Console) -> contextlib.closing[RayEngine]:
+    def in_session(run: RunSpec, progress: Progress) -> contextlib.closing[RayEngine]:
         return contextlib.closing(RayEngine(run, ray_session))
 
     fields = {"steps": 30, "routing": "symmetry", "global_batch_size": 24, "gradient_compression": "e8"}
-    local = quietly(make_config(name="local", **fields))
+    local = train(make_config(name="local", **fields))
     config = make_config(name="ray", threads=2, engine="ray", pin=False, **fields)
-    stopped = train(config, SignalAt(17), open_engine=in_session)
+    stopped = stopped_at(17, config, open_engine=in_session)
     assert stopped.steps == 17
     folder = config.runs_dir / "ray"
-    resumed = quietly(resume_config(folder / "config.yaml", threads=3), resume=folder, open_engine=in_session)
+    resumed = train(resume_config(folder / "config.yaml", threads=3), resume=folder, open_engine=in_session)
     assert (resumed.steps, resumed.weights_digest) == (30, local.weights_digest)
     assert resumed.validation_loss == local.validation_loss
     assert list(ray_session.iterdir()) == []
@@ -391,12 +393,17 @@ def test_a_resumed_run_keeps_the_tree_it_was_saved_with(
     make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     fields = {"steps": 5, "head": "lattice", "head_tree": kind}
-    whole = quietly(make_config(name="whole", **fields))
+    whole = train(make_config(name="whole", **fields))
     cut = make_config(name="cut", **fields)
-    assert train(cut, SignalAt(3)).steps == 3
+    assert stopped_at(3, cut).steps == 3
     folder = cut.runs_dir / "cut"
-    monkeypatch.setattr("crystalline_ray.training.run.learn_tree", lambda *_: pytest.fail("another tree was learned"))
-    assert quietly(cut, resume=folder).weights_digest == whole.weights_digest
+    monkeypatch.setattr(
+        "crystalline_ray.training.resolve.learn_tree", lambda *_: pytest.fail("another tree was learned")
+    )
+    assert train(cut, resume=folder).weights_digest == whole.weights_digest
     outline = load_newest(folder / "checkpoints").layout.shape.head_tree
     assert outline.startswith(f"{kind}:")
     assert evaluate(load_model(folder)).nats_per_token == pytest.approx(whole.validation_loss, rel=1e-6)
+    dataset = prepare(cut, seq_len=16, seed=cut.seed)
+    with pytest.raises(CheckpointError, match=r"step_00000005 has no head_tree 'other'"):
+        find_head_tree(cut.model_copy(update={"head_tree": "other"}), dataset, load_newest(folder / "checkpoints"))

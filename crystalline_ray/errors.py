@@ -6,7 +6,7 @@ Anything else that reaches the top is a bug and keeps its traceback.
 """
 
 
-class Stopped(KeyboardInterrupt):
+class Stopped(BaseException):
     """A signal ended the program before its work was done; like Ctrl-C, it passes through every `except Exception`."""
 
     def __init__(self, number: int, message: str) -> None:

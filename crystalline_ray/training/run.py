@@ -23,7 +23,7 @@ from crystalline_ray.training.metrics import MetricsWriter
 from crystalline_ray.training.report import Reporting, RunReport
 from crystalline_ray.training.resolve import check_memory, check_prompt, find_head_tree, plan_for, specify
 from crystalline_ray.training.run_folder import CHECKPOINTS, CONFIG, METRICS, REPORT, choose_folder, made_folder
-from crystalline_ray.training.start import load_start, place, with_model_of
+from crystalline_ray.training.start import load_start, place, state_at_start, with_model_of
 
 OpenEngine = Callable[[RunSpec, Progress], AbstractContextManager[Engine]]
 
@@ -69,6 +69,7 @@ def train(
         )
         dataset.tokenizer.encode(config.sample_prompt or "")  # refused now rather than after the training
         run = specify(config, plan, dataset, find_head_tree(config, dataset, start))
+        state = state_at_start(start, run, dataset, resume)
         check_memory(run)
         with made_folder(folder) if resume is None else nullcontext():
             check_space(folder / CHECKPOINTS, run)
@@ -78,7 +79,7 @@ def train(
                 interruption.handled(patiently=False),  # once more: Ray took SIGTERM for itself when it started
                 _open_writer(folder, run, dataset, engine) as writer,
             ):
-                state = place(start, run, dataset, engine.memory, resume)
+                place(start, state, run, engine.memory)
                 for reason in start.skipped if start else ():
                     say(Recovered(state.step, f"checkpoint skipped: {reason}"))
                 start = None  # as large as the model; training does not need it

@@ -55,38 +55,42 @@ def with_model_of(config: Config, start: LoadedCheckpoint, tokenizer: Tokenizer)
     return Config.model_validate(dict(config) | fixed)
 
 
-def place(
-    start: LoadedCheckpoint | None, run: RunSpec, dataset: Dataset, memory: Memory, resume: Path | None
+def state_at_start(
+    start: LoadedCheckpoint | None, run: RunSpec, dataset: Dataset, resume: Path | None
 ) -> TrainingState:
-    """Write the weights, and on a resumption the moments, that a run starts with; return where it stands.
+    """Return where a run stands before its next step.
 
-    Raises CheckpointError if they are of another model, or the run would not go on from there as from its beginning.
+    Raises CheckpointError if the checkpoint is of another model, or the run would not go on from there as from its
+    beginning.
     """
-    config = run.config
     if start is not None and start.layout.shape != run.shape:
         raise CheckpointError(
             f"{start.path} holds a model of another shape: {describe_shape(start.layout.shape)} there, "
             f"{describe_shape(run.shape)} in the configuration"
         )
     if start is not None and resume is not None:
-        state = _continued(start.state, run, dataset, resume)
-        memory.weights(state.version)[:] = start.weights
-        for name, vector in run.state(memory, state.version).items():
-            vector[:] = start.moments[name]
-        return state
-    memory.weights(0)[:] = start.weights if start else initialise(run.layout, config.seed, config.embedding_init)
+        return _continued(start.state, run, dataset, resume)
     return TrainingState(
         step=0,
         total_steps=run.total_steps,
         sequences=0,
         epoch=0,
         tokens_seen=0,
-        seed=config.seed,
-        optimizer=config.optimizer,
-        config_digest=config.digest(),
+        seed=run.config.seed,
+        optimizer=run.config.optimizer,
+        config_digest=run.config.digest(),
         data_digest=dataset.folder.name,
         began_from=start.state.weights_digest if start else "",
     )
+
+
+def place(start: LoadedCheckpoint | None, state: TrainingState, run: RunSpec, memory: Memory) -> None:
+    """Write the weights, and where a run is resumed the moments, that it goes on with."""
+    config, weights = run.config, memory.weights(state.version)
+    weights[:] = start.weights if start else initialise(run.layout, config.seed, config.embedding_init)
+    if start and start.moments:
+        for name, vector in run.state(memory, state.version).items():
+            vector[:] = start.moments[name]
 
 
 def _continued(state: TrainingState, run: RunSpec, dataset: Dataset, folder: Path) -> TrainingState:

@@ -113,7 +113,11 @@ TABLE = [
         "train text.txt --embed-dim 65536 --num-layers 100",
         r"main memory too small: the run needs [\d,]+ MiB .*, [\d,]+ MiB are available",
     ),
-    Bad("runs folder is a file", "train text.txt --runs-dir text.txt", r"cannot write text\.txt/"),
+    Bad(
+        "runs folder is a file",
+        "train text.txt --runs-dir text.txt",
+        r"runs_dir = text\.txt: text\.txt is a file, not a folder",
+    ),
     # Runs and checkpoints
     Bad("name taken", "train text.txt --runs-dir saved --name good", r"name = 'good': saved/good exists already"),
     Bad("nothing to resume", "train --resume", r"no run with a checkpoint in runs"),

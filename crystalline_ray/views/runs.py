@@ -80,9 +80,10 @@ def _words(name: str) -> str:
 
 
 def _table(corner: str, headings: Iterable[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(corner, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(corner, overflow="fold")
     for heading in headings:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table

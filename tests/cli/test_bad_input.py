@@ -225,6 +225,7 @@ def save_run(run: Path, embed_dim: int) -> None:
         config_digest=config.digest(),
     )
     (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints/.lock").touch()  # a run that was trained has one
     (run / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     write_checkpoint(
         run / "checkpoints",

@@ -97,7 +97,7 @@ def _help_all_option() -> click.Option:
             click.echo(ctx.get_help())
             ctx.exit()
 
-    text = "Show an option for every field of the configuration, and exit."
+    text = "Show the options that are rarely needed, too, and exit."
     return click.Option(["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=show, help=text)
 
 

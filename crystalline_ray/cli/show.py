@@ -72,7 +72,7 @@ def report_command(runs: tuple[str, ...], file: Path | None, folder: str | None,
 def plan_command(cpus: int | None, config_file: Path | None, as_json: bool, **fields: Any) -> None:
     """Show the tree of spheres for a box.
 
-    Also what memory a run would take there, and how many leaves would have nothing to do.
+    It also says how much memory a run would take there, and how many leaves would have nothing to do.
     """
     config = load_config(config_file, environ=os.environ, **options.given_fields(fields))
     from crystalline_ray.spheres.plan import plan_spheres
@@ -88,7 +88,7 @@ def plan_command(cpus: int | None, config_file: Path | None, as_json: bool, **fi
 def doctor_command(as_json: bool) -> None:
     """Show what this machine offers to a run.
 
-    One core multiplies matrices for two seconds meanwhile, to find out how fast it is at best.
+    For two seconds, one core multiplies matrices: that measures how fast it is at best.
     """
     config = load_config(environ=os.environ)
     from crystalline_ray.training.console import Console
@@ -102,7 +102,9 @@ def doctor_command(as_json: bool) -> None:
 @click.command("lattice")
 @click.argument("run", required=False)
 @click.option(
-    "--vocab-size", type=click.IntRange(1, 1_000_000), help="Tokens of the crystal, without RUN [default: 2048]"
+    "--vocab-size",
+    type=click.IntRange(1, 1_000_000),
+    help="Tokens in the crystal, without RUN [default: 2048]",
 )
 @_plot_option
 @options.folder
@@ -112,8 +114,8 @@ def lattice_command(
 ) -> None:
     """Show the crystal on which the tokens of a vocabulary lie.
 
-    With RUN, a name, a folder or one checkpoint, it is that of the run's vocabulary, and the table says how near the
-    embeddings of neighbours lie in its model.
+    With RUN (a name, a folder or one checkpoint), the crystal is that of the model's vocabulary, and the table says how
+    near the learned embeddings of neighbours lie.
     """
     if run is not None and vocab_size is not None:
         raise ConfigError(f"--vocab-size {vocab_size}: RUN has a vocabulary of its own; give one of the two")

@@ -25,8 +25,8 @@ def _sampling_options(command: _Command) -> _Command:
     seeds = click.IntRange(0, 2**63 - 1)
     for option in (
         click.option("--seed", type=seeds, default=1337, show_default=True, help="Seed of the draws"),
-        click.option("--top-p", type=float, help="Draw from the likeliest tokens that together have this probability"),
-        click.option("--top-k", type=int, help="Draw from this many of the likeliest tokens"),
+        click.option("--top-p", type=float, help="Draw from the fewest tokens whose probabilities reach this sum"),
+        click.option("--top-k", type=int, help="Draw from this many likeliest tokens; 1 always takes the likeliest"),
         click.option(
             "--temperature",
             type=float,

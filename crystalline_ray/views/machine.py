@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import psutil
@@ -67,29 +67,22 @@ class Diagnosis:
         for blas in self.blas:
             use = f"in use, threads: {blas.threads} here, 1 in each leaf" if blas.in_use else "found, not in use"
             yield "BLAS", f"{blas.library} {blas.version} for {blas.architecture}, {use}"
-        yield (
-            "products",
-            f"{self.gemm['gflops']:,.1f} GFLOP/s at best in {self.gemm['precision']}, the precision chosen "
-            f"({' x '.join(map(str, self.gemm['shape']))}, core {self.gemm['core']}, 1 thread)",
-        )
-        cores = (
-            f"{len(self.allowed_cores)} of {self.machine_cores} may be used, in the order {ranges(self.allowed_cores)}"
-        )
+        best = f"{self.gemm['gflops']:,.1f} GFLOP/s at best in {self.gemm['precision']}"
+        how = f"{' x '.join(map(str, self.gemm['shape']))}, core {self.gemm['core']}, 1 thread"
+        yield "products", f"{best}, the precision chosen ({how})"
+        allowed = self.allowed_cores
+        yield "cores", f"{len(allowed)} of {self.machine_cores} may be used, in the order {ranges(allowed)}"
         quota = "no quota" if self.cpu_quota is None else f"a quota of {self.cpu_quota:g} cores"
-        yield "cores", cores
         yield "", f"{self.physical_cores} physical, NUMA nodes {ranges(self.numa_nodes)}, {quota}"
         yield "memory", _space(self.memory)
         yield "/dev/shm", _space(self.shared_memory) if self.shared_memory else "does not exist"
-        yield (
-            "train",
-            f"engine {self.train['engine']} on {self.train['cores']} cores, "
-            f"{'pinned' if self.train['pinned'] else 'not pinned'}: 1 root + {self.train['controls']} controls + "
-            f"{self.train['leaves']} leaves, coordinators {self.train['coordinators']}, "
-            f"{decimal(self.train['shared_memory'])} of shared memory, "
-            f"{decimal(self.train['leaf_workspace'])} of workspace in each leaf",
-        )
-        for note in self.notes:
-            yield "note", note
+        train = self.train
+        pinned = "pinned" if train["pinned"] else "not pinned"
+        tree = f"1 root + {train['controls']} controls + {train['leaves']} leaves, coordinators {train['coordinators']}"
+        yield "train", f"engine {train['engine']} on {train['cores']} cores, {pinned}: {tree}"
+        shared, own = decimal(train["shared_memory"]), decimal(train["leaf_workspace"])
+        yield "", f"{shared} of shared memory, {own} of workspace in each leaf"
+        yield from (("note", note) for note in self.notes)
 
 
 def diagnose(config: Config, progress: Progress) -> Diagnosis:
@@ -147,18 +140,12 @@ def _gemm(config: Config, progress: Progress) -> tuple[dict[str, Any], list[Blas
     with as_worker(core, library):
         peak = measure_peak(precision, progress)
         blas = loaded_blas()
-    found = {
-        "precision": precision,
-        "gflops": peak.flops_per_second / 1e9,
-        "shape": list(peak.shape),
-        "core": core,
-    }
-    return found, blas
+    rate = peak.flops_per_second / 1e9
+    return {"precision": precision, "gflops": rate, "shape": list(peak.shape), "core": core}, blas
 
 
 def _numpy_simd() -> list[str]:
-    found: Any = np.show_config(mode="dicts")
-    extensions = found["SIMD Extensions"]
+    extensions = cast(Any, np.show_config(mode="dicts"))["SIMD Extensions"]
     return [*extensions.get("baseline", ()), *extensions.get("found", ())]
 
 

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,16 @@ def test_configuration_made_in_python_is_refused_in_the_same_words() -> None:
         Config(num_heads=3)
     with pytest.raises(ConfigError, match=r"^seq_len = '64' \(given\): must be a valid integer$"):
         Config(seq_len="64")  # type: ignore[arg-type]
+
+
+def test_a_person_in_python_names_a_file_and_fields_and_asks_for_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CRYSTALLINE_RAY_SEED", "7")
+    (tmp_path / "mine.yaml").write_text("seq_len: 64\nsteps: 5")
+    config = load_config(str(tmp_path / "mine.yaml"), steps=20, text=["a.txt"])
+    assert (config.seq_len, config.steps, config.text, config.seed) == (64, 20, (Path("a.txt"),), 1337)
+    assert load_config(environ=os.environ).seed == 7
 
 
 def test_nesting_without_end_is_no_configuration(tmp_path: Path) -> None:

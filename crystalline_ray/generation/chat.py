@@ -14,17 +14,17 @@ GREETING = (
 
 
 def chat(
-    new_writer: Callable[[], TextSession],
+    new_session: Callable[[], TextSession],
     read_line: Callable[[], str],
     show: Callable[[str], None],
     max_new_tokens: int,
 ) -> None:
     """Take turns until /quit, the end of the input, or Ctrl-C while a line is awaited.
 
-    `new_writer` gives a writer with an empty context; `read_line` raises EOFError at the end of the input; `show` takes
-    text in pieces, line breaks included. A line that is a single word after a slash is a command, no text.
+    `new_session` begins a text; `read_line` raises EOFError at the end of the input; `show` takes text in pieces, line
+    breaks included. A line that is a single word after a slash is a command, no text.
     """
-    writer = new_writer()
+    session = new_session()
     while True:
         try:
             line = read_line()
@@ -35,22 +35,22 @@ def chat(
         if command == "/quit":
             return
         if command == "/clear":
-            writer = new_writer()
+            session = new_session()
         elif re.fullmatch(r"/[a-z]+", command):
             show(f"({COMMANDS if command == '/help' else f'{command} is no command; {COMMANDS}'})\n")
         else:
-            _take_turn(writer, line, show, max_new_tokens)
+            _take_turn(session, line, show, max_new_tokens)
 
 
-def _take_turn(writer: TextSession, line: str, show: Callable[[str], None], max_new_tokens: int) -> None:
+def _take_turn(session: TextSession, line: str, show: Callable[[str], None], max_new_tokens: int) -> None:
     try:
-        writer.add_line(line)
+        session.add_line(line)
     except TokenizerError as error:
         show(f"({error})\n")
         return
     try:
-        for piece in writer.write(max_new_tokens):
+        for piece in session.write(max_new_tokens):
             show(piece)
     except KeyboardInterrupt:
         show(" ...")
-    show("\n(end of the text)\n" if writer.ended else "\n")
+    show("\n(end of the text)\n" if session.ended else "\n")

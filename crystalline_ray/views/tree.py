@@ -62,25 +62,25 @@ class PlanView:
         return {**shared.parts(), "shared": shared.total_bytes, "per_leaf": leaf}
 
     def _notes(self) -> Iterator[str]:
-        yield from self._plan.notes
-        yield from idle_leaves(self._run)
-        memory, config = self.memory(), self._config
+        yield from (*self._plan.notes, *idle_leaves(self._run))
+        memory = self.memory()
         size = memory["weights"] // VERSIONS
-        if memory["gradients"] < _MUCH or memory["gradients"] <= _MANY_COPIES * size:
-            return
-        changes = [("sum_unit", 2 * config.sum_unit)]
+        if memory["gradients"] >= max(_MUCH, _MANY_COPIES * size):
+            yield (
+                f"gradients take {decimal(memory['gradients'])}: {memory['gradients'] // size} copies of "
+                f"{decimal(size)}, for the sums of the symmetry groups and for micro-batches that wait for their turn in "
+                f"a sum. Larger units need less: {', '.join(self._with_larger_units())}"
+            )
+
+    def _with_larger_units(self) -> Iterator[str]:
+        """Yield what gradients would take with units, or with micro-batches, of twice the size."""
+        config = self._config
+        changes = {"sum_unit": 2 * config.sum_unit}
         if config.global_batch_size % (2 * config.batch_size * (12 if config.routing == "symmetry" else 1)) == 0:
-            changes.append(("batch_size", 2 * config.batch_size))
-        others = [PlanView(self._plan, config.model_copy(update=dict([change]))).memory() for change in changes]
-        less = (
-            f"{decimal(other['gradients'])} with {field} {value}"
-            for (field, value), other in zip(changes, others, strict=True)
-        )
-        yield (
-            f"gradients take {decimal(memory['gradients'])}: {memory['gradients'] // size} copies of {decimal(size)}, "
-            "for the sums of the symmetry groups and for micro-batches that wait for their turn in a sum. Larger units "
-            f"need less: {', '.join(less)}"
-        )
+            changes["batch_size"] = 2 * config.batch_size
+        for field, value in changes.items():
+            memory = PlanView(self._plan, config.model_copy(update={field: value})).memory()
+            yield f"{decimal(memory['gradients'])} with {field} {value}"
 
     def render(self) -> RenderableType:
         """Return the tree and the facts below it, for `Console.show`."""

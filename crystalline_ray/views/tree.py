@@ -67,9 +67,9 @@ class PlanView:
         size = memory["weights"] // VERSIONS
         if memory["gradients"] >= max(_MUCH, _MANY_COPIES * size):
             yield (
-                f"gradients take {decimal(memory['gradients'])}: {memory['gradients'] // size} copies of "
-                f"{decimal(size)}, for the sums of the symmetry groups and for micro-batches that wait for their turn in "
-                f"a sum. Larger units need less: {', '.join(self._with_larger_units())}"
+                f"gradients take {decimal(memory['gradients'])}: {memory['gradients'] // size} copies of {decimal(size)}"
+                ", for the sums of the symmetry groups and for micro-batches that wait for their turn in a sum. Larger "
+                f"units need less: {', '.join(self._with_larger_units())}"
             )
 
     def _with_larger_units(self) -> Iterator[str]:

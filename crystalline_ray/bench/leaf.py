@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from crystalline_ray.bench.kernel_clock import timed_kernels
@@ -18,7 +17,7 @@ from crystalline_ray.bench.worker import as_worker, measuring_core, peak_memory
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.progress import Progress
-from crystalline_ray.training.facts import facts
+from crystalline_ray.training.facts import facts, figures
 
 _WARM_UP_STEPS = 3
 _FEWEST_STEPS = 3
@@ -65,14 +64,13 @@ class LeafFigures:
 
     def render(self) -> RenderableType:
         """Return the figures as tables for people."""
-        kernels = Table("kernel", box=None, padding=(0, 2, 0, 0))
-        for column in ("share", "in products", "calls a step", "ms a step"):
-            kernels.add_column(column, justify="right")
+        rows = []
         between = max(0.0, 1.0 - sum(kernel.share for kernel in self.kernels))
         for kernel in [*self.kernels, KernelShare("between kernels", between, 0.0, 0)]:
             calls = f"{kernel.calls:,}" if kernel.calls else ""
             milliseconds = f"{1e3 * kernel.share * self.step_seconds['median']:.2f}"
-            kernels.add_row(kernel.kernel, f"{kernel.share:.1%}", f"{kernel.product_share:.1%}", calls, milliseconds)
+            rows.append([kernel.kernel, f"{kernel.share:.1%}", f"{kernel.product_share:.1%}", calls, milliseconds])
+        kernels = figures("kernel", ("share", "in products", "calls a step", "ms a step"), rows)
         return Group(facts(self._rows()), Text(""), kernels)
 
     def _rows(self) -> Iterator[tuple[str, str]]:

@@ -97,6 +97,17 @@ def facts(rows: Iterable[tuple[str, str]], indent: str = "") -> Table:
     return table
 
 
+def figures(corner: str, columns: Iterable[str], rows: Iterable[Sequence[str]] = ()) -> Table:
+    """Lay out rows of figures: their names on the left, under `corner`, then right-aligned columns."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(corner, overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
 def token_groups(sizes: Sequence[int], shares: Sequence[float]) -> str:
     """Say how many tokens the symmetry groups have, and how much of the text the largest and the smallest share is."""
     least, most = min(sizes), max(sizes)

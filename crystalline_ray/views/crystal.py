@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from crystalline_ray.lattice.fcc import contact_counts, contact_neighbours, fcc_points, fcc_shells
 from crystalline_ray.lattice.symmetry import group_sizes
 from crystalline_ray.streams import Purpose, generator
+from crystalline_ray.training.facts import figures
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -51,21 +51,22 @@ class Crystal:
 
     def render(self) -> RenderableType:
         """Return the inner shells as a table for people, and a line about the whole."""
-        table = Table("shell", box=None, padding=(0, 2, 0, 0))
         learned = self.shells[0].distance is not None
         headings = ["radius", "tokens", "contacts"] + (["distance", "shuffled"] if learned else [])
-        for heading in headings:
-            table.add_column(heading, justify="right")
+        rows = []
         for shell in self.shells[:_ROWS_SHOWN]:
-            cells = [f"{shell.squared_radius**0.5:.2f}", f"{shell.points:,}", f"{shell.contacts:.1f}"]
-            if learned:
-                cells += [f"{shell.distance:.4f}", f"{shell.shuffled:.4f}"]
-            table.add_row(str(shell.number), *cells)
+            cells = [
+                str(shell.number),
+                f"{shell.squared_radius**0.5:.2f}",
+                f"{shell.points:,}",
+                f"{shell.contacts:.1f}",
+            ]
+            rows.append([*cells, f"{shell.distance:.4f}", f"{shell.shuffled:.4f}"] if learned else cells)
         left = len(self.shells) - _ROWS_SHOWN
         lines = [f"... and {left} shells further out"] if left > 0 else []
         smallest, largest = min(self.group_sizes), max(self.group_sizes)
         lines.append(f"{self.vocab_size:,} tokens, {len(self.shells)} shells, groups of {smallest:,} to {largest:,}")
-        return Group(table, *map(Text, lines))
+        return Group(figures("shell", headings, rows), *map(Text, lines))
 
 
 def describe_crystal(vocab_size: int, embeddings: Floats | None = None) -> Crystal:

@@ -1,16 +1,15 @@
 """Runs in one table: all of a folder, or some side by side."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from crystalline_ray.config import Config, load_config
 from crystalline_ray.errors import InputError
-from crystalline_ray.training.facts import duration, short_count
+from crystalline_ray.training.facts import duration, figures, short_count
 from crystalline_ray.training.metrics import read_metrics
 from crystalline_ray.training.report import RunReport
 from crystalline_ray.training.run_folder import CONFIG, METRICS, REPORT
@@ -51,7 +50,7 @@ def summarise(folder: Path) -> Row:
 def render_list(runs: Sequence[Row]) -> RenderableType:
     """Return a table of what `summarise` found, a run in each row."""
     rows = ((run["run"], *(_cell(run, name) for name in _LISTED)) for run in runs)
-    return _table("run", map(_words, _LISTED), rows) if runs else Text("there are no runs")
+    return figures("run", map(_words, _LISTED), rows) if runs else Text("there are no runs")
 
 
 def render_comparison(folders: Sequence[Path]) -> RenderableType:
@@ -68,7 +67,7 @@ def render_comparison(folders: Sequence[Path]) -> RenderableType:
         shown = [f"{value:.6g}" if isinstance(value, float) else str(value) for value in values]
         if field != "name" and len(set(shown)) > 1:
             rows.append((field, *shown))
-    return _table("", (report["run"] for report in reports), rows)
+    return figures("", (report["run"] for report in reports), rows)
 
 
 def _cell(row: Row, name: str) -> str:
@@ -77,13 +76,3 @@ def _cell(row: Row, name: str) -> str:
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
-
-
-def _table(corner: str, headings: Iterable[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(corner, overflow="fold")
-    for heading in headings:
-        table.add_column(heading, justify="right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table

@@ -63,13 +63,12 @@ class PlanView:
 
     def _notes(self) -> Iterator[str]:
         yield from (*self._plan.notes, *idle_leaves(self._run))
-        memory = self.memory()
-        size = memory["weights"] // VERSIONS
-        if memory["gradients"] >= max(_MUCH, _MANY_COPIES * size):
+        size, gradients = self.memory()["weights"] // VERSIONS, self.memory()["gradients"]
+        if gradients >= max(_MUCH, _MANY_COPIES * size):
             yield (
-                f"gradients take {decimal(memory['gradients'])}: {memory['gradients'] // size} copies of {decimal(size)}"
-                ", for the sums of the symmetry groups and for micro-batches that wait for their turn in a sum. Larger "
-                f"units need less: {', '.join(self._with_larger_units())}"
+                f"gradients take {decimal(gradients)}: {gradients // size} copies of {decimal(size)}, for the sums of "
+                "the symmetry groups and for micro-batches that wait for their turn in a sum. Larger units need less: "
+                + ", ".join(self._with_larger_units())
             )
 
     def _with_larger_units(self) -> Iterator[str]:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from rich.table import Table
-from rounds import exit_status, in_turn, parse_rounds, parser_of_rounds, right_aligned, show
+from rounds import exit_status, in_turn, parse_rounds, parser_of_rounds, show
 
 from crystalline_ray.bench.worker import as_worker, measuring_core
 from crystalline_ray.config import Config
@@ -32,6 +32,7 @@ from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.lattice.voronoi import VORONOI_CODES
 from crystalline_ray.model.layout import initialise
 from crystalline_ray.spheres.messages import StepRequest
+from crystalline_ray.training.facts import figures
 from crystalline_ray.training.resolve import plan_for, specify
 
 STEPS = 50
@@ -127,7 +128,7 @@ def measure(rounds: int) -> list[dict[str, Any]]:
 def table(results: list[dict[str, Any]]) -> Table:
     """Lay out the figures for people."""
     columns = ("bytes/value", "moment", "known", "normal", "gradient", "encode GB/s", "decode GB/s")
-    rows = right_aligned("code", columns)
+    rows = figures("code", columns)
     for result in results:
         moments = (result["second_moment"], result["known_second_moment"])
         rows.add_row(

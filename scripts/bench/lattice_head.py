@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
-from rounds import add_blas, exit_status, in_turn, middle_half, parse_rounds, parser_of_rounds, right_aligned, show
+from rounds import add_blas, exit_status, in_turn, middle_half, parse_rounds, parser_of_rounds, show
 
 from crystalline_ray.bench.work import STANDARD, leaf_work
 from crystalline_ray.bench.worker import as_worker, measuring_core
@@ -36,6 +36,7 @@ from crystalline_ray.model.head import head_loss_and_gradient, plan_head, plan_h
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
 from crystalline_ray.model.views import bind
 from crystalline_ray.training.console import Console
+from crystalline_ray.training.facts import figures
 
 VOCABULARY = 12**4
 ROWS = 4096
@@ -128,7 +129,7 @@ def table(results: list[dict[str, Any]]) -> Table:
     """Lay out the figures for people."""
     heads = list(results[0]["seconds"])
     columns = (*(f"{head} ms" for head in heads), "tokens/s", "tokens/s", "faster", "middle half")
-    rows = right_aligned("measured", columns)
+    rows = figures("measured", columns)
     for result in results:
         ratio = result["ratio"]
         rows.add_row(

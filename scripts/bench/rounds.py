@@ -68,14 +68,6 @@ def middle_half(first: Sequence[float], second: Sequence[float]) -> dict[str, fl
     return {"median": middle, "lower_quartile": lower, "upper_quartile": upper}
 
 
-def right_aligned(corner: str, columns: Sequence[str]) -> Table:
-    """Return an empty table of figures: names on the left, under `corner`, and right-aligned columns."""
-    table = Table(corner, box=None, padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
-
-
 def show(results: list[dict[str, Any]], options: argparse.Namespace, table: Table, **facts: Any) -> None:
     """Print the results as one JSON object if --json was given, else what they were measured with and their table."""
     facts = {**facts, "rounds": options.rounds}

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
-from rounds import add_blas, exit_status, in_turn, parse_rounds, parser_of_rounds, right_aligned, show
+from rounds import add_blas, exit_status, in_turn, parse_rounds, parser_of_rounds, show
 
 from crystalline_ray.bench.work import STANDARD
 from crystalline_ray.bench.worker import as_worker, measuring_core
@@ -30,6 +30,7 @@ from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
 from crystalline_ray.model.transformer import Transformer
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, plan_spheres
 from crystalline_ray.spheres.run_spec import RunSpec, model_shape
+from crystalline_ray.training.facts import figures
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ZIPF_EXPONENT = 1.3
@@ -94,7 +95,7 @@ def rounds_and_turns(micro_batches: int, leaves: int) -> int:
 
 def table(results: list[dict[str, Any]]) -> Table:
     """Lay out the figures for people."""
-    rows = right_aligned("measured", ("sequences", "routes ms", "micro-batch ms", "share of a step by leaves"))
+    rows = figures("measured", ("sequences", "routes ms", "micro-batch ms", "share of a step by leaves"))
     for result in results:
         rows.add_row(
             result["name"],

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from crystalline_ray.config_sources import Given
 from crystalline_ray.errors import ConfigError
 
 if TYPE_CHECKING:
+    from crystalline_ray.training.console import Console
     from crystalline_ray.training.report import RunReport
 
 
@@ -40,19 +41,12 @@ def train_command(inputs: tuple[str, ...], config_file: Path | None, resume: boo
         config = load_config(config_file, environ=os.environ, **flags)
     from crystalline_ray.training.console import Console
     from crystalline_ray.training.run import train
-    from crystalline_ray.views.report import render_report
     from crystalline_ray.views.tree import show_tree
 
     with Console(json_output=as_json) as console:
         report = train(config, subscribers=(console, show_tree(console)), progress=console.progress, resume=folder)
         console.finish()
-        folder = config.runs_dir / report.run
-        if report.stopped == "finished" and config.sample_tokens:
-            console.line(f"sample of {config.sample_tokens} tokens:")
-            console.line(_sample(folder, config))
-        console.show(render_report(report))
-        for line in _next_commands(report, folder):
-            console.line(line)
+        _show_end(console, report, config)
     if as_json:
         click.echo(report.to_json())
     return 0 if report.stopped == "finished" else 128 + signal.Signals[report.stopped]
@@ -87,23 +81,23 @@ def _resumed(inputs: Sequence[str], config_file: Path | None, flags: dict[str, A
     return folder, config.model_copy(update={"name": folder.name, "runs_dir": folder.parent})
 
 
-def _sample(folder: Path, config: Config) -> str:
-    """Return what the model of a run writes by itself."""
+def _show_end(console: "Console", report: "RunReport", config: Config) -> None:
+    """Show what the model of a finished run writes by itself, the report, and what a person would type next."""
     from crystalline_ray.generation.load import load_model
     from crystalline_ray.generation.session import write_sample
-
-    return write_sample(load_model(folder), config.sample_prompt or "", config.sample_tokens, config.seed)
-
-
-def _next_commands(report: "RunReport", folder: Path) -> Iterator[str]:
-    """Yield what a person would type next."""
     from crystalline_ray.training.run_folder import command
+    from crystalline_ray.views.report import render_report
 
+    folder = config.runs_dir / report.run
+    if report.stopped == "finished" and config.sample_tokens:
+        console.line(f"sample of {config.sample_tokens} tokens:")
+        console.line(write_sample(load_model(folder), config.sample_prompt or "", config.sample_tokens, config.seed))
+    console.show(render_report(report))
     if report.steps < report.total_steps:
-        yield f"go on:     {command('train --resume', folder)}"
+        console.line(f"go on:     {command('train --resume', folder)}")
     else:
-        yield f"let it write:  {command('generate', folder, '--prompt', 'Once')}"
-        yield f"write with it: {command('chat', folder)}"
+        console.line(f"let it write:  {command('generate', folder, '--prompt', 'Once')}")
+        console.line(f"write with it: {command('chat', folder)}")
 
 
 COMMANDS = (train_command,)

@@ -20,7 +20,14 @@ from crystalline_ray.config_section import COMMON, Also, LaxPath, Section, confl
 from crystalline_ray.data.config import DataConfig
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.model.config import ModelConfig
-from crystalline_ray.spheres.config import ArithmeticConfig, BatchConfig, LossConfig, OptimizerConfig, TreeConfig
+from crystalline_ray.spheres.config import (
+    ArithmeticConfig,
+    BatchConfig,
+    LossConfig,
+    OptimizerConfig,
+    SphereConfig,
+    TreeConfig,
+)
 
 
 class RunConfig(Section):
@@ -34,8 +41,6 @@ class RunConfig(Section):
     """Fine-tuning: begin with the weights and the tokenizer of this run or checkpoint, on new text."""
     runs_dir: Annotated[LaxPath, Also("out_dir output_dir")] = Path("runs")
     """Folder that holds the runs."""
-    seed: Annotated[int, COMMON] = Field(1337, ge=0, lt=2**63)
-    """Seed of all random numbers."""
     log_every: Annotated[int, Also("log_interval logging_steps")] = Field(10, ge=1)
     """Steps between two records of metrics.jsonl."""
     eval_every: Annotated[int, COMMON, Also("eval_interval eval_steps val_every")] = Field(100, ge=1)
@@ -56,16 +61,14 @@ class RunConfig(Section):
     """Text that the sample continues; by default none."""
 
 
-class Config(
-    DataConfig, ModelConfig, BatchConfig, LossConfig, OptimizerConfig, ArithmeticConfig, TreeConfig, RunConfig
-):
+class Config(DataConfig, SphereConfig, RunConfig):
     """Everything that a training run can be told."""
 
     OPERATIONAL: ClassVar[frozenset[str]] = (
         frozenset(TreeConfig.model_fields)
         | frozenset(RunConfig.model_fields)
         | {"cache_dir", "text", "end_token", "bin_dtype"}
-    ) - {"seed"}
+    )
     """Fields that do not change a bit of the weights; the tokens of `text` do, and have a digest of their own."""
 
     @model_validator(mode="after")

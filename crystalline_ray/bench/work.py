@@ -12,12 +12,13 @@ from crystalline_ray.data.config import DEFAULT_VOCAB_SIZE
 from crystalline_ray.engine.arithmetic import Precision, chosen_arithmetic
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels.gemm import Library
+from crystalline_ray.kernels.optimizers import MOMENTS
 from crystalline_ray.kernels.workspace import aligned_zeros
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
 from crystalline_ray.model.transformer import workspace_size
 from crystalline_ray.spheres.leaf import LeafSphere
-from crystalline_ray.spheres.memory import BufferMemory, MemoryLayout
+from crystalline_ray.spheres.memory import Memory, MemoryLayout, training_parts
 from crystalline_ray.spheres.messages import BatchMessage, Commit, UnitMessage
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 from crystalline_ray.spheres.run_spec import model_shape
@@ -90,8 +91,8 @@ def leaf_work(work: Work) -> Callable[[], float]:
     """
     shape, config = work.shape, Config(batch_size=work.batch_size)
     layout = ParameterLayout(shape)
-    sizes = MemoryLayout(layout.size, moments=2, regions=1)
-    memory = BufferMemory(sizes, {part: aligned_zeros(size).data for part, size in sizes.parts().items()})
+    parts = MemoryLayout(training_parts(layout.size, MOMENTS[config.optimizer], regions=1))
+    memory = Memory(parts, lambda part: aligned_zeros(part.num_bytes).data)
     memory.weights(0)[:] = initialise(layout, seed=1)
     leaf = LeafSphere(
         memory,
@@ -115,6 +116,6 @@ def leaf_work(work: Work) -> Callable[[], float]:
             protocol.send(list(posts.squares.values()))
         except StopIteration:
             version += 1
-        return reply.loss / work.tokens
+        return reply.total.loss / work.tokens
 
     return step

@@ -1,22 +1,22 @@
-"""Gradients as codes: 16 bits a value by rounding, or 4 bits by a lattice and one scale per block."""
+"""Gradients as codes: 16 bits a value by rounding, or 4 bits by a lattice and one scale per block; error feedback."""
 
-from typing import Literal, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from crystalline_ray.kernels.operands import round_to_bfloat16
 from crystalline_ray.lattice.voronoi import LARGEST_GAUGE, MODULUS, VORONOI_CODES, VoronoiCode
-from crystalline_ray.spheres.memory import Floats
 
-Compression = Literal["none", "bfloat16", "d3", "e8"]
+Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8]
 
 BLOCK = 384
 """Values that share a scale: whole vectors of three and of eight, an even number of each."""
 
-PIECE = 128 * BLOCK
-"""Values worked on at a time: long enough for NumPy's calls, short enough for a level-2 cache."""
+SPAN = 128 * BLOCK
+"""Values coded at a time: long enough for NumPy's calls, short enough for a level-2 cache."""
 
 _SCALE_BYTES = 2
 _BLOCK_BYTES = _SCALE_BYTES + BLOCK // 2
@@ -24,40 +24,79 @@ _SMALLEST_SCALE = np.finfo(np.float32).tiny
 
 
 class Codec(Protocol):
-    """Codes whose length follows from the number of values; those of joined pieces are the joined codes."""
+    """A code whose length follows from the number of values; the code of joined values is the joined codes."""
 
     def num_bytes(self, count: int) -> int:
         """Return the length of the code of `count` values."""
 
     def encode(self, values: Floats, codes: Codes) -> None:
-        """Write the code of up to `PIECE` contiguous values to `codes`; values that are not finite stay so."""
+        """Write the code (num_bytes(n),) of up to `SPAN` contiguous values (n,); values that are not finite stay so."""
 
     def decode(self, codes: Codes, values: Floats) -> None:
         """Write the values that a code stands for."""
 
 
-class Bfloat16Codec:
+class GradientCoder:
+    """Replaces a gradient by what its code says, and adds to the next one what the code has lost: error feedback.
+
+    Seide, Fu, Droppo, Li and Yu, "1-bit stochastic gradient descent and its application to data-parallel distributed
+    training of speech DNNs" (Interspeech 2014): with t = gradient + residual, coded = Q(t) and residual' = t - coded.
+
+    Args:
+        codec: Q.
+        padding: slices of a gradient that are always zero.
+    """
+
+    def __init__(self, codec: Codec, padding: Sequence[slice]) -> None:
+        self._codec = codec
+        self._padding = padding
+        self._values = np.empty(SPAN, np.float32)
+        self._codes = np.empty(codec.num_bytes(SPAN), np.uint8)
+
+    def encode_in_place(self, gradient: Floats, before: Floats, after: Floats) -> int:
+        """Overwrite a gradient (n,) and the residual `after` it, given that `before` it; return the code's bytes.
+
+        Values that are not finite stay so.
+        """
+        num_bytes = 0
+        with np.errstate(over="ignore", invalid="ignore"):  # the vote on the norm finds what is not finite
+            for start in range(0, gradient.size, SPAN):
+                part = slice(start, min(start + SPAN, gradient.size))
+                values = self._values[: part.stop - part.start]
+                codes = self._codes[: self._codec.num_bytes(values.size)]
+                np.add(gradient[part], before[part], out=values)
+                self._codec.encode(values, codes)
+                self._codec.decode(codes, gradient[part])
+                np.subtract(values, gradient[part], out=after[part])
+                num_bytes += codes.size
+        # A lattice point may be off zero where the vector is zero, but there is no parameter to hear of it.
+        for part in self._padding:
+            gradient[part] = after[part] = 0
+        return num_bytes
+
+
+class Bfloat16Codec(Codec):
     """The nearest bfloat16, ties to even: two bytes a value."""
 
     def __init__(self) -> None:
-        self._bits = np.empty(PIECE, np.uint32)
+        self._bits = np.empty(SPAN, np.uint32)
 
     def num_bytes(self, count: int) -> int:
-        """Return the length of the code of `count` values."""
+        """See `Codec`."""
         return 2 * count
 
     def encode(self, values: Floats, codes: Codes) -> None:
-        """Write values (n,) as codes (2 n,)."""
+        """See `Codec`."""
         round_to_bfloat16(values, codes.view(np.uint16), self._bits)
 
     def decode(self, codes: Codes, values: Floats) -> None:
-        """Write the values (n,) of codes (2 n,)."""
+        """See `Codec`."""
         words = values.view(np.uint32)
         np.copyto(words, codes.view(np.uint16))
         np.left_shift(words, 16, out=words)
 
 
-class LatticeCodec:
+class LatticeCodec(Codec):
     """A Voronoi code of the values over a scale, 4 bits a value, with the scale as bfloat16 once a block.
 
     The scale is the least bfloat16 for which every vector of the block is sure to decode to its nearest lattice point,
@@ -65,25 +104,22 @@ class LatticeCodec:
     so small that their scale is not a normal number, decode to zeros; blocks that hold a value that is not finite
     decode to NaN. Within a block, vector i holds the values i, i + m, i + 2 m, ... with m the number of vectors. A last
     block that is not full is filled up with zeros.
-
-    Args:
-        code: of the lattice.
     """
 
     def __init__(self, code: VoronoiCode) -> None:
         self._code = code
-        self._planes, self._scratch = np.empty((2, PIECE), np.float32)
-        self._gauges = np.empty(PIECE // code.dimension, np.float32)
-        self._words = np.empty(PIECE, np.int32)
-        self._digits = np.empty(PIECE, np.uint8)
+        self._planes, self._scratch = np.empty((2, SPAN), np.float32)
+        self._gauges = np.empty(SPAN // code.dimension, np.float32)
+        self._words = np.empty(SPAN, np.int32)
+        self._digits = np.empty(SPAN, np.uint8)
         self._last = np.empty(BLOCK, np.float32)
 
     def num_bytes(self, count: int) -> int:
-        """Return the length of the code of `count` values."""
+        """See `Codec`."""
         return -(-count // BLOCK) * _BLOCK_BYTES
 
     def encode(self, values: Floats, codes: Codes) -> None:
-        """Write values (n,) as codes (num_bytes(n),)."""
+        """See `Codec`."""
         blocks = codes.reshape(-1, _BLOCK_BYTES)
         whole, rest = divmod(len(values), BLOCK)
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is marked as such
@@ -95,7 +131,7 @@ class LatticeCodec:
                 self._encode(self._last, blocks[whole:])
 
     def decode(self, codes: Codes, values: Floats) -> None:
-        """Write the values (n,) of codes (num_bytes(n),)."""
+        """See `Codec`."""
         blocks = codes.reshape(-1, _BLOCK_BYTES)
         whole, rest = divmod(len(values), BLOCK)
         with np.errstate(invalid="ignore"):
@@ -113,7 +149,7 @@ class LatticeCodec:
         gauges = self._gauges[: vectors.shape[1]]
         self._code.gauge(vectors, gauges, self._scratch[: values.size].reshape(vectors.shape))
         scales = _scales(np.maximum.reduce(gauges.reshape(count, -1), axis=1))
-        codes[:, :_SCALE_BYTES] = _upper_bytes(scales)
+        codes[:, :_SCALE_BYTES] = (scales.view(np.uint32) >> 16).astype("<u2").view(np.uint8).reshape(count, -1)
         usable = scales > 0
         planes[:, ~usable] = 0
         np.multiply(planes, np.divide(1, scales, out=np.ones_like(scales), where=usable)[:, np.newaxis], out=planes)
@@ -121,7 +157,7 @@ class LatticeCodec:
         words = self._words[: values.size].reshape(planes.shape)
         np.copyto(words, planes, casting="unsafe")
         np.bitwise_and(words, MODULUS - 1, out=words)
-        low, high = _halves(words)
+        low, high = np.split(words, 2, axis=2)  # digits that share a byte
         np.multiply(high, MODULUS, out=high)
         np.add(low, high, out=low)
         np.copyto(_digit_bytes(codes, dimension), low, casting="unsafe")
@@ -130,17 +166,18 @@ class LatticeCodec:
         count, dimension = len(codes), self._code.dimension
         planes = self._planes[: values.size].reshape(dimension, count, -1)
         digits = self._digits[: values.size].reshape(planes.shape)
-        low, high = _halves(digits)
+        low, high = np.split(digits, 2, axis=2)
         packed = _digit_bytes(codes, dimension)
         np.bitwise_and(packed, MODULUS - 1, out=low)
         np.floor_divide(packed, MODULUS, out=high)
         np.copyto(planes, digits)
         self._code.decode(planes.reshape(dimension, -1), self._scratch[: values.size].reshape(dimension, -1))
-        scales = _from_upper_bytes(codes[:, :_SCALE_BYTES])
+        words = np.ascontiguousarray(codes[:, :_SCALE_BYTES]).view("<u2")[:, 0].astype(np.uint32)
+        scales = (words << 16).view(np.float32)
         np.multiply(planes, scales[:, np.newaxis], out=values.reshape(count, dimension, -1).transpose(1, 0, 2))
 
 
-def make_codec(compression: Compression) -> Codec | None:
+def make_codec(compression: str) -> Codec | None:
     """Return the codec of that name, None for "none"."""
     if compression == "none":
         return None
@@ -156,21 +193,6 @@ def _scales(gauges: Floats) -> Floats:
     np.add(bits, 0xFFFF, out=bits)
     np.bitwise_and(bits, 0xFFFF0000, out=bits)
     return scales
-
-
-def _upper_bytes(scales: Floats) -> Codes:
-    return (scales.view(np.uint32) >> 16).astype("<u2").view(np.uint8).reshape(-1, _SCALE_BYTES)
-
-
-def _from_upper_bytes(codes: Codes) -> Floats:
-    words = np.ascontiguousarray(codes).view("<u2")[:, 0].astype(np.uint32)
-    return (words << 16).view(np.float32)
-
-
-def _halves(planes: npt.NDArray[np.integer]) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]:
-    """Views of the first and the second half of each block's vectors: their digits share a byte."""
-    middle = planes.shape[2] // 2
-    return planes[:, :, :middle], planes[:, :, middle:]
 
 
 def _digit_bytes(codes: Codes, dimension: int) -> Codes:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crystalline_ray.errors import ResourceError
-from crystalline_ray.spheres.memory import BufferMemory, MemoryLayout
+from crystalline_ray.spheres.memory import Memory, MemoryLayout, Writer
 
 BOARD = "board"
 
@@ -43,10 +43,10 @@ class Arena:
         """
         check_room(self.folder.parent, self.layout)
         self.folder.mkdir(mode=0o700)
-        for part in (*self.layout.parts(), BOARD):
+        for part, size in (self.layout.sizes | {BOARD: self.board_bytes}).items():
             descriptor = os.open(self.folder / part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             try:
-                os.posix_fallocate(descriptor, 0, self._size(part))
+                os.posix_fallocate(descriptor, 0, size)
             except OSError as error:
                 if error.errno == errno.ENOSPC:
                     raise _too_small(self.folder.parent, self.layout.total_bytes) from error
@@ -54,13 +54,13 @@ class Arena:
             finally:
                 os.close(descriptor)
 
-    def attach(self, *, writable: frozenset[str]) -> BufferMemory:
-        """Map the files; parts not named in `writable` are mapped read-only.
+    def attach(self, writer: Writer) -> Memory:
+        """Map the files; those of parts that `writer` does not write are mapped read-only.
 
         Raises:
             FileNotFoundError: the arena is gone.
         """
-        return BufferMemory(self.layout, {part: self._map(part, part in writable) for part in self.layout.parts()})
+        return Memory(self.layout, lambda part: self._map(part.name, writer in part.writers))
 
     def attach_board(self) -> memoryview:
         """Map the board of the level-1 spheres, writable."""
@@ -70,9 +70,6 @@ class Arena:
         """Unlink the files; processes that have them mapped keep their memory until they exit."""
         if self.folder.exists():
             shutil.rmtree(self.folder)
-
-    def _size(self, part: str) -> int:
-        return self.board_bytes if part == BOARD else max(1, self.layout.parts()[part])
 
     def _map(self, part: str, writable: bool) -> memoryview:
         flags, access = (os.O_RDWR, mmap.ACCESS_WRITE) if writable else (os.O_RDONLY, mmap.ACCESS_READ)

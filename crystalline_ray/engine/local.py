@@ -14,12 +14,13 @@ from crystalline_ray.errors import SphereError
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.denormals import flush_to_zero
 from crystalline_ray.progress import Progress
-from crystalline_ray.spheres.memory import BufferMemory, Memory, MemoryLayout
+from crystalline_ray.spheres.hooks import place_similar_tokens
+from crystalline_ray.spheres.memory import Memory, Part
 from crystalline_ray.spheres.messages import EvaluationRequest, EvaluationResult, Posts, StepRequest, StepResult
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.segment_owner import CommitProtocol, Squares
-from crystalline_ray.spheres.similar import place_similar_tokens
+from crystalline_ray.spheres.sizing import memory_layout
 from crystalline_ray.spheres.sphere import Sphere
 
 _ROOT = 0
@@ -33,7 +34,7 @@ class LocalEngine(Engine):
     """
 
     def __init__(self, run: RunSpec) -> None:
-        self.memory: Memory = _anonymous_memory(run.memory)
+        self.memory = Memory(memory_layout(run), _anonymous_buffer)
         self.warnings: tuple[str, ...] = ()
         self.report_waiting: Callable[[str, float], None] = lambda sphere, seconds: None
         self._run = run
@@ -137,7 +138,6 @@ class _LocalLink:
             self._inner = outer + spent
 
 
-def _anonymous_memory(layout: MemoryLayout) -> BufferMemory:
+def _anonymous_buffer(part: Part) -> memoryview:
     # mmap gives zeroed, page-aligned memory that costs nothing until it is written.
-    parts = layout.parts().items()
-    return BufferMemory(layout, {part: memoryview(mmap.mmap(-1, max(1, size))) for part, size in parts})
+    return memoryview(mmap.mmap(-1, part.num_bytes))

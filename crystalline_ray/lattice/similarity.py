@@ -2,10 +2,10 @@
 
 K(a, b) = w_g gcd(a + 1, b + 1) / max(a + 1, b + 1) + w_u / (1 + d), d the Euclidean distance of the Ulam coordinates.
 
-It is symmetric, K(a, a) = w_g + w_u, and positive definite for weights >= 0 of which one is not 0: gcd(m, n) is a
-positive-definite matrix (Smith, "On the value of a certain arithmetical determinant", 1875), and so is 1 / max(m, n) =
-min(1 / m, 1 / n), the covariance of a Brownian path; so their entrywise product is (Schur). 1 / (1 + d) is a mixture
-of exp(-s d) with weights exp(-s), s > 0, and those kernels are positive definite in the plane.
+It is symmetric, K(a, a) = w_g + w_u = 1, and positive definite: gcd(m, n) is a positive-definite matrix (Smith, "On the
+value of a certain arithmetical determinant", 1875), and so is 1 / max(m, n) = min(1 / m, 1 / n), the covariance of a
+Brownian path; so their entrywise product is (Schur). 1 / (1 + d) is a mixture of exp(-s d) with weights exp(-s), s > 0,
+and those kernels are positive definite in the plane.
 """
 
 import math
@@ -28,12 +28,12 @@ _FIRST_PARTS = 20
 _ROUNDING = 1 + 1e-12
 
 
-class Neighbours(NamedTuple):
+class SimilarRanks(NamedTuple):
     """The k most similar other ranks of each of V ranks: a sparse matrix with k entries in every row.
 
     Attributes:
         ranks: int32 (V, k), most similar first, equally similar ones in ascending order.
-        weights: (V, k), their similarities, scaled so that each row sums to 1.
+        weights: floats (V, k), their similarities, scaled so that each row sums to 1.
     """
 
     ranks: npt.NDArray[np.int32]
@@ -50,109 +50,97 @@ class _Candidates(NamedTuple):
     squared: Integers
 
 
-class _Weights(NamedTuple):
-    gcd: float
-    ulam: float
-
-
-def similarity(
-    first: IntegerInput, second: IntegerInput, gcd_weight: float = GCD_WEIGHT, ulam_weight: float = ULAM_WEIGHT
-) -> Floats:
+def similarity(first: IntegerInput, second: IntegerInput) -> Floats:
     """Return K of two ranks, or of arrays of ranks that broadcast against each other, in float64.
 
-    ValueError if a rank is outside [0, 2**31), a weight is negative, or both are 0.
+    ValueError if a rank is outside [0, 2**31).
     """
     a, b = (checked_integers(ranks, "ranks", _END_OF_RANKS) for ranks in (first, second))
-    return _similarity(a, b, _checked_weights(gcd_weight, ulam_weight))
+    return _similarity(a, b, _squared(ulam_coordinates(a) - ulam_coordinates(b)))
 
 
-def similarity_row(
-    rank: int, vocab_size: int, gcd_weight: float = GCD_WEIGHT, ulam_weight: float = ULAM_WEIGHT
-) -> Floats:
+def similarity_row(rank: int, vocab_size: int) -> Floats:
     """Return K of one rank and every rank below vocab_size, itself included: float64 (V,). Raises as `similarity`."""
-    return similarity(rank, np.arange(checked_count(vocab_size, "vocab_size")), gcd_weight, ulam_weight)
-
-
-def similarity_matrix(vocab_size: int, gcd_weight: float = GCD_WEIGHT, ulam_weight: float = ULAM_WEIGHT) -> Floats:
-    """Return the dense kernel float64 (V, V), for a small vocabulary: 8 V**2 bytes. Raises as `similarity`."""
-    ranks = np.arange(checked_count(vocab_size, "vocab_size"))
-    return similarity(ranks[:, None], ranks, gcd_weight, ulam_weight)
+    return similarity(rank, np.arange(checked_count(vocab_size, "vocab_size")))
 
 
 def crystalline_score(predicted: IntegerInput, targets: IntegerInput) -> float:
     """Return the sum of -ln K(predicted, target) over the targets that are not negative.
 
-    Of the usual weights, so that K(a, a) = 1 and a right prediction scores 0, a wrong one the more the less similar it
-    is. Arrays of one shape; ValueError for ranks as in `similarity`.
+    A right prediction scores 0, and a wrong one scores more, the less similar it is. Arrays of one shape; ValueError
+    for ranks as in `similarity`.
     """
     counted = np.asarray(targets) >= 0
     return float(-np.log(similarity(np.asarray(predicted)[counted], np.asarray(targets)[counted])).sum())
 
 
-def similar_ranks(
-    vocab_size: int,
-    k: int,
-    gcd_weight: float = GCD_WEIGHT,
-    ulam_weight: float = ULAM_WEIGHT,
-    dtype: npt.DTypeLike = np.float32,
-    report: Callable[[int], None] | None = None,
-) -> Neighbours:
-    """Return the k largest entries of every row of the kernel outside the diagonal, exactly, rows normalised to 1.
+def similar_ranks(vocab_size: int, k: int, report: Callable[[int], None] | None = None) -> SimilarRanks:
+    """Return the k largest entries of every row of the kernel outside the diagonal, exactly, in float64.
 
     Only pairs that can be among the largest are computed: those close on the spiral, and those whose ratio a + 1 to
     b + 1 is a fraction of small numbers. Every other entry is below a bound; a row whose k-th entry does not exceed it
-    is done again with more pairs, in the end with all. With the usual weights the time grows as V; with a ulam_weight
-    near 0 it grows as V**2. Memory beyond the result does not depend on V. `report` gets the rows done so far.
+    is done again with more pairs, in the end with all. The time grows as V; memory beyond the result does not depend on
+    V. `report` gets the rows done so far.
 
-    ValueError unless 1 <= k < vocab_size <= 2**31, weights are not negative and at least one is positive.
+    ValueError unless 1 <= k < vocab_size <= 2**31.
     """
     if not 1 <= k < vocab_size <= _END_OF_RANKS:
         raise ValueError(f"similar ranks need 1 <= k < vocab_size <= 2**31, got k = {k}, vocab_size = {vocab_size}")
-    weights = _checked_weights(gcd_weight, ulam_weight)
-    found = Neighbours(np.empty((vocab_size, k), np.int32), np.empty((vocab_size, k), dtype))
+    found = SimilarRanks(np.empty((vocab_size, k), np.int32), np.empty((vocab_size, k)))
     rows: Integers = np.arange(vocab_size)
     radius, parts, done = _FIRST_RADIUS, _FIRST_PARTS, 0
     while rows.size:
         offsets, fractions = _disc(radius), _fractions(parts)
-        if 4 * (len(offsets) + len(fractions)) > vocab_size:
-            break
-        bound = _ROUNDING * (weights.gcd / (parts + 1) + weights.ulam / (1 + math.sqrt(radius**2 + 1)))
+        pairs_per_row = len(offsets) + len(fractions)
+        # the largest entry that is left out; nothing is, where all pairs are not many more
+        bound = _ROUNDING * (GCD_WEIGHT / (parts + 1) + ULAM_WEIGHT / (1 + math.sqrt(radius**2 + 1)))
+        if is_last := 4 * pairs_per_row > vocab_size:
+            pairs_per_row, bound = vocab_size, 0.0
         left = []
-        for block in _blocks(rows, len(offsets) + len(fractions)):
-            candidates = _candidates(block, offsets, fractions, radius, vocab_size)
-            left.append(_keep_largest(block, candidates, weights, bound, found))
+        for block in _blocks(rows, pairs_per_row):
+            candidates = (
+                _all_others(block, vocab_size)
+                if is_last
+                else _candidates(block, offsets, fractions, radius, vocab_size)
+            )
+            left.append(_keep_largest(block, candidates, bound, found))
             done += len(block) - len(left[-1])
             if report:
                 report(done)
         rows = np.concatenate(left)
         radius, parts = 2 * radius, 2 * parts
-    everything: Integers = np.arange(vocab_size if rows.size else 0)
-    places = ulam_coordinates(everything)
-    for block in _blocks(rows, vocab_size):
-        others = np.broadcast_to(everything, (len(block), vocab_size))
-        squared = _squared(ulam_coordinates(block)[:, None] - places)
-        _keep_largest(block, _Candidates(others, others != block[:, None], squared), weights, 0.0, found)
-        done += len(block)
-        if report:
-            report(done)
     return found
 
 
-def _checked_weights(gcd_weight: float, ulam_weight: float) -> _Weights:
-    if not (gcd_weight >= 0 and ulam_weight >= 0 and 0 < gcd_weight + ulam_weight < np.inf):
-        raise ValueError(f"weights must not be negative, nor both 0, got gcd {gcd_weight} and ulam {ulam_weight}")
-    return _Weights(gcd_weight, ulam_weight)
+def laplacian_rows(similar: SimilarRanks, start: int, stop: int) -> tuple[Integers, Integers, Floats]:
+    """Return rows start to stop of the graph Laplacian of V similar ranks, 0 <= start < stop <= V.
+
+    With Q the table of similar ranks, W = (Q + Q') / 2 and L = D - W, D the diagonal of W's row sums. Then tr(E' L E)
+    is half the sum of Q(a, b) |E_a - E_b|**2 over all pairs, so L is symmetric and positive semi-definite, and the
+    gradient by E is 2 L E (Belkin and Niyogi, "Laplacian eigenmaps for dimensionality reduction and data
+    representation", Neural Computation 15, 2003, section 3).
+
+    The rows are sparse, and none is empty: starts, int64 (rows + 1,), and the entries' columns, int64, ascending, and
+    values, float64. Entries starts[n] to starts[n + 1] are those of the n-th row.
+    """
+    vocab_size, k = similar.ranks.shape
+    shares = 0.5 * similar.weights.astype(np.float64)
+    first, second = np.repeat(np.arange(vocab_size), k), similar.ranks.reshape(-1).astype(np.int64)
+    out, into = slice(start * k, stop * k), (second >= start) & (second < stop)
+    diagonal: Integers = np.arange(start, stop)
+    rows = np.concatenate((first[out], second[into], diagonal))
+    columns = np.concatenate((second[out], first[into], diagonal))
+    weights = np.concatenate((shares.reshape(-1)[out], shares.reshape(-1)[into]))
+    degrees = np.bincount(rows[: len(weights)] - start, weights, stop - start)
+    places, entry = np.unique(rows * vocab_size + columns, return_inverse=True)
+    values = np.asarray(np.bincount(entry, np.concatenate((-weights, degrees))), np.float64)
+    return np.searchsorted(places, np.arange(start, stop + 1) * vocab_size), places % vocab_size, values
 
 
-def _similarity(a: Integers, b: Integers, weights: _Weights) -> Floats:
-    return _similarity_at(a, b, _squared(ulam_coordinates(a) - ulam_coordinates(b)), weights)
-
-
-def _similarity_at(a: Integers, b: Integers, squared: Integers, weights: _Weights) -> Floats:
+def _similarity(a: Integers, b: Integers, squared: Integers) -> Floats:
     """Return K of ranks whose squared distance on the spiral is known."""
-    distance = np.sqrt(squared.astype(np.float64))
     shared = np.gcd(a + 1, b + 1) / np.maximum(a + 1, b + 1)
-    total: Floats = weights.gcd * shared + weights.ulam / (1.0 + distance)
+    total: Floats = GCD_WEIGHT * shared + ULAM_WEIGHT / (1.0 + np.sqrt(squared.astype(np.float64)))
     return total
 
 
@@ -170,25 +158,21 @@ def _blocks(rows: Integers, pairs_per_row: int) -> Iterator[Integers]:
 
 def _disc(radius: int) -> Integers:
     """Return all offsets (M, 2) of at most this length but (0, 0)."""
-    x, y = np.mgrid[-radius : radius + 1, -radius : radius + 1].reshape(2, -1)
-    squared = x * x + y * y
-    offsets: Integers = np.stack((x, y), axis=-1)[(squared > 0) & (squared <= radius * radius)]
-    return offsets
+    offsets: Integers = np.mgrid[-radius : radius + 1, -radius : radius + 1].reshape(2, -1).T
+    squared = _squared(offsets)
+    return offsets[(squared > 0) & (squared <= radius * radius)]
 
 
 def _fractions(parts: int) -> Integers:
     """Return all (numerator, denominator) (M, 2) in lowest terms, none above `parts`, but (1, 1)."""
-    numerator, denominator = np.mgrid[1 : parts + 1, 1 : parts + 1].reshape(2, -1)
-    lowest = (np.gcd(numerator, denominator) == 1) & (numerator != denominator)
-    fractions: Integers = np.stack((numerator, denominator), axis=-1)[lowest]
-    return fractions
+    fractions: Integers = np.mgrid[1 : parts + 1, 1 : parts + 1].reshape(2, -1).T
+    numerator, denominator = fractions[:, 0], fractions[:, 1]
+    lowest: Integers = fractions[(np.gcd(numerator, denominator) == 1) & (numerator != denominator)]
+    return lowest
 
 
 def _candidates(rows: Integers, offsets: Integers, fractions: Integers, radius: int, vocab_size: int) -> _Candidates:
-    """Return the candidates of each row.
-
-    The first lie at the offsets from the row's rank on the spiral, the rest at its product with a fraction.
-    """
+    """Return ranks at the offsets from the row's rank on the spiral, then its products with the fractions."""
     places = ulam_coordinates(rows)
     near = ulam_ranks(places[:, None] + offsets)
     quotient, remainder = np.divmod((rows + 1)[:, None], fractions[:, 1])
@@ -204,14 +188,19 @@ def _candidates(rows: Integers, offsets: Integers, fractions: Integers, radius: 
     )
 
 
-def _keep_largest(rows: Integers, given: _Candidates, weights: _Weights, bound: float, found: Neighbours) -> Integers:
+def _all_others(rows: Integers, vocab_size: int) -> _Candidates:
+    ranks = np.broadcast_to(np.arange(vocab_size), (len(rows), vocab_size))
+    squared = _squared(ulam_coordinates(rows)[:, None] - ulam_coordinates(ranks[0]))
+    return _Candidates(ranks, ranks != rows[:, None], squared)
+
+
+def _keep_largest(rows: Integers, given: _Candidates, bound: float, found: SimilarRanks) -> Integers:
     """Store the k most similar candidates of each row whose k-th exceeds the bound; return the other rows."""
     candidates, usable, squared = given
     k = found.ranks.shape[1]
     values: Floats = np.full(candidates.shape, -1.0)
     row, column = np.nonzero(usable)
-    pairs = rows[row], candidates[row, column], squared[row, column]
-    values[row, column] = _similarity_at(*pairs, weights)
+    values[row, column] = _similarity(rows[row], candidates[row, column], squared[row, column])
     least = np.partition(values, -k, axis=1)[:, -k] if k <= values.shape[1] else np.full(len(rows), -1.0)
     certain = least > bound
     row, column = np.nonzero((values >= least[:, None]) & certain[:, None])

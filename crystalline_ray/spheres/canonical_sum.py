@@ -1,4 +1,4 @@
-"""The canonical sum: gradients are added in a fixed order, whoever computed them and whenever they arrive.
+"""The canonical sum: gradients are added in a fixed order, no matter which sphere computed them or when they arrive.
 
 Micro-batches of a step are numbered 0, 1, ...; number m belongs to symmetry group m mod 12. A group's
 micro-batches in ascending order are cut into units of `sum_unit`; the gradients inside a unit are
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from crystalline_ray.spheres.memory import Memory
-from crystalline_ray.spheres.messages import GradientMessage
+from crystalline_ray.spheres.messages import GradientMessage, Total
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 
 
@@ -54,14 +54,10 @@ class SumJobs:
     """
 
     def __init__(
-        self,
-        memory: Memory,
-        slots: Sequence[int],
-        units: Sequence[Unit],
-        message: Callable[[Unit, int], object],
+        self, memory: Memory, slots: Sequence[int], units: Sequence[Unit], message: Callable[[Unit, int], object]
     ) -> None:
         self.count = len(units)
-        self.replies: list[GradientMessage | None] = [None] * len(units)
+        self._totals = [Total()] * len(units)
         self._memory = memory
         self._free = list(slots)
         self._units = units
@@ -81,7 +77,7 @@ class SumJobs:
     def finish(self, number: int, reply: GradientMessage) -> None:
         """Take a unit's gradient and add whatever has its turn now."""
         unit = self._units[number]
-        self.replies[number] = reply
+        self._totals[number] = reply.total
         self._arrived[unit.target, unit.position] = reply.region
         turn = self._turn.get(unit.target, 0)
         while (region := self._arrived.pop((unit.target, turn), None)) is not None:
@@ -92,6 +88,9 @@ class SumJobs:
             turn += 1
         self._turn[unit.target] = turn
 
-    def gradients(self) -> list[GradientMessage]:
-        """Return the replies in the order of the units, once all are there."""
-        return [reply for reply in self.replies if reply is not None]
+    def totals(self) -> dict[int, Total]:
+        """Return the micro-batches behind each target, added up in the order of the units, once all are there."""
+        sums: dict[int, Total] = {}
+        for unit, total in zip(self._units, self._totals, strict=True):
+            sums[unit.target] = sums.get(unit.target, Total()).plus(total)
+        return sums

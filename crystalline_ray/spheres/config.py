@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from crystalline_ray.config_section import COMMON, PLAN, Also, Section, conflict, nearest_multiples
+from crystalline_ray.model.config import ModelConfig
 
 MAX_SPHERES = 1885
 """1 + 12 + 144 + 1728: the largest tree, three levels of kissing spheres around the root."""
@@ -33,6 +34,8 @@ class BatchConfig(Section):
         default_factory=lambda data: 1 if data["steps"] is None else None, ge=1, le=2**31 - 1
     )
     """Passes over the training text, instead of steps; by default 1 if steps is not given."""
+    seed: Annotated[int, COMMON] = Field(1337, ge=0, lt=2**63)
+    """Seed of all random numbers."""
 
     @property
     def micro_batches(self) -> int:
@@ -149,3 +152,7 @@ class TreeConfig(Section):
     """Pin each leaf to its core."""
     deadline_seconds: Annotated[float, Also("deadline timeout")] = Field(300.0, gt=0, le=86_400)
     """Seconds without progress after which a sphere counts as failed."""
+
+
+class SphereConfig(ModelConfig, BatchConfig, LossConfig, OptimizerConfig, ArithmeticConfig, TreeConfig):
+    """All sections that the spheres of a run read; a whole configuration is one of these."""

@@ -9,12 +9,7 @@ from crystalline_ray.model.head import SmoothedBy
 from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.model.transformer import Transformer
 from crystalline_ray.spheres.memory import Memory
-from crystalline_ray.spheres.messages import (
-    EvaluationReady,
-    EvaluationUnit,
-    GradientMessage,
-    UnitMessage,
-)
+from crystalline_ray.spheres.messages import EvaluationResult, EvaluationUnit, GradientMessage, Total, UnitMessage
 
 
 class LeafSphere:
@@ -28,7 +23,7 @@ class LeafSphere:
         seed: of the run; keys the dropout together with the micro-batch's number.
         bfloat16: whether matrix products read operands rounded to bfloat16.
         sum_unit: the most micro-batches in a unit; above 1 a private gradient is kept to add from.
-        smoothed_by: who shares in the probability of a target, if anybody does.
+        smoothed_by: tokens that share the probability of a target, if any do.
     """
 
     def __init__(
@@ -48,7 +43,7 @@ class LeafSphere:
         self._seed = seed
         self._transformer = Transformer(shape, batch_size, dropout=dropout, bfloat16=bfloat16, smoothed_by=smoothed_by)
         self._likeliest = np.empty((batch_size, shape.seq_len), np.intp)
-        self._scratch = np.empty(memory.layout.parameters if sum_unit > 1 else 0, np.float32)
+        self._scratch = np.empty(memory.region(0).size if sum_unit > 1 else 0, np.float32)
 
     def compute(self, unit: UnitMessage) -> GradientMessage:
         """Write the sum of the unit's gradients, in order, to the unit's region."""
@@ -68,15 +63,10 @@ class LeafSphere:
             if position:
                 np.add(region, gradient, out=region)
         self.batches += len(unit.batches)
-        return GradientMessage(
-            step=unit.step,
-            region=unit.region,
-            loss=loss,
-            tokens=sum(batch.tokens for batch in unit.batches),
-            finite=math.isfinite(loss),
-        )
+        total = Total(loss, sum(batch.tokens for batch in unit.batches), math.isfinite(loss))
+        return GradientMessage(unit.step, unit.region, total)
 
-    def evaluate(self, unit: EvaluationUnit) -> EvaluationReady:
+    def evaluate(self, unit: EvaluationUnit) -> EvaluationResult:
         """Return the summed nats and crystalline scores of each micro-batch, without dropout."""
         weights, losses, scores = self._memory.weights(unit.version), [], []
         for batch in unit.batches:
@@ -84,4 +74,4 @@ class LeafSphere:
             if self._transformer.shape.head == "full":
                 scores.append(crystalline_score(self._likeliest, batch.targets))
         self.batches += len(unit.batches)
-        return EvaluationReady(unit.step, tuple(losses), tuple(scores), sum(batch.tokens for batch in unit.batches))
+        return EvaluationResult(tuple(losses), tuple(scores), sum(batch.tokens for batch in unit.batches))

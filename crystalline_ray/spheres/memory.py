@@ -1,140 +1,134 @@
-"""The memory of one node that its spheres share: weights, optimizer moments, gradient regions, residuals, tables.
+"""The memory of one node that its spheres share: a list of parts, each declared once.
 
-Weights, moments and residuals exist in two versions. An update reads version v and writes version v + 1, so a
-step is committed by counting up and a sphere that dies in the middle of an update spoils nothing.
+What has versions exists twice. An update reads version v and writes version v + 1, so a step is committed by counting
+up and a sphere that dies in the middle of an update spoils nothing.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
-Ranks = NDArray[np.int32]
-Windows = NDArray[np.int64]
+
+Writer = Literal["driver", "root", "level1", "worker"]
+"""The driver, which prepares a run, and the spheres: root, level 1, and all below it."""
 
 VERSIONS = 2
-_FLOAT_BYTES = 4
-_RANK_BYTES = 4
-_WINDOW_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Part:
+    """An array of the shared memory, or one for each version.
+
+    Attributes:
+        name: tells it from the other parts of a layout.
+        shape: of the array.
+        writers: may write it; all others map it read-only.
+        dtype: NumPy's name of the type of its items.
+        versions: 1 or `VERSIONS`.
+        saved_as: names that the rows have in a checkpoint; none if the next step does not need them.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    writers: frozenset[Writer]
+    dtype: str = "float32"
+    versions: int = 1
+    saved_as: tuple[str, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all versions."""
+        return self.versions * math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+def training_parts(size: int, moments: Sequence[str], regions: int) -> tuple[Part, ...]:
+    """Return the parts that every run has.
+
+    Args:
+        size: length of the weights.
+        moments: names of the vectors that the optimizer keeps beside them.
+        regions: gradients: an accumulator for each symmetry group, then the slots of the controls.
+    """
+    owned = frozenset[Writer]({"driver", "level1"})
+    return (
+        Part("weights", (1, size), owned, versions=VERSIONS),
+        Part("moments", (len(moments), size), owned, versions=VERSIONS, saved_as=tuple(moments)),
+        Part("gradients", (regions, size), frozenset({"level1", "worker"})),
+    )
 
 
 @dataclass(frozen=True)
 class MemoryLayout:
-    """Sizes of the shared memory.
+    """The parts of a node's memory, by different names."""
 
-    Attributes:
-        parameters: length in floats of one copy of the weights.
-        moments: vectors the optimizer keeps per parameter (2 for AdamW, 1 for SGD).
-        regions: gradient regions: one accumulator per symmetry group, then the controls' slots.
-        residuals: symmetry groups that remember what the code of their gradient lost; 0 without compression.
-        similar: rows and columns of the table of similar tokens.
-        routes: rows and columns of the table of routes.
-    """
+    parts: tuple[Part, ...]
 
-    parameters: int
-    moments: int
-    regions: int
-    residuals: int = 0
-    similar: tuple[int, int] = (0, 0)
-    routes: tuple[int, int] = (0, 0)
-
-    def rows(self) -> dict[str, int]:
-        """Return how many vectors of `parameters` floats the parts that consist of them hold."""
-        rows = {
-            "weights": VERSIONS,
-            "moments": VERSIONS * self.moments,
-            "gradients": self.regions,
-        }
-        return rows | {"residuals": VERSIONS * self.residuals} if self.residuals else rows
-
-    def parts(self) -> dict[str, int]:
-        """Return the size of each part in bytes; a part that no run needs is left out."""
-        sizes = {part: count * self.parameters * _FLOAT_BYTES for part, count in self.rows().items()}
-        tables = {
-            "similar": math.prod(self.similar) * (_RANK_BYTES + _FLOAT_BYTES),
-            "routes": math.prod(self.routes) * _WINDOW_BYTES,
-        }
-        return sizes | {part: size for part, size in tables.items() if size}
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each part by name."""
+        return {part.name: part.num_bytes for part in self.parts}
 
     @property
     def total_bytes(self) -> int:
-        """Size of all parts in bytes."""
-        return sum(self.parts().values())
+        """Bytes of all parts."""
+        return sum(self.sizes.values())
+
+    @cached_property
+    def state_names(self) -> tuple[str, ...]:
+        """Names of the vectors that a checkpoint holds beside the weights."""
+        return tuple(name for part in self.parts for name in part.saved_as)
+
+    def written_by(self, writer: Writer) -> frozenset[str]:
+        """Return the names of the parts that a writer may write."""
+        return frozenset(part.name for part in self.parts if writer in part.writers)
 
 
-class Memory(Protocol):
-    """What a sphere sees of the shared memory; every array is float32 of length `parameters`."""
-
-    layout: MemoryLayout
-
-    def weights(self, version: int) -> Floats:
-        """Return the weights of a version (the last two exist)."""
-
-    def moment(self, index: int, version: int) -> Floats:
-        """Return one optimizer moment of a version."""
-
-    def region(self, index: int) -> Floats:
-        """Return a gradient region."""
-
-    def residual(self, group: int, version: int) -> Floats:
-        """Return what the codes of a group's gradients have lost up to a version."""
-
-    def similar(self) -> tuple[Ranks, Floats]:
-        """Return the table of similar tokens: ranks (V, k) int32 and weights (V, k) float32."""
-
-    def routes(self) -> Windows:
-        """Return the table of routes, int64; a row is that of a step."""
-
-
-class BufferMemory:
-    """`Memory` over one writable or read-only buffer per part.
+class Memory:
+    """The parts of a layout over one buffer each.
 
     Args:
-        layout: the sizes.
-        buffers: objects with the buffer protocol, by the names of the layout's parts.
+        layout: the parts.
+        buffer_of: returns the memory of a part, `num_bytes` long at least, writable or read-only.
     """
 
-    def __init__(self, layout: MemoryLayout, buffers: dict[str, memoryview]) -> None:
+    def __init__(self, layout: MemoryLayout, buffer_of: Callable[[Part], memoryview]) -> None:
         self.layout = layout
-        rows = {part: self._rows(buffers[part], count) for part, count in layout.rows().items()}
-        self._weights = rows["weights"]
-        self._moments = rows["moments"]
-        self._gradients = rows["gradients"]
-        self._residuals = rows.get("residuals", [])
-        self._similar = buffers.get("similar", memoryview(b""))
-        self._routes = buffers.get("routes", memoryview(b""))
+        self._versions = {part.name: _versions(part, buffer_of(part)) for part in layout.parts}
 
-    def _rows(self, buffer: memoryview, count: int) -> Sequence[Floats]:
-        flat = np.frombuffer(buffer, np.float32, count * self.layout.parameters)
-        return list(flat.reshape(count, self.layout.parameters))
+    def part(self, name: str, version: int = 0) -> NDArray[Any]:
+        """Return the array of a part; of its versions the last two exist."""
+        versions = self._versions[name]
+        return versions[version % len(versions)]
 
     def weights(self, version: int) -> Floats:
-        """Return the weights of a version."""
-        return self._weights[version % VERSIONS]
-
-    def moment(self, index: int, version: int) -> Floats:
-        """Return one optimizer moment of a version."""
-        return self._moments[index * VERSIONS + version % VERSIONS]
+        """Return the weights of a version, float32 (size,)."""
+        weights: Floats = self.part("weights", version)[0]
+        return weights
 
     def region(self, index: int) -> Floats:
-        """Return a gradient region."""
-        return self._gradients[index]
+        """Return a gradient region, float32 (size,)."""
+        region: Floats = self.part("gradients")[index]
+        return region
 
-    def residual(self, group: int, version: int) -> Floats:
-        """Return what the codes of a group's gradients have lost up to a version."""
-        return self._residuals[group * VERSIONS + version % VERSIONS]
+    def state(self, version: int) -> dict[str, Floats]:
+        """Return what a version needs beside its weights to be trained on, by the names of the layout's `state_names`.
 
-    def similar(self) -> tuple[Ranks, Floats]:
-        """Return the table of similar tokens."""
-        shape = self.layout.similar
-        count = math.prod(shape)
-        ranks = np.frombuffer(self._similar, np.int32, count).reshape(shape)
-        return ranks, np.frombuffer(self._similar, np.float32, count, count * _RANK_BYTES).reshape(shape)
+        Each is float32 (size,): moments, and residuals of compressed groups.
+        """
+        return {
+            name: row
+            for part in self.layout.parts
+            if part.saved_as
+            for name, row in zip(part.saved_as, self.part(part.name, version), strict=True)
+        }
 
-    def routes(self) -> Windows:
-        """Return the table of routes."""
-        return np.frombuffer(self._routes, np.int64, math.prod(self.layout.routes)).reshape(self.layout.routes)
+
+def _versions(part: Part, buffer: memoryview) -> list[NDArray[Any]]:
+    items = part.versions * math.prod(part.shape)
+    return list(np.frombuffer(buffer, part.dtype, items).reshape(part.versions, *part.shape))

@@ -1,4 +1,4 @@
-"""What the spheres say to one another: small, immutable; weights and gradients travel by the shared memory."""
+"""The messages of the spheres: small and immutable; weights and gradients travel by the shared memory."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,24 +10,29 @@ Tokens = NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
-class StepRequest:
-    """Driver to root: run one optimizer step.
+class Order:
+    """A request to somebody: every one belongs to a step and to a version of the weights.
 
     Attributes:
-        step: number of the step in the run, from 0.
-        version: weights version to start from; equals the number of updates applied so far.
-        learning_rate, smoothing_weight: already scheduled.
+        step: its number in the run, from 0.
+        version: number of updates applied to the weights to read; an update writes `version + 1`.
     """
 
     step: int
     version: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepRequest(Order):
+    """Driver to root: run one optimizer step, with a learning rate and a weight of smoothing already scheduled."""
+
     learning_rate: float
     smoothing_weight: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Root to driver: what a step gave.
+    """Root to driver: the result of a step.
 
     Attributes:
         loss: mean negative log-likelihood in nats per token over the global batch.
@@ -54,7 +59,7 @@ class Helper:
 
 
 @dataclass(frozen=True, slots=True)
-class StepOrder:
+class StepOrder(Order):
     """Root to level 1: compute the gradients of your groups.
 
     Attributes:
@@ -64,24 +69,22 @@ class StepOrder:
         helpers: workers to use, own ones first.
     """
 
-    step: int
-    version: int
     micro_batches: int
     scale: float
     smoothing_weight: float
     helpers: tuple[Helper, ...]
 
 
-class GroupSum(NamedTuple):
-    """What a group's gradient is the sum of: summed nats, target tokens, and whether all losses were finite."""
+class Total(NamedTuple):
+    """Micro-batches added up: summed negative log-likelihood in nats, target tokens, whether all losses were finite."""
 
     loss: float = 0.0
     tokens: int = 0
     finite: bool = True
 
-    def plus(self, reply: "GradientMessage") -> "GroupSum":
-        """Return the sum with one more unit."""
-        return GroupSum(self.loss + reply.loss, self.tokens + reply.tokens, self.finite and reply.finite)
+    def plus(self, other: "Total") -> "Total":
+        """Return the sum of both."""
+        return Total(self.loss + other.loss, self.tokens + other.tokens, self.finite and other.finite)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,21 +92,17 @@ class GroupsReady:
     """Level 1 to root: the gradients of these groups lie in their accumulators; the length of their codes in bytes."""
 
     step: int
-    sums: dict[int, GroupSum]
+    sums: dict[int, Total]
     gradient_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
-class Commit:
-    """Root to level 1: every group is there and finite; reduce your segments, agree on the norm, update.
+class Commit(Order):
+    """Root to level 1: every group is there and finite; add up these groups in this order, agree on the norm, update.
 
-    Attributes:
-        version: of the weights the gradients are of; the update writes `version + 1`.
-        groups: to add up, in this order.
+    The version is that of the weights the gradients are of.
     """
 
-    step: int
-    version: int
     groups: tuple[int, ...]
     learning_rate: float
 
@@ -142,11 +141,9 @@ class BatchMessage:
 
 
 @dataclass(frozen=True, slots=True)
-class UnitMessage:
+class UnitMessage(Order):
     """Control to worker: write the sum of these micro-batches' gradients, in order, to `region`."""
 
-    step: int
-    version: int
     region: int
     scale: float
     smoothing_weight: float
@@ -155,73 +152,46 @@ class UnitMessage:
 
 @dataclass(frozen=True, slots=True)
 class GradientMessage:
-    """Worker to control: the gradient of a unit lies in `region`.
-
-    Attributes:
-        loss: summed negative log-likelihood in nats.
-        tokens: targets in the unit.
-    """
+    """Worker to control: the gradient of a unit, which is the sum over `total`, lies in `region`."""
 
     step: int
     region: int
-    loss: float
-    tokens: int
-    finite: bool
+    total: Total
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluationRequest:
+class EvaluationRequest(Order):
     """Driver to root: the losses of validation micro-batches [start, stop)."""
 
-    step: int
-    version: int
     stop: int
     start: int = 0
 
     @property
     def batches(self) -> int:
-        """How many they are."""
+        """Number of these micro-batches."""
         return self.stop - self.start
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluationOrder:
+class EvaluationOrder(Order):
     """Root to level 1: the loss of validation micro-batches [start, stop)."""
 
-    step: int
-    version: int
     start: int
     stop: int
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluationUnit:
+class EvaluationUnit(Order):
     """Control to worker: the losses of these validation micro-batches."""
 
-    step: int
-    version: int
     batches: tuple[BatchMessage, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluationReady:
-    """Worker to control, level 1 to root: what was found for micro-batches in order.
-
-    Attributes:
-        losses: summed nats of each.
-        scores: summed crystalline scores of each; none with the lattice head.
-        tokens: targets of all.
-    """
-
-    step: int
-    losses: tuple[float, ...]
-    scores: tuple[float, ...]
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """Root to driver: what was found for micro-batches in order; results of consecutive ones can be added.
+    """Worker to control, level 1 to root, root to driver: the losses of micro-batches in order.
+
+    Results of consecutive micro-batches can be added.
 
     Attributes:
         losses: summed nats of each.
@@ -229,9 +199,9 @@ class EvaluationResult:
         tokens: targets of all.
     """
 
-    losses: tuple[float, ...]
-    scores: tuple[float, ...]
-    tokens: int
+    losses: tuple[float, ...] = ()
+    scores: tuple[float, ...] = ()
+    tokens: int = 0
 
     def __add__(self, later: "EvaluationResult") -> "EvaluationResult":
         return EvaluationResult(self.losses + later.losses, self.scores + later.scores, self.tokens + later.tokens)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import Any
 
 from crystalline_ray.errors import SphereError
@@ -14,11 +15,11 @@ from crystalline_ray.spheres.messages import (
     EvaluationRequest,
     EvaluationResult,
     GroupsReady,
-    GroupSum,
     Helper,
     StepOrder,
     StepRequest,
     StepResult,
+    Total,
 )
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 from crystalline_ray.spheres.run_spec import RunSpec
@@ -46,18 +47,15 @@ class RootSphere:
         Raises:
             DeadlineError, SphereError: a sphere is late, dead, or reports something else than the others.
         """
-        micro_batches = self._run.micro_batches(request.step)
+        micro_batches = self._run.steps.micro_batches(request.step)
         groups = tuple(range(min(SYMMETRY_GROUPS, micro_batches)))
         sums, sent = self._gradients(request, micro_batches)
         missing = [group for group in groups if group not in sums]
         if missing:
             raise SphereError(f"no gradient for symmetry groups {missing}")
-        tokens = sum(sums[group].tokens for group in groups)
-        loss = sum(sums[group].loss for group in groups) / tokens
-        if not all(sums[group].finite for group in groups):
-            return StepResult(request.step, loss, tokens, math.nan, applied=False, gradient_bytes=sent)
-        report = self._commit(request, groups)
-        return StepResult(request.step, loss, tokens, report.gradient_norm, report.applied, gradient_bytes=sent)
+        losses, tokens, finite = zip(*(sums[group] for group in groups), strict=True)
+        norm, applied = self._commit(request, groups) if all(finite) else (math.nan, False)
+        return StepResult(request.step, sum(losses) / sum(tokens), sum(tokens), norm, applied, gradient_bytes=sent)
 
     def evaluate(self, request: EvaluationRequest) -> EvaluationResult:
         """Return the losses of the validation micro-batches from `start` to `stop`, in their order.
@@ -65,39 +63,27 @@ class RootSphere:
         Raises:
             DeadlineError, SphereError: a sphere is late or dead.
         """
-        shares = self._evaluation_shares(request.batches)
-        orders = {
-            sphere: EvaluationOrder(request.step, request.version, request.start + start, request.start + stop)
-            for sphere, (start, stop) in shares.items()
-            if stop > start
-        }
-        replies = self._ask(orders, rounds=request.batches)
-        return EvaluationResult(
-            tuple(loss for reply in replies for loss in reply.losses),
-            tuple(score for reply in replies for score in reply.scores),
-            sum(reply.tokens for reply in replies),
-        )
+        orders = self._evaluation_orders(request)
+        return sum(self._ask(orders, rounds=request.batches), EvaluationResult())
 
-    def _gradients(self, request: StepRequest, micro_batches: int) -> tuple[dict[int, GroupSum], int]:
-        scale = 1.0 / self._run.tokens(request.step)
-        helpers = self._helpers(micro_batches)
+    def _gradients(self, request: StepRequest, micro_batches: int) -> tuple[dict[int, Total], int]:
+        step, version, scale = request.step, request.version, 1.0 / self._run.steps.tokens(request.step)
         orders = {
-            sphere: StepOrder(
-                request.step, request.version, micro_batches, scale, request.smoothing_weight, helpers[sphere]
-            )
-            for sphere in self._level1
+            sphere: StepOrder(step, version, micro_batches, scale, request.smoothing_weight, helpers)
+            for sphere, helpers in self._helpers(micro_batches).items()
         }
         ready: list[GroupsReady] = self._ask(orders, rounds=micro_batches)
         sums = {group: total for reply in ready for group, total in reply.sums.items()}
         return sums, sum(reply.gradient_bytes for reply in ready)
 
-    def _commit(self, request: StepRequest, groups: tuple[int, ...]) -> Committed:
+    def _commit(self, request: StepRequest, groups: tuple[int, ...]) -> tuple[float, bool]:
+        """Have all segments updated; return the norm of the gradient and whether the update was applied."""
         order = Commit(request.step, request.version, groups, request.learning_rate)
         reports: list[Committed] = self._ask(dict.fromkeys(self._level1, order))
         # Compared as text, so that a norm that is not a number agrees with itself.
         if len(set(map(repr, reports))) > 1:
             raise SphereError(f"level-1 spheres disagree, the step is not committed: {reports}")
-        return reports[0]
+        return reports[0].gradient_norm, reports[0].applied
 
     def _ask(self, orders: Mapping[int, object], rounds: int = 1) -> list[Any]:
         """Send each sphere its order; return the replies in the spheres' order."""
@@ -113,13 +99,13 @@ class RootSphere:
     def _share(self, micro_batches: int) -> dict[int, tuple[Helper, ...]]:
         return share_work(self._run.plan, micro_batches, self._run.config.sum_unit)
 
-    def _evaluation_shares(self, batches: int) -> dict[int, tuple[int, int]]:
+    def _evaluation_orders(self, request: EvaluationRequest) -> dict[int, EvaluationOrder]:
         """Cut the validation micro-batches in proportion to the leaves below each level-1 sphere."""
         plan = self._run.plan
-        weights = [leaves_below(plan, sphere) for sphere in plan.level1]
-        total, passed, shares = sum(weights), 0, {}
-        for sphere, weight in zip(self._level1, weights, strict=True):
-            start = passed * batches // total
-            passed += weight
-            shares[sphere] = (start, passed * batches // total)
-        return shares
+        leaves = [leaves_below(plan, sphere) for sphere in plan.level1]
+        shares = [passed * request.batches // sum(leaves) for passed in accumulate(leaves, initial=0)]
+        return {
+            sphere: EvaluationOrder(request.step, request.version, request.start + start, request.start + stop)
+            for sphere, (start, stop) in zip(self._level1, pairwise(shares), strict=True)
+            if stop > start
+        }

@@ -1,12 +1,11 @@
 """Segment owners: each of the twelve parameter segments is reduced and updated by exactly one level-1 sphere."""
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
 
-from crystalline_ray.crystal.prior import LaplacianPrior
 from crystalline_ray.kernels.optimizers import UpdateWorkspace, adamw_update, sgd_update
 from crystalline_ray.model.layout import ParameterLayout
 from crystalline_ray.spheres.config import OptimizerConfig
@@ -17,6 +16,9 @@ from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 # The squares of all twelve segments, in order.
 Squares = list[float]
 CommitProtocol = Generator[Posts, Squares, Committed]
+
+Prior = Callable[[Floats, Floats], None]
+"""Overwrites a segment's gradient, given all weights, with what belongs to no micro-batch."""
 
 # Keeps the clip coefficient finite for a gradient of zero; the value PyTorch's clip_grad_norm_ uses.
 _CLIP_EPSILON = 1e-6
@@ -33,7 +35,7 @@ class SegmentOwner:
         layout: of the parameters.
         optimizer: rule and constants.
         memory: shared memory of its node.
-        priors: what the gradient of each of its segments begins with, if not with the first group's.
+        priors: those of its segments whose gradient begins with one.
     """
 
     def __init__(
@@ -42,18 +44,15 @@ class SegmentOwner:
         layout: ParameterLayout,
         optimizer: OptimizerConfig,
         memory: Memory,
-        priors: Mapping[int, LaplacianPrior] = MappingProxyType({}),
+        priors: Mapping[int, Prior] = MappingProxyType({}),
     ) -> None:
         bounds = layout.segments(SYMMETRY_GROUPS)
         self._segments = {number: bounds[number] for number in segments}
         self._pieces = {number: layout.pieces(bounds[number]) for number in segments}
         self._priors = priors
-        # The gradient of a single group is read where it lies.
-        self._gradients = (
-            {number: np.empty(part.stop - part.start, np.float32) for number, part in self._segments.items()}
-            if memory.layout.regions > 1 or priors
-            else {number: memory.region(0)[part] for number, part in self._segments.items()}
-        )
+        # Takes no memory before it is written, and the gradient of a single group is read where it lies.
+        self._sums = {number: np.empty(part.stop - part.start, np.float32) for number, part in self._segments.items()}
+        self._gradients: dict[int, Floats] = {}
         self._optimizer = optimizer
         self._memory = memory
         self._workspace = UpdateWorkspace()
@@ -93,23 +92,19 @@ class SegmentOwner:
         return min(1.0, limit / (norm + _CLIP_EPSILON)) if limit else 1.0
 
     def _reduce_segment(self, number: int, groups: Sequence[int], version: int) -> float:
-        part, total = self._segments[number], self._gradients[number]
-        square, prior = 0.0, self._priors.get(number)
-        if prior is not None:
-            prior.write(self._memory.weights(version), total)
+        part, total = self._segments[number], self._sums[number]
+        addends = [self._memory.region(group)[part] for group in groups]
+        if prior := self._priors.get(number):
+            prior(self._memory.weights(version), total)
+            addends.insert(0, total)
+        if len(addends) == 1:
+            total = addends[0]
+        self._gradients[number] = total
+        square = 0.0
         for start in range(0, total.size, _BLOCK):
-            stop = min(start + _BLOCK, total.size)
-            block, source = total[start:stop], slice(part.start + start, part.start + stop)
-            first, rest = self._memory.region(groups[0])[source], groups[1:]
-            if prior is not None:
-                np.add(block, first, out=block)
-            elif rest:
-                np.add(first, self._memory.region(rest[0])[source], out=block)
-                rest = rest[1:]
-            elif self._memory.layout.regions > 1:
-                np.copyto(block, first)
-            for group in rest:
-                np.add(block, self._memory.region(group)[source], out=block)
+            block, *others = (addend[start : start + _BLOCK] for addend in addends)
+            for other in others:
+                block = np.add(block, other, out=total[start : start + _BLOCK])
             square += float(np.dot(block, block))
         return square
 
@@ -118,7 +113,8 @@ class SegmentOwner:
     ) -> None:
         memory, settings = self._memory, self._optimizer
         weights = (memory.weights(version)[piece], memory.weights(version + 1)[piece])
-        first = (memory.moment(0, version)[piece], memory.moment(0, version + 1)[piece])
+        before, after = memory.part("moments", version), memory.part("moments", version + 1)
+        first = (before[0][piece], after[0][piece])
         if settings.optimizer == "sgd":
             sgd_update(
                 weights,
@@ -134,7 +130,7 @@ class SegmentOwner:
         adamw_update(
             weights,
             first,
-            (memory.moment(1, version)[piece], memory.moment(1, version + 1)[piece]),
+            (before[1][piece], after[1][piece]),
             gradient,
             clip_coefficient=clip_coefficient,
             update=version + 1,

@@ -11,10 +11,12 @@ from typing import Self
 import numpy as np
 from rich.filesize import decimal
 
+from crystalline_ray.config import Config
 from crystalline_ray.errors import CheckpointError, CrystallineError, DamageError, ResourceError
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.layout import ModelShape, ParameterLayout
-from crystalline_ray.spheres.run_spec import RunSpec
+from crystalline_ray.spheres.run_spec import RunOf
+from crystalline_ray.spheres.sizing import memory_layout
 from crystalline_ray.storage.files import disk_errors, free_bytes, make_folder
 from crystalline_ray.training import checkpoint
 from crystalline_ray.training.checkpoint import Array, folder_name, list_checkpoints
@@ -164,7 +166,7 @@ class CheckpointWriter:
                 self._store.remove(folder_name(other))
 
 
-def check_space(folder: Path, run: RunSpec) -> int:
+def check_space(folder: Path, run: RunOf[Config]) -> int:
     """Return the bytes that the checkpoints of `run` will hold at once, having tried that `folder` can be written.
 
     Counted are the last ones, the best one, the one being written and every n-th. Raises ResourceError, naming what
@@ -173,9 +175,9 @@ def check_space(folder: Path, run: RunSpec) -> int:
     config = run.config
     held = config.keep_checkpoints + 2
     if config.keep_every is not None:
-        held += run.total_steps // config.keep_every
-    held = min(held, -(-run.total_steps // config.checkpoint_every) + 1)
-    each = run.layout.num_parameters * 4 * (1 + len(run.moment_names) + run.memory.residuals)
+        held += run.steps.total // config.keep_every
+    held = min(held, -(-run.steps.total // config.checkpoint_every) + 1)
+    each = run.layout.num_parameters * 4 * (1 + len(memory_layout(run).state_names))
     needed = held * each
     with disk_errors(folder):
         make_folder(folder)

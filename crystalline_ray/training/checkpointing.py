@@ -1,7 +1,6 @@
 """Saving as one of the subscribers: what is due is written in the background, and `Saved` is said when it is there."""
 
 from crystalline_ray.spheres.memory import Memory
-from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.training.checkpoint_writer import CheckpointWriter
 from crystalline_ray.training.events import Event, Saved, SaveDue, Subscriber
 
@@ -9,15 +8,15 @@ from crystalline_ray.training.events import Event, Saved, SaveDue, Subscriber
 class Checkpointing:
     """Hands what is due to `writer`, from `memory`; raises what the writer meets. Saves no step twice."""
 
-    def __init__(self, writer: CheckpointWriter, run: RunSpec, memory: Memory, say: Subscriber) -> None:
-        self._writer, self._run, self._memory, self._say = writer, run, memory, say
+    def __init__(self, writer: CheckpointWriter, memory: Memory, say: Subscriber) -> None:
+        self._writer, self._memory, self._say = writer, memory, say
 
     def __call__(self, event: Event) -> None:
         """Begin to save what is due; say what is saved since the last event."""
         if isinstance(event, SaveDue):
             state = event.state
             if self._writer.last_step != state.step:
-                moments = self._run.state(self._memory, state.version)
+                moments = self._memory.state(state.version)
                 self._writer.save(state, self._memory.weights(state.version), moments, is_best=event.is_best)
             if event.wait:
                 self._writer.wait()

@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from crystalline_ray.config import Config
 from crystalline_ray.data.dataset import Dataset
 from crystalline_ray.spheres.messages import EvaluationResult, StepResult
-from crystalline_ray.spheres.run_spec import RunSpec
+from crystalline_ray.spheres.run_spec import RunOf
 from crystalline_ray.training.meter import Meter
 from crystalline_ray.training.state import TrainingState
 
@@ -15,7 +16,7 @@ from crystalline_ray.training.state import TrainingState
 class Introduced:
     """All is ready; the spheres start next. `warnings` name what costs the user speed."""
 
-    run: RunSpec
+    run: RunOf[Config]
     dataset: Dataset
     folder: Path
     state: TrainingState

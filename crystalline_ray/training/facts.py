@@ -6,8 +6,10 @@ from rich.table import Table
 from rich.text import Text
 
 from crystalline_ray.data.dataset import Dataset
+from crystalline_ray.spheres.hooks import similar_tokens
 from crystalline_ray.spheres.plan import occupancy
 from crystalline_ray.spheres.run_spec import RunSpec
+from crystalline_ray.spheres.sizing import memory_layout
 from crystalline_ray.training.events import Introduced
 
 
@@ -23,8 +25,8 @@ def introduction(event: Introduced) -> Iterator[tuple[str, str]]:
         yield "weights", f"begin as those of {config.init_from} ({state.began_from[:16]})"
     yield (
         "steps",
-        f"{state.total_steps:,} of {run.micro_batches_per_step} micro-batches of {config.batch_size} sequences "
-        f"({run.sequences_per_step * run.shape.seq_len:,} tokens)",
+        f"{state.total_steps:,} of {run.steps.micro_batches_per_step} micro-batches of {config.batch_size} sequences "
+        f"({run.steps.sequences_per_step * run.shape.seq_len:,} tokens)",
     )
     if extras := _describe_loss(run):
         yield "loss", f"cross-entropy{extras}"
@@ -32,7 +34,7 @@ def introduction(event: Introduced) -> Iterator[tuple[str, str]]:
         "tree",
         f"1 root + {counts['controls']} controls + {counts['leaves']} leaves; "
         f"coordinators {run.plan.coordinators}; engine {config.engine}; "
-        f"shared memory {run.memory.total_bytes / 2**20:,.0f} MiB",
+        f"shared memory {memory_layout(run).total_bytes / 2**20:,.0f} MiB",
     )
     yield "products", f"{config.precision}, by {'MKL' if run.blas == 'mkl' else 'the BLAS in NumPy'}"
     if config.gradient_compression != "none":
@@ -51,11 +53,11 @@ def _describe_loss(run: RunSpec) -> str:
     """Say what the loss has beside cross-entropy, if anything."""
     config, text = run.config, ""
     if config.smoothing != "none":
-        who = "all tokens alike" if config.smoothing == "uniform" else f"the {run.similar_tokens} most similar tokens"
+        who = "all tokens alike" if config.smoothing == "uniform" else f"the {similar_tokens(run)} most similar tokens"
         falling = ", falling to 0" if config.smoothing_schedule == "linear" else ""
         text += f"; {100 * config.smoothing_weight:g} % of a target's probability{falling} to {who}"
     if config.laplacian_prior:
-        text += f"; Laplacian prior of {config.laplacian_prior:g} over {run.similar_tokens} similar tokens"
+        text += f"; Laplacian prior of {config.laplacian_prior:g} over {similar_tokens(run)} similar tokens"
     return text
 
 
@@ -77,7 +79,7 @@ def describe_model(run: RunSpec) -> str:
 
 def idle_leaves(run: RunSpec) -> tuple[str, ...]:
     """Say how many leaves a step leaves without work in its last round, and which global batch would not."""
-    units = -(-run.micro_batches_per_step // run.config.sum_unit)
+    units = -(-run.steps.micro_batches_per_step // run.config.sum_unit)
     rounds, idle, filling = occupancy(run.plan, units)
     if not idle:
         return ()

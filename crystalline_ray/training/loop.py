@@ -5,13 +5,14 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from crystalline_ray.config import Config
 from crystalline_ray.data.batches import ValidationBatches, count_windows
 from crystalline_ray.data.dataset import Dataset
 from crystalline_ray.engine.base import Engine
 from crystalline_ray.errors import CrystallineError, InputError, NonFiniteError
 from crystalline_ray.progress import Progress
 from crystalline_ray.spheres.messages import EvaluationRequest, EvaluationResult, StepRequest, StepResult
-from crystalline_ray.spheres.run_spec import RunSpec
+from crystalline_ray.spheres.run_spec import RunOf
 from crystalline_ray.training.events import Interrupted, Recovered, SaveDue, Stepped, Subscriber, Validated
 from crystalline_ray.training.interruption import Interruption
 from crystalline_ray.training.meter import Meter
@@ -29,7 +30,7 @@ _ROUNDS_PER_REPORT = 8
 class TrainingLoop:
     """Trains `run` from `state` on, which afterwards is where it ended."""
 
-    run: RunSpec
+    run: RunOf[Config]
     dataset: Dataset
     engine: Engine
     folder: Path
@@ -93,7 +94,7 @@ class TrainingLoop:
 
     def _after(self, result: StepResult) -> TrainingState:
         run, before = self.run, self.state
-        sequences = min(before.sequences + run.sequences_per_step, run.total_sequences)
+        sequences = min(before.sequences + run.steps.sequences_per_step, run.total_sequences)
         changes = {
             "step": before.step + 1,
             "sequences": sequences,
@@ -134,7 +135,7 @@ class TrainingLoop:
 
     def _evaluate(self, batches: int) -> EvaluationResult:
         """Measure the loss over the first micro-batches, and show how far it is where that takes several rounds."""
-        found, size = EvaluationResult((), (), 0), _ROUNDS_PER_REPORT * len(self.run.plan.leaves)
+        found, size = EvaluationResult(), _ROUNDS_PER_REPORT * len(self.run.plan.leaves)
         with self.meter.paused():
             for start in range(0, batches, size):
                 if batches > size:

@@ -145,7 +145,7 @@ class Reporting:
             group_shares=dataset.summary["group_shares"],
             routing=RoutingReport.of(run, dataset, state.step),
             gradient_compression=config.gradient_compression,
-            gradient_bytes=run.groups * (codec.num_bytes(run.layout.size) if codec else plain_bytes),
-            gradient_bytes_float32=run.groups * plain_bytes,
+            gradient_bytes=run.steps.groups * (codec.num_bytes(run.layout.size) if codec else plain_bytes),
+            gradient_bytes_float32=run.steps.groups * plain_bytes,
             spheres=tuple(spheres),
         )

@@ -13,7 +13,8 @@ from crystalline_ray.engine.cores import allowed_cores
 from crystalline_ray.errors import CheckpointError, ConfigError, ResourceError
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.spheres.plan import SpherePlan, plan_spheres
-from crystalline_ray.spheres.run_spec import RunSpec, model_shape
+from crystalline_ray.spheres.run_spec import RunOf, RunSpec, model_shape
+from crystalline_ray.spheres.sizing import leaf_bytes, memory_layout
 from crystalline_ray.training.checkpoint import LoadedCheckpoint
 
 
@@ -51,11 +52,11 @@ def find_head_tree(config: Config, dataset: Dataset, start: LoadedCheckpoint | N
     return outline
 
 
-def specify(config: Config, plan: SpherePlan, dataset: Dataset, head_tree: str) -> RunSpec:
+def specify(config: Config, plan: SpherePlan, dataset: Dataset, head_tree: str) -> RunOf[Config]:
     """Put together what the spheres need to know; the length of the run follows from the text."""
     shape = model_shape(config, dataset.tokenizer.vocab_size, head_tree)
     sequences = count_sequences(config, count_windows(dataset.train, config.seq_len))
-    return RunSpec(config, shape, plan, dataset.folder, sequences)
+    return RunOf(config, shape, plan, dataset.folder, sequences)
 
 
 def count_sequences(config: Config, windows: int) -> int:
@@ -65,15 +66,15 @@ def count_sequences(config: Config, windows: int) -> int:
 
 def check_memory(run: RunSpec) -> None:
     """Raise ResourceError if this machine has not the shared or main memory that the run needs."""
+    shared, workspace = memory_layout(run), leaf_bytes(run)
     if run.config.engine == "ray":
-        check_room(arena_root(), run.memory)
-    workspace = run.leaf_bytes
-    saved = run.layout.size * np.dtype(np.float32).itemsize * (1 + len(run.moment_names) + run.memory.residuals)
-    needed = run.memory.total_bytes + len(run.plan.leaves) * workspace + saved
+        check_room(arena_root(), shared)
+    saved = run.layout.size * np.dtype(np.float32).itemsize * (1 + len(shared.state_names))
+    needed = shared.total_bytes + len(run.plan.leaves) * workspace + saved
     available = psutil.virtual_memory().available
     if needed > available:
         raise ResourceError(
-            f"main memory too small: the run needs {needed / 2**20:,.0f} MiB ({run.memory.total_bytes / 2**20:,.0f} "
+            f"main memory too small: the run needs {needed / 2**20:,.0f} MiB ({shared.total_bytes / 2**20:,.0f} "
             f"shared, {workspace / 2**20:,.0f} for each leaf, {saved / 2**20:,.0f} for the checkpoint being written), "
             f"{available / 2**20:,.0f} MiB are available; use a smaller model, a smaller batch_size or fewer threads"
         )

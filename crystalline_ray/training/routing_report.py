@@ -9,6 +9,7 @@ from crystalline_ray.crystal.routing import Router, group_loads
 from crystalline_ray.data.batches import TrainBatches
 from crystalline_ray.data.dataset import Dataset
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
+from crystalline_ray.spheres.routed_batches import find_routes
 from crystalline_ray.spheres.run_spec import RunSpec
 
 # Routes follow from the text, so they are found again at the end; so many steps tell the shares to a few per mille.
@@ -34,12 +35,12 @@ class RoutingReport(BaseModel):
         if config.routing != "symmetry" or steps == 0:
             return None
         batches = TrainBatches(dataset.train, run.shape.seq_len, config.batch_size, config.seed, run.total_sequences)
-        router = Router(batches, run)
+        router = Router(run.shape.vocab_size)
         count = min(steps, _MOST_STEPS)
         sequences, own = 0, 0
         read, own_tokens = np.zeros((2, SYMMETRY_GROUPS), np.int64)
         for number in range(count):
-            routes = router.routes(number * steps // count)
+            _, routes = find_routes(number * steps // count, run.steps, batches, router)
             sequences += len(routes.groups)
             own += int((routes.groups == routes.affinity.argmax(axis=1)).sum())
             read += group_loads(len(routes.groups)) * run.shape.seq_len

@@ -12,7 +12,7 @@ from crystalline_ray.engine.arithmetic import decide_arithmetic, warnings_about
 from crystalline_ray.engine.base import Engine
 from crystalline_ray.engine.local import LocalEngine
 from crystalline_ray.progress import Progress, silent
-from crystalline_ray.spheres.run_spec import RunSpec
+from crystalline_ray.spheres.run_spec import RunOf, RunSpec
 from crystalline_ray.storage.files import replace_file
 from crystalline_ray.training.checkpoint_writer import CheckpointWriter, check_space
 from crystalline_ray.training.checkpointing import Checkpointing
@@ -92,20 +92,20 @@ def train(
                     interruption.handled(patiently=True),
                 ):
                     reporting = Reporting()
-                    listening += [metrics, reporting, Checkpointing(writer, run, engine.memory, say)]
+                    listening += [metrics, reporting, Checkpointing(writer, engine.memory, say)]
                     TrainingLoop(run, dataset, engine, folder, state, interruption, say, progress).train()
                     report = reporting.report(run, dataset, folder.name, engine.stats())
                     report.write(folder / REPORT)
                     return report
 
 
-def _open_writer(folder: Path, run: RunSpec, dataset: Dataset, engine: Engine) -> CheckpointWriter:
+def _open_writer(folder: Path, run: RunOf[Config], dataset: Dataset, engine: Engine) -> CheckpointWriter:
     """Lock the run for this process and make ready to save it."""
     return CheckpointWriter(
         folder / CHECKPOINTS,
         shape=run.shape,
         tokenizer_json=dataset.tokenizer.to_json(),
-        moment_names=tuple(run.state(engine.memory, 0)),
+        moment_names=engine.memory.layout.state_names,
         keep_last=run.config.keep_checkpoints,
         keep_every=run.config.keep_every,
     )

@@ -11,7 +11,7 @@ from crystalline_ray.data.tokenizer import Tokenizer
 from crystalline_ray.errors import CheckpointError, ConfigError
 from crystalline_ray.model.layout import initialise
 from crystalline_ray.spheres.memory import Memory
-from crystalline_ray.spheres.run_spec import RunSpec
+from crystalline_ray.spheres.run_spec import RunOf
 from crystalline_ray.training.checkpoint import LoadedCheckpoint, describe_shape
 from crystalline_ray.training.resolve import count_sequences
 from crystalline_ray.training.run_folder import command, find_model, load_checkpoint
@@ -56,7 +56,7 @@ def with_model_of(config: Config, start: LoadedCheckpoint, tokenizer: Tokenizer)
 
 
 def state_at_start(
-    start: LoadedCheckpoint | None, run: RunSpec, dataset: Dataset, resume: Path | None
+    start: LoadedCheckpoint | None, run: RunOf[Config], dataset: Dataset, resume: Path | None
 ) -> TrainingState:
     """Return where a run stands before its next step.
 
@@ -72,7 +72,7 @@ def state_at_start(
         return _continued(start.state, run, dataset, resume)
     return TrainingState(
         step=0,
-        total_steps=run.total_steps,
+        total_steps=run.steps.total,
         sequences=0,
         epoch=0,
         tokens_seen=0,
@@ -84,16 +84,16 @@ def state_at_start(
     )
 
 
-def place(start: LoadedCheckpoint | None, state: TrainingState, run: RunSpec, memory: Memory) -> None:
+def place(start: LoadedCheckpoint | None, state: TrainingState, run: RunOf[Config], memory: Memory) -> None:
     """Write the weights, and where a run is resumed the moments, that it goes on with."""
     config, weights = run.config, memory.weights(state.version)
     weights[:] = start.weights if start else initialise(run.layout, config.seed, config.embedding_init)
     if start and start.moments:
-        for name, vector in run.state(memory, state.version).items():
+        for name, vector in memory.state(state.version).items():
             vector[:] = start.moments[name]
 
 
-def _continued(state: TrainingState, run: RunSpec, dataset: Dataset, folder: Path) -> TrainingState:
+def _continued(state: TrainingState, run: RunOf[Config], dataset: Dataset, folder: Path) -> TrainingState:
     """Return the state of a checkpoint for a run that may be longer or shorter now."""
     windows = count_windows(dataset.train, run.shape.seq_len)
     before = next((c for c in _lengths(state, run.config, windows) if c.digest() == state.config_digest), None)
@@ -104,13 +104,13 @@ def _continued(state: TrainingState, run: RunSpec, dataset: Dataset, folder: Pat
             "the text has changed since the checkpoint was written, or another version made tokens of it; "
             "start a new run"
         )
-    if state.step >= run.total_steps:
+    if state.step >= run.steps.total:
         raise CheckpointError(
-            f"{folder} has finished all its {run.total_steps:,} steps: there is nothing to resume; give it more with "
+            f"{folder} has finished all its {run.steps.total:,} steps: there is nothing to resume; give it more with "
             f"--steps or --epochs, or begin another run with its weights: {command('train --init-from', folder)}"
         )
     _check_same_so_far(state, replace(run, total_sequences=count_sequences(before, windows)), run, folder)
-    return state.model_copy(update={"total_steps": run.total_steps, "config_digest": run.config.digest()})
+    return state.model_copy(update={"total_steps": run.steps.total, "config_digest": run.config.digest()})
 
 
 def _lengths(state: TrainingState, config: Config, windows: int) -> Iterator[Config]:
@@ -122,7 +122,7 @@ def _lengths(state: TrainingState, config: Config, windows: int) -> Iterator[Con
         yield config.model_copy(update={"steps": None, "epochs": epochs})
 
 
-def _check_same_so_far(state: TrainingState, before: RunSpec, now: RunSpec, folder: Path) -> None:
+def _check_same_so_far(state: TrainingState, before: RunOf[Config], now: RunOf[Config], folder: Path) -> None:
     """Raise CheckpointError if a step that is done would have been another one in a run of the new length."""
     if before.total_sequences == now.total_sequences:
         return
@@ -139,10 +139,10 @@ def _check_same_so_far(state: TrainingState, before: RunSpec, now: RunSpec, fold
             )
 
 
-def _decided(run: RunSpec, step: int) -> dict[str, float]:
+def _decided(run: RunOf[Config], step: int) -> dict[str, float]:
     """Return what the length of a run decides about one of its steps."""
     return {
-        "learning rate": learning_rate(run.config, step, run.total_steps),
-        "smoothing weight": smoothing_weight(run.config, step, run.total_steps),
-        "sequences": run.sequences(step),
+        "learning rate": learning_rate(run.config, step, run.steps.total),
+        "smoothing weight": smoothing_weight(run.config, step, run.steps.total),
+        "sequences": run.steps.sequences(step),
     }

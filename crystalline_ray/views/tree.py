@@ -18,6 +18,7 @@ from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.spheres.memory import VERSIONS
 from crystalline_ray.spheres.plan import SpherePlan, SphereSpec
 from crystalline_ray.spheres.run_spec import RunSpec, model_shape
+from crystalline_ray.spheres.sizing import leaf_bytes, memory_layout
 from crystalline_ray.training.console import Console
 from crystalline_ray.training.events import Event, Introduced, Subscriber
 from crystalline_ray.training.facts import describe_model, facts, idle_leaves, plural
@@ -54,12 +55,12 @@ class PlanView:
 
         Raises ResourceError if a leaf's share is more than this machine could ever give.
         """
-        shared = self._run.memory
+        shared = memory_layout(self._run)
         try:
-            leaf = self._run.leaf_bytes
+            leaf = leaf_bytes(self._run)
         except MemoryError as error:
             raise ResourceError(f"the model is too large for the memory of this machine: {error}") from None
-        return {**shared.parts(), "shared": shared.total_bytes, "per_leaf": leaf}
+        return {**shared.sizes, "shared": shared.total_bytes, "per_leaf": leaf}
 
     def _notes(self) -> Iterator[str]:
         yield from (*self._plan.notes, *idle_leaves(self._run))
@@ -104,7 +105,7 @@ class PlanView:
             f"{config.micro_batches:,} micro-batches of {config.batch_size} sequences, "
             f"{config.global_batch_size * config.seq_len:,} tokens",
         )
-        parts = ", ".join(f"{part} {decimal(memory[part])}" for part in run.memory.parts())
+        parts = ", ".join(f"{part} {decimal(memory[part])}" for part in memory_layout(run).sizes)
         yield "memory", f"{decimal(memory['shared'])} shared ({parts})"
         yield "", f"{decimal(memory['per_leaf'])} for each leaf's own work"
         for note in self._notes():

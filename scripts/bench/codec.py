@@ -25,7 +25,7 @@ from rounds import exit_status, in_turn, parse_rounds, parser_of_rounds, show
 
 from crystalline_ray.bench.worker import as_worker, measuring_core
 from crystalline_ray.config import Config
-from crystalline_ray.crystal.codes import PIECE, Bfloat16Codec, Codec, LatticeCodec
+from crystalline_ray.crystal.codes import SPAN, Bfloat16Codec, Codec, LatticeCodec
 from crystalline_ray.data.dataset import prepare
 from crystalline_ray.engine.local import LocalEngine
 from crystalline_ray.lattice.tree import SHELLS
@@ -81,8 +81,8 @@ def error(codec: Codec, values: Floats) -> float:
     """Return the mean squared error of a round trip over the mean square of the values."""
     lost = received = 0.0
     out = np.empty_like(values)
-    for start in range(0, len(values), PIECE):
-        part = slice(start, start + PIECE)
+    for start in range(0, len(values), SPAN):
+        part = slice(start, start + SPAN)
         codes = np.empty(codec.num_bytes(len(values[part])), np.uint8)
         codec.encode(values[part], codes)
         codec.decode(codes, out[part])
@@ -105,15 +105,15 @@ def speeds(codecs: dict[str, Codec], values: Floats, rounds: int) -> dict[str, t
 
 def measure(rounds: int) -> list[dict[str, Any]]:
     """Return the figures of each code."""
-    normal = np.random.Generator(np.random.Philox(1)).standard_normal(PIECES * PIECE, dtype=np.float32)
+    normal = np.random.Generator(np.random.Philox(1)).standard_normal(PIECES * SPAN, dtype=np.float32)
     gradient = group_gradient(STEPS)
     codecs: dict[str, Codec] = {name: LatticeCodec(code) for name, code in VORONOI_CODES.items()}
     codecs["bfloat16"] = Bfloat16Codec()
-    rates = speeds(codecs, normal[:PIECE], rounds)
+    rates = speeds(codecs, normal[:SPAN], rounds)
     return [
         {
             "code": NAMES[name],
-            "bytes_per_value": codec.num_bytes(PIECE) / PIECE,
+            "bytes_per_value": codec.num_bytes(SPAN) / SPAN,
             "second_moment": second_moment(name) if name in KNOWN_MOMENTS else None,
             "known_second_moment": KNOWN_MOMENTS.get(name),
             "error_normal": error(codec, normal),

@@ -29,6 +29,7 @@ from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
 from crystalline_ray.model.transformer import Transformer
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, plan_spheres
+from crystalline_ray.spheres.routed_batches import find_routes
 from crystalline_ray.spheres.run_spec import RunSpec, model_shape
 from crystalline_ray.training.facts import figures
 
@@ -56,11 +57,11 @@ def route_turn(config: Config, shape: ModelShape) -> Callable[[], object]:
     """Return a function that finds the routes of the next step."""
     run = RunSpec(config, shape, plan_spheres([[None]]), Path(), 2**40)
     numbers = np.random.Generator(np.random.Philox(1))
-    drawn = numbers.zipf(ZIPF_EXPONENT, STEPS_OF_TOKENS * run.sequences_per_step * shape.seq_len + 1) - 1
+    drawn = numbers.zipf(ZIPF_EXPONENT, STEPS_OF_TOKENS * run.steps.sequences_per_step * shape.seq_len + 1) - 1
     tokens = TokenArray([np.minimum(drawn, shape.vocab_size - 1).astype(np.uint16)], np.uint16)
-    router = Router(TrainBatches(tokens, shape.seq_len, config.batch_size, config.seed), run)
+    router, batches = Router(shape.vocab_size), TrainBatches(tokens, shape.seq_len, config.batch_size, config.seed)
     steps = iter(range(sys.maxsize))
-    return lambda: router.routes(next(steps)).windows_by_group()
+    return lambda: find_routes(next(steps), run.steps, batches, router)
 
 
 def batch_turn(config: Config, shape: ModelShape) -> Callable[[], object]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crystalline_ray.crystal.codes import BLOCK, PIECE, Bfloat16Codec, Codec, LatticeCodec, make_codec
+from crystalline_ray.crystal.codes import BLOCK, SPAN, Bfloat16Codec, Codec, LatticeCodec, make_codec
 from crystalline_ray.lattice.voronoi import VORONOI_CODES
 from tests.helpers.examples import examples
 
@@ -73,23 +73,23 @@ def test_every_value_decodes_to_a_lattice_point_within_the_covering_radius(name:
 @LATTICES
 def test_a_value_takes_four_bits_and_a_block_two_bytes_for_its_scale(name: str) -> None:
     assert codec(name).num_bytes(BLOCK) == BLOCK // 2 + 2
-    assert codec(name).num_bytes(PIECE) == PIECE // 2 + 2 * (PIECE // BLOCK)
+    assert codec(name).num_bytes(SPAN) == SPAN // 2 + 2 * (SPAN // BLOCK)
     assert [codec(name).num_bytes(count) // 194 for count in (0, 1, BLOCK, BLOCK + 1)] == [0, 1, 1, 2]
     assert Bfloat16Codec().num_bytes(17) == 34
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "d3", "e8"])
-def test_codes_are_the_same_every_time_and_those_of_joined_pieces_are_joined(name: Any) -> None:
-    values = np.random.default_rng(1).standard_normal(PIECE).astype(np.float32)
+def test_codes_are_the_same_every_time_and_those_of_joined_spans_are_joined(name: Any) -> None:
+    values = np.random.default_rng(1).standard_normal(SPAN).astype(np.float32)
     one, other = make_codec(name), make_codec(name)
     assert one is not None
     assert other is not None
     whole = encoded(one, values)
-    parts = [encoded(other, values[start : start + 5 * BLOCK]) for start in range(0, PIECE, 5 * BLOCK)]
+    parts = [encoded(other, values[start : start + 5 * BLOCK]) for start in range(0, SPAN, 5 * BLOCK)]
     assert (np.concatenate(parts) == whole).all()
     assert (encoded(one, values) == whole).all()
     first = one.num_bytes(3 * BLOCK)
-    assert (decoded(other, whole[:first], 3 * BLOCK) == decoded(one, whole, PIECE)[: 3 * BLOCK]).all()
+    assert (decoded(other, whole[:first], 3 * BLOCK) == decoded(one, whole, SPAN)[: 3 * BLOCK]).all()
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "z", "d3", "e8"])
@@ -122,9 +122,9 @@ def test_bfloat16_is_the_nearest_one_with_ties_to_even() -> None:
 
 
 def test_at_equal_rate_e8_errs_less_than_d3_and_d3_less_than_the_scalar_quantiser() -> None:
-    values = np.random.default_rng(4).standard_normal(PIECE).astype(np.float32)
+    values = np.random.default_rng(4).standard_normal(SPAN).astype(np.float32)
     z, d3, e8 = (
-        np.square(values - decoded(codec(name), encoded(codec(name), values), PIECE)).mean()
+        np.square(values - decoded(codec(name), encoded(codec(name), values), SPAN)).mean()
         for name in ("z", "d3", "e8")
     )
     assert e8 < 0.8 * d3 < 0.7 * z

@@ -5,20 +5,23 @@ import pytest
 
 from crystalline_ray.config import Config
 from crystalline_ray.crystal.prior import LaplacianPrior
-from crystalline_ray.lattice.similarity import Neighbours, similar_ranks
-from crystalline_ray.spheres.segment_owner import SegmentOwner
+from crystalline_ray.kernels.optimizers import MOMENTS
+from crystalline_ray.lattice.similarity import SimilarRanks, similar_ranks
+from crystalline_ray.spheres.segment_owner import Prior, SegmentOwner
 from tests.helpers.segments import LAYOUT, SHAPE, filled_memory
 
 WEIGHT = 0.01
 SIMILAR = similar_ranks(SHAPE.vocab_size, 7)
 
 
-def priors_of(segments: tuple[int, ...]) -> dict[int, LaplacianPrior]:
-    bounds = LAYOUT.segments(12)
-    return {number: LaplacianPrior(WEIGHT, SIMILAR, LAYOUT, bounds[number]) for number in segments}
+def priors_of(segments: tuple[int, ...]) -> dict[int, Prior]:
+    bounds, table = LAYOUT.segments(12), LAYOUT.parameters[0]
+    assert table.name == "wte.weight"
+    items = slice(table.offset, table.offset + table.size)
+    return {number: LaplacianPrior(WEIGHT, SIMILAR, items, bounds[number]).write for number in segments}
 
 
-def value(table: np.ndarray, similar: Neighbours) -> float:
+def value(table: np.ndarray, similar: SimilarRanks) -> float:
     distance = ((table[:, None] - table[similar.ranks]) ** 2).sum(axis=-1)
     return float(WEIGHT * 0.5 * (similar.weights * distance).sum())
 
@@ -30,7 +33,7 @@ def test_the_parts_of_all_segments_are_the_gradient() -> None:
     table_size = SHAPE.vocab_size * SHAPE.embed_dim
     assert any(part.start % SHAPE.embed_dim for part in bounds if part.start < table_size), "no row is cut"
     for number, prior in priors_of(tuple(range(12))).items():
-        prior.write(weights, gradient[bounds[number]])
+        prior(weights, gradient[bounds[number]])
     views = LAYOUT.views(gradient)
     got = views.pop("wte.weight").astype(np.float64)
     assert not any(view.any() for view in views.values())
@@ -50,7 +53,7 @@ def test_the_parts_of_all_segments_are_the_gradient() -> None:
 
 @pytest.mark.parametrize("groups", [range(12), range(2), range(1)])
 def test_the_norm_is_of_the_sum_with_the_prior_whoever_owns_what(groups: range) -> None:
-    memory, found = filled_memory(2), []
+    memory, found = filled_memory(*MOMENTS["adamw"]), []
     sphere = None
     for owners in ([tuple(range(12))], [(0, 5, 11), (1, 2, 3, 4), (6, 7, 8, 9, 10)]):
         squares: dict[int, float] = {}
@@ -64,7 +67,7 @@ def test_the_norm_is_of_the_sum_with_the_prior_whoever_owns_what(groups: range) 
     gradient = sum(memory.region(group).astype(np.float64) for group in groups)
     prior = np.empty(LAYOUT.size, np.float32)
     for number, part in enumerate(LAYOUT.segments(12)):
-        priors_of((number,))[number].write(memory.weights(3), prior[part])
+        priors_of((number,))[number](memory.weights(3), prior[part])
     assert np.linalg.norm(prior) > 1e-3 * np.linalg.norm(gradient)
     assert sum(found[0][0]) == pytest.approx(((gradient + prior) ** 2).sum(), rel=1e-6)
 
@@ -74,7 +77,7 @@ def test_autograd_gives_the_same_gradient() -> None:
     weights = np.random.default_rng(4).standard_normal(LAYOUT.size).astype(np.float32)
     gradient = np.empty(LAYOUT.size, np.float32)
     for number, part in enumerate(LAYOUT.segments(12)):
-        priors_of((number,))[number].write(weights, gradient[part])
+        priors_of((number,))[number](weights, gradient[part])
     table = torch.tensor(LAYOUT.views(weights)["wte.weight"], dtype=torch.float64, requires_grad=True)
     ranks, shares = torch.from_numpy(SIMILAR.ranks.astype(np.int64)), torch.from_numpy(SIMILAR.weights)
     (WEIGHT * 0.5 * (shares * ((table[:, None] - table[ranks]) ** 2).sum(-1)).sum()).backward()

@@ -23,6 +23,7 @@ SMALL: dict[str, Any] = {
     "batch_size": 2,
     "learning_rate": 0.01,
     "warmup_steps": 2,
+    "blas": "numpy",
 }
 
 

@@ -15,7 +15,7 @@ from crystalline_ray.engine.ray import janitor
 from crystalline_ray.engine.ray.board import BOARD_BYTES, Board
 from crystalline_ray.engine.ray.session import sweep_stale
 from crystalline_ray.errors import DeadlineError
-from crystalline_ray.spheres.memory import MemoryLayout
+from crystalline_ray.spheres.memory import MemoryLayout, training_parts
 from crystalline_ray.spheres.messages import Posts
 from crystalline_ray.spheres.plan import plan_spheres
 
@@ -69,7 +69,7 @@ def test_the_janitor_kills_the_users_of_a_folder_and_removes_it_when_its_driver_
 
 @pytest.fixture
 def arena(tmp_path: Path) -> Iterator[Arena]:
-    arena = Arena(tmp_path / "arena", MemoryLayout(parameters=32, moments=2, regions=3), BOARD_BYTES)
+    arena = Arena(tmp_path / "arena", MemoryLayout(training_parts(32, ("mean", "square"), regions=3)), BOARD_BYTES)
     arena.create()
     yield arena
     arena.remove()
@@ -79,9 +79,9 @@ def test_an_arena_has_its_full_size_from_the_start_and_is_removed_whole(arena: A
     sizes = {path.name: path.stat().st_size for path in arena.folder.iterdir()}
     assert sizes == {"weights": 2 * 128, "moments": 4 * 128, "gradients": 3 * 128, "board": BOARD_BYTES}
     assert all(path.stat().st_mode & 0o077 == 0 for path in (arena.folder, *arena.folder.iterdir()))
-    writer = arena.attach(writable=frozenset({"weights"}))
+    writer = arena.attach("level1")
     writer.weights(1)[:] = 7.0
-    assert (arena.attach(writable=frozenset()).weights(3) == 7.0).all()
+    assert (arena.attach("root").weights(3) == 7.0).all()
     arena.remove()
     assert not arena.folder.exists()
     assert (writer.weights(1) == 7.0).all()

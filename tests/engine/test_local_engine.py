@@ -205,7 +205,7 @@ def test_a_step_that_was_skipped_leaves_no_trace(make_run: Callable[..., RunSpec
                 assert not engine.step(StepRequest(1, 1, 0.01)).applied
                 engine.memory.weights(1)[0] = weight
             assert engine.step(StepRequest(2, 1, 0.01)).applied
-            state = run.state(engine.memory, 2)
+            state = engine.memory.state(2)
             digests.append([weights_digest(row) for row in (engine.memory.weights(2), *state.values())])
         size = run.layout.size
         expected = {"none": 4 * size, "bfloat16": 2 * size}.get(compression, 194 * -(-size // 384))

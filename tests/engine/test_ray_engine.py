@@ -108,11 +108,11 @@ def test_weights_are_read_only_for_those_who_do_not_own_a_segment(
 ) -> None:
     run = make_run(2)
     with RayEngine(run, ray_session) as engine:
-        reader = engine.arena.attach(writable=frozenset({"gradients"}))
+        reader = engine.arena.attach("worker")
         assert not reader.weights(0).flags.writeable
-        assert not reader.moment(0, 0).flags.writeable
+        assert not reader.part("moments", 0).flags.writeable
         reader.region(0)[:] = 1.0
-        np.testing.assert_array_equal(engine.arena.attach(writable=frozenset()).region(0), 1.0)
+        np.testing.assert_array_equal(engine.arena.attach("root").region(0), 1.0)
         with pytest.raises(ValueError, match="read-only"):
             reader.weights(0)[0] = 1.0
 

@@ -14,7 +14,7 @@ def train_steps(engine: Engine, run: RunSpec, steps: int, learning_rate: float =
     engine.start(silent)
     losses = []
     for step in range(steps):
-        weight = smoothing_weight(run.config, step, run.total_steps)
+        weight = smoothing_weight(run.config, step, run.steps.total)
         losses.append(engine.step(StepRequest(step, step, learning_rate, weight)).loss)
     losses.append(engine.evaluate(EvaluationRequest(steps, steps, 7)).loss)
     return weights_digest(engine.memory.weights(steps)), losses

@@ -1,8 +1,8 @@
 """The shared memory of a node, of this process alone."""
 
-from crystalline_ray.spheres.memory import BufferMemory, MemoryLayout
+from crystalline_ray.spheres.memory import Memory, MemoryLayout
 
 
-def node_memory(layout: MemoryLayout) -> BufferMemory:
+def node_memory(layout: MemoryLayout) -> Memory:
     """Return memory of zeros."""
-    return BufferMemory(layout, {part: memoryview(bytearray(max(8, size))) for part, size in layout.parts().items()})
+    return Memory(layout, lambda part: memoryview(bytearray(part.num_bytes)))

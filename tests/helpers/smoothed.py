@@ -4,7 +4,7 @@ import numpy as np
 
 from crystalline_ray.crystal.smoothing import Objective, Smoothing, SparseSmoothing, UniformSmoothing
 from crystalline_ray.kernels.head import HeadBuffers, head_forward_backward, head_index_plan, head_plan
-from crystalline_ray.lattice.similarity import similar_ranks, similarity_matrix
+from crystalline_ray.lattice.similarity import SimilarRanks, similar_ranks, similarity
 
 Problem = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -13,7 +13,7 @@ def dense_shares(kind: str, vocab: int, k: int) -> np.ndarray:
     """Return Q (V, V): for the crystal the k largest of each row of the kernel, the diagonal left out, summing to 1."""
     if kind == "uniform":
         return np.full((vocab, vocab), 1.0 / vocab)
-    kernel = similarity_matrix(vocab)
+    kernel = similarity(np.arange(vocab)[:, None], np.arange(vocab))
     np.fill_diagonal(kernel, 0.0)
     for row in kernel:
         row[np.argsort(-row, kind="stable")[k:]] = 0.0
@@ -35,8 +35,13 @@ def problem(rows: int, vocab: int, width: int, dtype: type = np.float64) -> Prob
 def smoothing_of(kind: str, rows: int, vocab: int, k: int, dtype: type = np.float64) -> Smoothing:
     if kind == "uniform":
         return UniformSmoothing()
-    found = similar_ranks(vocab, k, dtype=dtype)
-    return SparseSmoothing(found.ranks, found.weights, rows)
+    return SparseSmoothing(*similar_as(dtype, vocab, k), rows)
+
+
+def similar_as(dtype: type, vocab: int, k: int) -> SimilarRanks:
+    """Return the similar ranks with weights of a model's dtype."""
+    found = similar_ranks(vocab, k)
+    return found._replace(weights=found.weights.astype(dtype))
 
 
 def gradients_of(given: Problem, objective: Objective) -> tuple[float, np.ndarray, np.ndarray]:

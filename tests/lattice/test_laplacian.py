@@ -5,24 +5,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crystalline_ray.lattice.laplacian import laplacian_rows
-from crystalline_ray.lattice.similarity import Neighbours, similar_ranks
+from crystalline_ray.lattice.similarity import SimilarRanks, laplacian_rows, similar_ranks
 from tests.helpers.examples import examples
 
 
-def dense(similar: Neighbours, start: int, stop: int) -> np.ndarray:
-    rows, matrix = laplacian_rows(similar, start, stop), np.zeros((stop - start, len(similar.ranks)))
+def dense(similar: SimilarRanks, start: int, stop: int) -> np.ndarray:
+    starts, columns, values = laplacian_rows(similar, start, stop)
+    matrix = np.zeros((stop - start, len(similar.ranks)))
     for row in range(stop - start):
-        entries = slice(rows.starts[row], rows.starts[row + 1])
-        assert (np.diff(rows.columns[entries]) > 0).all()
-        matrix[row, rows.columns[entries]] = rows.values[entries]
+        entries = slice(starts[row], starts[row + 1])
+        assert (np.diff(columns[entries]) > 0).all()
+        matrix[row, columns[entries]] = values[entries]
     return matrix
 
 
 @examples(20)
 @given(st.integers(2, 120), st.integers(1, 20), st.data())
 def test_it_is_half_the_weighted_squared_distance_of_all_pairs(vocab: int, k: int, data: st.DataObject) -> None:
-    similar = similar_ranks(vocab, min(k, vocab - 1), dtype=np.float64)
+    similar = similar_ranks(vocab, min(k, vocab - 1))
     laplacian = dense(similar, 0, vocab)
     table = np.random.default_rng(vocab).standard_normal((vocab, 3))
     distance = ((table[:, None] - table[similar.ranks]) ** 2).sum(axis=-1)

@@ -1,4 +1,6 @@
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import flint
 import numpy as np
@@ -7,17 +9,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.lattice import similarity as similarity_module
-from crystalline_ray.lattice.similarity import (
-    crystalline_score,
-    similar_ranks,
-    similarity,
-    similarity_matrix,
-    similarity_row,
-)
+from crystalline_ray.lattice.similarity import crystalline_score, similar_ranks, similarity, similarity_row
 from crystalline_ray.lattice.ulam import ulam_coordinates
 from tests.helpers.examples import examples
 
 RANKS = st.integers(0, 10**6)
+
+
+def similarity_matrix(vocab_size: int) -> np.ndarray:
+    ranks = np.arange(vocab_size)
+    return similarity(ranks[:, None], ranks)
+
+
+@contextmanager
+def weights_of(gcd_weight: float, ulam_weight: float) -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(similarity_module, "GCD_WEIGHT", gcd_weight)
+        patch.setattr(similarity_module, "ULAM_WEIGHT", ulam_weight)
+        yield patch
 
 
 def largest(values: np.ndarray, k: int) -> np.ndarray:
@@ -33,7 +42,8 @@ def test_one_pair_is_the_definition(a: int, b: int) -> None:
     assert similarity(a, b) == pytest.approx(0.7 * shared + 0.3 / (1 + distance), rel=1e-14)
     assert similarity(a, b) == similarity(b, a)
     assert similarity(a, a) == pytest.approx(1.0)
-    assert similarity(a, b, 0.0, 2.0) == pytest.approx(2.0 / (1 + distance), rel=1e-14)
+    with weights_of(0.0, 2.0):
+        assert similarity(a, b) == pytest.approx(2.0 / (1 + distance), rel=1e-14)
 
 
 def test_pair_row_and_matrix_agree_to_the_bit() -> None:
@@ -47,7 +57,8 @@ def test_pair_row_and_matrix_agree_to_the_bit() -> None:
 
 @pytest.mark.parametrize(("gcd_weight", "ulam_weight"), [(0.7, 0.3), (1.0, 0.0), (0.0, 1.0)])
 def test_the_kernel_is_positive_definite(gcd_weight: float, ulam_weight: float) -> None:
-    assert np.linalg.eigvalsh(similarity_matrix(300, gcd_weight, ulam_weight))[0] > 0.01
+    with weights_of(gcd_weight, ulam_weight):
+        assert np.linalg.eigvalsh(similarity_matrix(300))[0] > 0.01
 
 
 def test_the_smallest_eigenvalue_of_a_thousand_ranks() -> None:
@@ -69,13 +80,13 @@ def test_the_sparse_rows_hold_the_largest_entries(
 ) -> None:
     # The search begins with few candidates, so that it has to widen even in a small vocabulary.
     k = min(k, vocab_size - 1)
-    matrix = similarity_matrix(vocab_size, *weights)
-    np.fill_diagonal(matrix, -1.0)
-    expected = largest(matrix, k)
-    with pytest.MonkeyPatch.context() as patch:
+    with weights_of(*weights) as patch:
         patch.setattr(similarity_module, "_FIRST_RADIUS", first[0])
         patch.setattr(similarity_module, "_FIRST_PARTS", first[1])
-        found = similar_ranks(vocab_size, k, *weights, dtype=np.float64)
+        found = similar_ranks(vocab_size, k)
+        matrix = similarity_matrix(vocab_size)
+    np.fill_diagonal(matrix, -1.0)
+    expected = largest(matrix, k)
     assert (found.ranks == expected).all()
     kept = np.take_along_axis(matrix, expected, axis=1)
     np.testing.assert_allclose(found.weights, kept / kept.sum(axis=1, keepdims=True), rtol=1e-13)
@@ -85,12 +96,12 @@ def test_pairs_left_out_are_not_missed() -> None:
     # Large enough that most rows are done without looking at all others.
     found = similar_ranks(2000, 12)
     assert found.ranks.dtype == np.int32
-    assert found.weights.dtype == np.float32
+    assert found.weights.dtype == np.float64
     rows = np.concatenate((np.arange(0, 2000, 37), np.arange(1950, 2000)))
     values = similarity(rows[:, None], np.arange(2000))
     values[np.arange(len(rows)), rows] = -1.0
     assert (found.ranks[rows] == largest(values, 12)).all()
-    np.testing.assert_allclose(found.weights.sum(axis=1), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(found.weights.sum(axis=1), 1.0, rtol=1e-13)
 
 
 def test_the_crystalline_score_is_nothing_for_right_predictions_and_less_for_similar_ones() -> None:
@@ -109,14 +120,8 @@ def test_numbers_of_neighbours_that_cannot_be_are_refused(vocab_size: int, k: in
         similar_ranks(vocab_size, k)
 
 
-@pytest.mark.parametrize("weights", [(-0.1, 0.5), (0.0, 0.0), (math.nan, 1.0), (math.inf, 1.0)])
-def test_weights_without_a_kernel_are_refused(weights: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="weights"):
-        similarity(0, 1, *weights)
-
-
 def test_ranks_without_a_place_are_refused() -> None:
     with pytest.raises(ValueError, match="got -1"):
         similarity(3, np.array([0, -1]))
     with pytest.raises(ValueError, match="vocab_size must be at least 1"):
-        similarity_matrix(0)
+        similarity_row(0, 0)

@@ -19,6 +19,7 @@ from crystalline_ray.model.layout import MIXING, ModelShape, ParameterLayout, in
 from crystalline_ray.model.transformer import Transformer, workspace_size
 from tests.helpers.examples import examples
 from tests.helpers.model_shapes import model_shapes
+from tests.helpers.smoothed import similar_as
 
 SMALL = ModelShape(vocab_size=23, seq_len=7, embed_dim=12, num_layers=2, num_heads=3)
 LATTICE = replace(SMALL, head="lattice")
@@ -96,7 +97,7 @@ def test_gradient_of_the_whole_model_equals_finite_differences(
 
 @pytest.mark.parametrize("smoothing", ["crystal", "uniform"])
 def test_gradient_of_smoothed_targets_equals_finite_differences_of_the_logits(smoothing: str) -> None:
-    similar, weight, (inputs, targets) = similar_ranks(23, 5, dtype=np.float64), 0.3, tokens_of(SMALL, 3)
+    similar, weight, (inputs, targets) = similar_ranks(23, 5), 0.3, tokens_of(SMALL, 3)
     model = Transformer(SMALL, 3, dtype=np.float64, smoothed_by=similar if smoothing == "crystal" else "uniform")
     shares = np.full((23, 23), 1.0 / 23)
     if smoothing == "crystal":
@@ -283,7 +284,7 @@ def test_a_steady_step_allocates_nothing_over_4_kib(switches: dict[str, Any], sm
     shape = ModelShape(vocab_size=1000, seq_len=64, embed_dim=64, num_layers=2, num_heads=4, **switches)
     weights, (inputs, targets) = weights_of(shape), tokens_of(shape, 16)
     with part_rows(rows):
-        model = Transformer(shape, 16, smoothed_by=similar_ranks(1000, 16) if smoothed else None)
+        model = Transformer(shape, 16, smoothed_by=similar_as(np.float32, 1000, 16) if smoothed else None)
     options: Any = {"scale": 1.0, "dropout_seed": None, "smoothing_weight": 0.1 if smoothed else 0.0}
     gradient = np.empty_like(weights)
     for _ in range(2):
@@ -309,7 +310,7 @@ def test_the_size_of_a_workspace_is_known_before_it_is_allocated(
 
 
 def test_the_scratch_of_smoothing_is_part_of_the_workspace() -> None:
-    model = Transformer(SMALL, 3, smoothed_by=similar_ranks(23, 5))
+    model = Transformer(SMALL, 3, smoothed_by=similar_as(np.float32, 23, 5))
     assert workspace_size(SMALL, 3, similar=5) == model.workspace_bytes > workspace_size(SMALL, 3)
 
 

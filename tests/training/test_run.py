@@ -27,6 +27,7 @@ from crystalline_ray.generation.load import load_model
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.progress import Progress
 from crystalline_ray.spheres.run_spec import RunSpec
+from crystalline_ray.spheres.sizing import leaf_bytes, memory_layout
 from crystalline_ray.training.checkpoint import load_newest
 from crystalline_ray.training.console import Console
 from crystalline_ray.training.events import Event, Stepped, Subscriber
@@ -240,7 +241,7 @@ def test_a_reloaded_model_has_its_vocabulary_norms_optimizer_and_counters(make_c
         with open_configured_engine(run, progress) as engine:
             yield engine
             kept["weights"] = engine.memory.weights(10).copy()
-            kept["moments"] = [engine.memory.moment(index, 10).copy() for index in range(2)]
+            kept["moments"] = [moment.copy() for moment in engine.memory.part("moments", 10)]
 
     report = train(config, open_engine=keeping)
     loaded = load_newest(config.runs_dir / "again" / "checkpoints")
@@ -378,7 +379,7 @@ def test_the_copy_that_is_being_saved_needs_memory_too(
     dataset = prepare(config, seq_len=config.seq_len, seed=config.seed)
     run = specify(config, plan_for(config), dataset, SHELLS)
     copied = (1 + 2 + 12) * run.layout.size * 4  # weights, moments, residuals
-    needed = run.memory.total_bytes + 2 * run.leaf_bytes + copied
+    needed = memory_layout(run).total_bytes + 2 * leaf_bytes(run) + copied
     for available in (needed, needed - 1):
         monkeypatch.setattr("psutil.virtual_memory", lambda found=available: SimpleNamespace(available=found))
         if available == needed:

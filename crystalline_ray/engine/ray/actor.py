@@ -34,7 +34,7 @@ class SphereHost:
         spec = run.plan.spheres[sphere_id]
         prepare_worker(spec.core, run.blas)
         self._link = RayLink(run.plan, sphere_id, lambda message: self._sphere.handle(message))
-        memory = arena.attach(writable=_writable(spec.role, spec.level))
+        memory = arena.attach("root" if spec.role == "root" else "level1" if spec.level == 1 else "worker")
         self._board = Board(arena.attach_board(), run.plan, run.config.deadline_seconds)
         self._sphere = Sphere(run, sphere_id, memory, self._link)
         self._busy = self._cpu = self._started = 0.0
@@ -119,14 +119,6 @@ class RootHost(SphereHost):
         if self._run.plan.spheres[sphere].level == 1:
             return self._actors
         return {child.id: self._actors[child.id] for child in self._run.plan.children(sphere)}
-
-
-def _writable(role: str, level: int) -> frozenset[str]:
-    """Weights and moments are written by segment owners, residuals by owners of groups, routes by those who read
-    batches, gradients by all who add."""
-    if role == "root":
-        return frozenset()
-    return frozenset({"weights", "moments", "gradients", "residuals", "routes"} if level == 1 else {"gradients"})
 
 
 # Coordinators and leaves share cores by plan, so Ray is not to count them; a lost sphere is never restarted blindly.

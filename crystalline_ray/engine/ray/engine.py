@@ -16,10 +16,11 @@ from crystalline_ray.engine.ray.board import BOARD_BYTES
 from crystalline_ray.engine.ray.link import RayLink, describe, fetch
 from crystalline_ray.errors import DeadlineError, SphereError
 from crystalline_ray.progress import Progress
+from crystalline_ray.spheres.hooks import place_similar_tokens
 from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.messages import EvaluationRequest, EvaluationResult, StepRequest, StepResult
 from crystalline_ray.spheres.run_spec import RunSpec
-from crystalline_ray.spheres.similar import place_similar_tokens
+from crystalline_ray.spheres.sizing import memory_layout
 
 _ROOT = 0
 _DRIVER = -1
@@ -50,9 +51,9 @@ class RayEngine(Engine):
         self.warnings = _oversubscription(run)
         self.report_waiting: Callable[[str, float], None] = lambda sphere, seconds: None
         self._run = run
-        self.arena = Arena(arenas / secrets.token_hex(4), run.memory, BOARD_BYTES)
+        self.arena = Arena(arenas / secrets.token_hex(4), memory_layout(run), BOARD_BYTES)
         self.arena.create()
-        self.memory: Memory = self.arena.attach(writable=frozenset({"weights", "moments", "residuals", "similar"}))
+        self.memory: Memory = self.arena.attach("driver")
         self._link = RayLink(run.plan, _DRIVER, _nobody)
         self._root: Any = None
         self.processes: list[int] = []
@@ -86,7 +87,7 @@ class RayEngine(Engine):
         Raises:
             SphereError: a sphere died or is late; the last committed version is intact.
         """
-        rounds = self._run.micro_batches(request.step) + 3
+        rounds = self._run.steps.micro_batches(request.step) + 3
         result: StepResult = self._ask(request, rounds)
         return result
 

@@ -10,6 +10,7 @@ from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.spheres.leaf import LeafSphere
 from crystalline_ray.spheres.plan import plan_spheres
 from crystalline_ray.spheres.run_spec import RunSpec
+from crystalline_ray.spheres.sizing import leaf_bytes, memory_layout
 from tests.helpers.node_memory import node_memory
 
 
@@ -18,10 +19,10 @@ def test_leaf_bytes_are_what_a_leaf_allocates(tmp_path: Path, sum_unit: int) -> 
     shape = ModelShape(vocab_size=3000, seq_len=16, embed_dim=64, num_layers=1, num_heads=2)
     config = Config(batch_size=2, sum_unit=sum_unit)
     run = RunSpec(config, shape, plan_spheres([[None]]), tmp_path, 10**9)
-    memory = node_memory(run.memory)
+    memory = node_memory(memory_layout(run))
     tracemalloc.start()
     leaf = LeafSphere(memory, shape, batch_size=2, dropout=0.0, seed=0, bfloat16=False, sum_unit=sum_unit)
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert leaf.batches == 0
-    assert held == pytest.approx(run.leaf_bytes, rel=0.03)
+    assert held == pytest.approx(leaf_bytes(run), rel=0.03)

@@ -25,11 +25,10 @@ _VOLUME = 2  # of the lattice's unit cell
 
 
 class Shells(NamedTuple):
-    """The points of a crystal by distance from the origin.
+    """The points of a crystal by distance from the origin; distances at which the lattice has none are not counted.
 
     Attributes:
         shell: int32 (n,), the number of each point's shell: 0 at the origin, 1 at its contact neighbours, and so on.
-            Distances at which the lattice has no point are not counted.
         sizes: int64 (S,), points of the crystal per shell; the last shell need not be complete.
         squared_radii: int64 (S,), even numbers, ascending.
     """
@@ -45,13 +44,11 @@ def fcc_points(count: int) -> Int32:
     # A ball of radius r holds at least as many points as a volume of radius r - 1 has unit cells: no place is farther
     # than 1 from a point.
     radius = math.ceil((3 * _VOLUME * count / (4 * math.pi)) ** (1 / 3)) + 1
-    axis = np.arange(-radius, radius + 1, dtype=np.int32)
-    x, y, z = (plane.reshape(-1) for plane in np.meshgrid(axis, axis, axis, indexing="ij"))
-    squared = x * x + y * y + z * z
-    inside = np.flatnonzero(((x + y + z) % 2 == 0) & (squared <= radius * radius))
+    grid = np.indices((2 * radius + 1,) * 3, np.int32).reshape(3, -1) - radius
+    squared = (grid * grid).sum(axis=0)
+    inside = np.flatnonzero((grid.sum(axis=0) % 2 == 0) & (squared <= radius * radius))
     # The grid is in lexicographic order, so a stable sort by distance leaves ties in it.
-    first = inside[np.argsort(squared[inside], kind="stable")[:count]]
-    return np.stack((x[first], y[first], z[first]), axis=-1)
+    return np.ascontiguousarray(grid[:, inside[np.argsort(squared[inside], kind="stable")[:count]]].T)
 
 
 def fcc_shells(points: Int32) -> Shells:
@@ -71,8 +68,7 @@ def contact_neighbours(points: Int32) -> Int32:
     reach = int(np.abs(points).max()) + 1
     index = np.full((2 * reach + 1,) * 3, -1, np.int32)
     index[tuple((points + reach).T)] = np.arange(len(points), dtype=np.int32)
-    around = points[:, None] + (CONTACTS + np.int32(reach))
-    neighbours: Int32 = index[around[..., 0], around[..., 1], around[..., 2]]
+    neighbours: Int32 = index[tuple(np.moveaxis(points[:, None] + (CONTACTS + np.int32(reach)), -1, 0))]
     return neighbours
 
 

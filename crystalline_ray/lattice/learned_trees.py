@@ -1,7 +1,4 @@
-"""Trees that a text has formed: short paths to common tokens, or tokens of like use side by side.
-
-The first branch is the symmetry group in either, as in the tree by shells.
-"""
+"""Trees that a text has formed, below the symmetry groups: short paths to common tokens, or like use side by side."""
 
 import heapq
 from collections.abc import Callable
@@ -9,16 +6,16 @@ from collections.abc import Callable
 import numpy as np
 
 from crystalline_ray.lattice.integers import Floats, Integers
-from crystalline_ray.lattice.outline import FAN_OUT, Branch, write_outline
 from crystalline_ray.lattice.symmetry import GROUPS, group_members
+from crystalline_ray.lattice.tree import FAN_OUT, Branch, write_outline
 
 
 def frequency_outline(counts: Integers) -> str:
     """Return the outline of a tree with a 12-ary Huffman tree in every group, from how often each token occurs, (V,).
 
     Within its group no tree has a shorter mean path (Huffman, "A method for the construction of minimum-redundancy
-    codes", Proc. IRE 1952). Of equally frequent parts those come together first that are single tokens, the highest
-    ranks before the others, which keeps the longest path short.
+    codes", Proc. IRE 1952). Of equally frequent parts single tokens come together first, the highest ranks before the
+    others, which keeps the longest path short.
     """
     return _by_group("frequency", len(counts), lambda members: _huffman(members, counts))
 
@@ -63,10 +60,8 @@ def _huffman(members: Integers, counts: Integers) -> Branch:
 
 
 def _clusters(members: Integers, features: Floats) -> Branch:
-    if len(members) == 1:
-        return int(members[0])
     if len(members) <= FAN_OUT:
-        return list(map(int, members))
+        return members.tolist() if len(members) > 1 else members.item()
     sizes = np.diff(np.arange(FAN_OUT + 1) * len(members) // FAN_OUT)
     return [_clusters(part, features) for part in _cut(members, sizes, features)]
 
@@ -78,6 +73,6 @@ def _cut(members: Integers, sizes: Integers, features: Floats) -> list[Integers]
     centred = features[members] - features[members].mean(axis=0)
     along = (centred @ principal_axes(centred.T @ centred, 1))[:, 0]
     ordered = members[np.argsort(along, kind="stable")]
-    pieces = sizes.reshape(2 if len(sizes) % 2 == 0 else len(sizes), -1)
-    parts = np.split(ordered, np.cumsum(pieces.sum(axis=1))[:-1])
-    return [cut for part, own in zip(parts, pieces, strict=True) for cut in _cut(np.sort(part), own, features)]
+    sizes = sizes.reshape(2 if len(sizes) % 2 == 0 else len(sizes), -1)
+    parts = np.split(ordered, np.cumsum(sizes.sum(axis=1))[:-1])
+    return [cut for part, own in zip(parts, sizes, strict=True) for cut in _cut(np.sort(part), own, features)]

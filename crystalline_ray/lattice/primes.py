@@ -10,11 +10,7 @@ _MAX_RANK = 1 << 32
 
 
 def primes_below(limit: int) -> Integers:
-    """Return all primes below `limit`, ascending, int64 (P,).
-
-    The sieve of Eratosthenes over odd numbers, one byte for each: a million primes take 8 MB and 60 ms or so, therefore
-    it is not cut into segments.
-    """
+    """Return all primes below `limit`, ascending, int64 (P,), by the sieve of Eratosthenes over odd numbers."""
     if limit <= 2:
         return np.empty(0, np.int64)
     prime = np.ones(limit // 2, np.bool_)  # prime[i] stands for 2 i + 1, but prime[0] for 2

@@ -1,24 +1,36 @@
-"""A 12-ary tree over a vocabulary: the symmetry group decides the first branch, the lattice's shells all below it.
+"""A 12-ary tree over a vocabulary, and its outline as a string.
 
-Members of a group are taken in the order of their ranks, which is that of their distance from the origin of the
-lattice, and split into twelve consecutive parts whose sizes differ by at most one; so is every part, until a part is
-one token. Another tree has an outline that says what lies below the first branch (`learned_trees`). A node has a branch
-for each part that is not empty, and never one alone. Nodes are numbered level by level and, within a level, from left
-to right, and so are the branches of all of them together. A softmax over the tree has a row for each branch (Morin and
-Bengio, "Hierarchical probabilistic neural network language model", AISTATS 2005).
+The first branch is the symmetry group. In the tree by shells, the members of a group are taken in the order of their
+ranks, which is that of their distance from the origin of the lattice, and split into twelve consecutive parts whose
+sizes differ by at most one; so is every part, until a part is one token. Other trees have an outline. A node has a
+branch for each part that is not empty, and never one alone. Nodes are numbered level by level and, within a level,
+from left to right, and so are the branches of all of them together. A softmax over the tree has a row for each branch
+(Morin and Bengio, "Hierarchical probabilistic neural network language model", AISTATS 2005).
+
+An outline is `NAME:DATA`, where DATA is base64 of how many branches the root and then each branch have below them (a
+byte each, 0 at a token), and of the tokens from left to right (four bytes each, little-endian). It cannot change,
+hashes and compares fast, and is saved as it is.
 """
 
+import base64
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
+from typing import TypeAlias
 
 import numpy as np
 
 from crystalline_ray.lattice.integers import Integers, checked_count
-from crystalline_ray.lattice.outline import FAN_OUT, read_outline
 from crystalline_ray.lattice.symmetry import GROUPS, group_members
+
+FAN_OUT = 12
+"""Branches of a node, at most."""
 
 SHELLS = "shells"
 """Stands for the outline of the tree by shells, which follows from the size of the vocabulary."""
+
+Branch: TypeAlias = "int | list[Branch]"
+"""A token, or the two to twelve branches of a node."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +77,6 @@ class TokenTree:
         return int(sizes.sum(axis=0).max())
 
 
-@dataclass(frozen=True)
-class _Level:
-    """Branches of one level from left to right: which node each belongs to, and its places [starts, stops)."""
-
-    nodes: Integers
-    starts: Integers
-    stops: Integers
-
-
 @lru_cache(maxsize=8)
 def token_tree(vocab_size: int, outline: str = SHELLS) -> TokenTree:
     """Return the tree of an outline, or by shells, over the ranks below vocab_size.
@@ -83,69 +86,105 @@ def token_tree(vocab_size: int, outline: str = SHELLS) -> TokenTree:
     if checked_count(vocab_size, "vocab_size") < 2:
         raise ValueError(f"a tree needs at least 2 tokens, got vocab_size {vocab_size}")
     if outline != SHELLS:
-        tokens, counts = read_outline(outline, vocab_size)
-        return _tabulate(tokens, _outlined(counts))
-    groups = [group_members(group, vocab_size) for group in range(GROUPS)]
-    bounds = np.cumsum([len(group) for group in groups if len(group)])
-    levels = [_Level(np.zeros_like(bounds), np.concatenate(([0], bounds[:-1])), bounds)]
-    while (inner := levels[-1].stops - levels[-1].starts > 1).any():
-        levels.append(_split(levels[-1].starts[inner], levels[-1].stops[inner]))
-    return _tabulate(np.concatenate(groups), levels)
+        return _tabulate(*read_outline(outline, vocab_size))
+    groups = [group_members(group, vocab_size) for group in range(min(GROUPS, vocab_size))]
+    return _tabulate(np.concatenate(groups), _even_counts(np.array([len(group) for group in groups])))
 
 
-def _outlined(counts: Integers) -> list[_Level]:
-    """Return the levels of an outline's tree from how many branches the root and then each branch have."""
-    stops = [0, 1]
-    while stops[-1] < len(counts):
-        stops.append(stops[-1] + int(counts[stops[-2] : stops[-1]].sum()))
-    parts = np.split(counts, stops[1:-1])
-    nodes = [part[part > 0] for part in parts[:-1]]
-    firsts = [np.cumsum(node) - node for node in nodes]
-    widths = [np.ones_like(part) for part in parts]  # how many tokens are below each branch, from the last level up
-    for depth in reversed(range(len(nodes))):
-        widths[depth][parts[depth] > 0] = np.add.reduceat(widths[depth + 1], firsts[depth])
-    levels, starts = [], np.zeros(1, np.int64)
-    for part, node, first, width in zip(parts, nodes, firsts, widths[1:], strict=False):
-        before = np.cumsum(width) - width
-        starts = before + np.repeat(starts[part > 0] - before[first], node)
-        levels.append(_Level(np.repeat(np.arange(len(node)), node), starts, starts + width))
-    return levels
+def write_outline(name: str, root: list[Branch]) -> str:
+    """Return the outline of the tree under `root`, called `name`."""
+    counts, nodes = [len(root)], [root]
+    while nodes:
+        branches = [branch for node in nodes for branch in node]
+        counts += [len(branch) if isinstance(branch, list) else 0 for branch in branches]
+        nodes = [branch for branch in branches if isinstance(branch, list)]
+    tokens, waiting = [], list[Branch]([root])
+    while waiting:
+        branch = waiting.pop()
+        if isinstance(branch, list):
+            waiting += reversed(branch)
+        else:
+            tokens.append(branch)
+    data = np.array(counts, np.uint8).tobytes() + np.array(tokens, "<u4").tobytes()
+    return f"{name}:{base64.b64encode(data).decode()}"
 
 
-def _split(starts: Integers, stops: Integers) -> _Level:
-    """Split every part [start, stop) of at least two places as evenly as possible."""
-    sizes = stops - starts
-    counts = np.minimum(sizes, FAN_OUT)
-    nodes = np.repeat(np.arange(len(starts)), counts)
-    part = _count_up(counts)
-    size, count = sizes[nodes], counts[nodes]
-    return _Level(nodes, starts[nodes] + part * size // count, starts[nodes] + (part + 1) * size // count)
+def read_outline(outline: str, vocab_size: int) -> tuple[Integers, Integers]:
+    """Return the tokens from left to right, (V,), and the branches below the root and each branch, (1 + R,), as int64.
+
+    Raises ValueError if it is not the outline of a tree over `vocab_size` tokens.
+    """
+    name, _, text = outline.partition(":")
+    if not text:
+        raise ValueError(f"a tree called {name!r} needs an outline, which follows from a text")
+    wrong = ValueError(f"the outline of the tree {name!r} is not one of a tree over {vocab_size} tokens")
+    data = base64.b64decode(text, validate=True)
+    split = len(data) - 4 * vocab_size
+    if split < 3:
+        raise wrong
+    counts = np.frombuffer(data, np.uint8, split).astype(np.int64)
+    tokens = np.frombuffer(data, "<u4", offset=split).astype(np.int64)
+    # each level is as long as the one above says
+    fits = _level_bounds(counts)[-1] + 1 == split and counts.max() <= FAN_OUT and not (counts == 1).any()
+    if not fits or not np.array_equal(np.sort(tokens), np.arange(vocab_size)) or (counts == 0).sum() != vocab_size:
+        raise wrong
+    return tokens, counts
 
 
-def _tabulate(tokens: Integers, levels: list[_Level]) -> TokenTree:
-    vocab_size, shape = len(tokens), (len(levels), len(tokens))
-    level_starts = np.cumsum([0, *(len(level.nodes) for level in levels)])
-    first_branches, choices = np.full(shape, -1), np.zeros(shape, np.int64)
-    leaf_branches, above = np.empty(vocab_size, np.int64), np.full(vocab_size, -1)
-    parents, node_starts = np.empty(level_starts[-1], np.int64), []
+def _level_bounds(counts: Integers) -> list[int]:
+    """Return the first branch of each level, and the end, from how many branches the root and then each branch have."""
+    bounds = [0, int(counts[0])]
+    while bounds[-2] < bounds[-1] < len(counts):
+        bounds.append(bounds[-1] + int(counts[1 + bounds[-2] : 1 + bounds[-1]].sum()))
+    return sorted(set(bounds))
+
+
+def _even_counts(sizes: Integers) -> Integers:
+    """Return how many branches the root and each branch have where parts of these sizes are split evenly."""
+    counts = [np.array([len(sizes)])]
+    while sizes.size:
+        counts.append(np.where(sizes > 1, np.minimum(sizes, FAN_OUT), 0))
+        own = counts[-1][sizes > 1]
+        size, count, part = np.repeat(sizes[sizes > 1], own), np.repeat(own, own), _count_up(own)
+        sizes = (part + 1) * size // count - part * size // count
+    return np.concatenate(counts)
+
+
+def _tabulate(tokens: Integers, counts: Integers) -> TokenTree:
+    """Return the tree of what `read_outline` returns."""
+    vocab_size, is_leaf = len(tokens), counts[1:] == 0
+    sizes, above = counts[counts > 0], np.flatnonzero(counts) - 1
+    node_starts = np.cumsum(sizes) - sizes
+    firsts, parents = np.repeat(node_starts, sizes), np.repeat(above, sizes)
+    bounds = _level_bounds(counts)
+    levels = [slice(start, stop) for start, stop in pairwise(bounds)]
+    widths = is_leaf.astype(np.int64)  # how many tokens are below each branch
+    for level in reversed(levels[1:]):
+        np.add.at(widths, parents[level], widths[level])
+    before = np.cumsum(widths) - widths
+    starts = before - before[firsts]  # the place of the first token below each branch, at first within its node
+    for level in levels[1:]:
+        starts[level] += starts[parents[level]]
+    first_branches, choices = np.full((len(levels), vocab_size), -1), np.zeros((len(levels), vocab_size), np.int64)
     for depth, level in enumerate(levels):
-        branches = np.arange(level_starts[depth], level_starts[depth + 1])
-        counts = np.bincount(level.nodes)
-        starts = level_starts[depth] + np.cumsum(counts) - counts
-        node_starts.append(starts)
-        parents[branches] = above[level.starts]
-        widths = level.stops - level.starts
-        places = np.repeat(level.starts, widths) + _count_up(widths)
-        first_branches[depth, places] = np.repeat(starts[level.nodes], widths)
-        choices[depth, places] = np.repeat(_count_up(counts), widths)
-        above[places] = leaf_branches[places] = np.repeat(branches, widths)
-    places, leaves = np.empty(vocab_size, np.int64), np.empty(vocab_size, np.int64)
-    places[tokens], leaves[tokens] = np.arange(vocab_size), leaf_branches
-    nodes = np.concatenate(node_starts)
-    below = np.empty_like(parents)
-    below[parents[nodes[1:]]], below[leaves] = nodes[1:], ~np.arange(vocab_size)
-    node_stops = np.repeat(np.append(nodes[1:], len(parents)), np.diff(nodes, append=len(parents)))
-    tree = TokenTree(places, leaves, first_branches, choices, parents, below, node_stops, nodes, level_starts)
+        branches = np.repeat(np.arange(level.start, level.stop), widths[level])
+        places = starts[branches] + _count_up(widths[level])
+        first_branches[depth, places] = firsts[branches]
+        choices[depth, places] = branches - firsts[branches]
+    ends, below = np.flatnonzero(is_leaf), np.empty_like(parents)
+    last_tokens = tokens[starts[ends]]
+    below[above[1:]], below[ends] = node_starts[1:], ~last_tokens
+    tree = TokenTree(
+        places=np.argsort(tokens),
+        leaves=ends[np.argsort(last_tokens)],
+        first_branches=first_branches,
+        choices=choices,
+        parents=parents,
+        below=below,
+        node_stops=firsts + np.repeat(sizes, sizes),
+        node_starts=node_starts,
+        level_starts=np.array(bounds),
+    )
     for array in vars(tree).values():
         array.flags.writeable = False
     return tree

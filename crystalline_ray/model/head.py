@@ -38,7 +38,7 @@ from crystalline_ray.kernels.head import (
 from crystalline_ray.kernels.operands import Operands
 from crystalline_ray.kernels.runs import RunIndices
 from crystalline_ray.kernels.workspace import Array, Tokens, Workspace
-from crystalline_ray.lattice.outline import FAN_OUT
+from crystalline_ray.lattice.tree import FAN_OUT
 from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.model.views import ModelViews
 

@@ -48,7 +48,7 @@ class ModelShape:
     """What decides the number of parameters of a GPT-2 model and the shape of each.
 
     neighbour_mixing adds to each token's embedding a learned share of its neighbours' in the crystal (model/mixing.py).
-    head_tree is the outline of the lattice head's tree (`lattice.outline`), or "shells". Raises ConfigError for sizes
+    head_tree is the outline of the lattice head's tree (`lattice.tree`), or "shells". Raises ConfigError for sizes
     that are no model and for an outline that is not one of a tree over its tokens.
     """
 

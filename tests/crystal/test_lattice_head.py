@@ -13,8 +13,7 @@ from crystalline_ray.crystal.lattice_head import (
 )
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.blas import mkl_library
-from crystalline_ray.lattice.outline import Branch, write_outline
-from crystalline_ray.lattice.tree import token_tree
+from crystalline_ray.lattice.tree import Branch, token_tree, write_outline
 from tests.helpers.differences import numeric_gradient
 from tests.helpers.examples import examples
 from tests.helpers.slow_tree import (

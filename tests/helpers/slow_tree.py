@@ -12,9 +12,8 @@ import numpy as np
 
 from crystalline_ray.crystal.lattice_head import LatticeHeadBuffers, lattice_head_index_plan, lattice_head_plan
 from crystalline_ray.kernels.runs import RunIndices
-from crystalline_ray.lattice.outline import FAN_OUT, Branch
 from crystalline_ray.lattice.symmetry import group_members
-from crystalline_ray.lattice.tree import SHELLS, TokenTree, token_tree
+from crystalline_ray.lattice.tree import FAN_OUT, SHELLS, Branch, TokenTree, token_tree
 
 
 class Step(NamedTuple):

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crystalline_ray.lattice.outline import Branch, read_outline, write_outline
-from crystalline_ray.lattice.tree import TokenTree, token_tree
+from crystalline_ray.lattice.tree import Branch, TokenTree, read_outline, token_tree, write_outline
 from tests.helpers.examples import examples
 
 

@@ -5,9 +5,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from crystalline_ray.lattice.outline import FAN_OUT
 from crystalline_ray.lattice.symmetry import GROUPS, group_members, symmetry_groups
-from crystalline_ray.lattice.tree import TokenTree, token_tree
+from crystalline_ray.lattice.tree import FAN_OUT, TokenTree, token_tree
 from tests.helpers.examples import examples
 
 VOCABULARIES = st.integers(2, 4000)

@@ -16,17 +16,17 @@ Rows = list[list[int]]
 _INT64 = 1 << 63
 
 
-def integer_rows(basis: npt.ArrayLike, name: str = "basis") -> Rows:
+def integer_rows(basis: npt.ArrayLike) -> Rows:
     """Return the rows of `basis` (m, n) as Python integers.
 
-    ValueError unless it has 1 <= m <= n rows of integers. Whether they are independent, `gram_schmidt` shows.
+    ValueError unless it has 1 <= m <= n rows of integers. Whether they are independent, `GramSchmidt` shows.
     """
     array = exact_array(basis)
     if array.ndim != 2 or not 1 <= array.shape[0] <= array.shape[1]:
-        raise ValueError(f"a {name} is m rows of n integers, 1 <= m <= n, got an array of shape {array.shape}")
+        raise ValueError(f"a basis is m rows of n integers, 1 <= m <= n, got an array of shape {array.shape}")
     for entry in array.flat:
         if type(entry) is not int:
-            raise ValueError(f"the entries of a {name} must be integers, got {entry!r}")
+            raise ValueError(f"the entries of a basis must be integers, got {entry!r}")
     rows: Rows = array.tolist()
     return rows
 
@@ -37,18 +37,15 @@ def exact_array(values: npt.ArrayLike) -> Basis:
     NumPy on its own makes float64 of a list with integers on both sides of 2**63, and loses digits.
     """
     array = np.array(values, dtype=object)
-    for index, entry in enumerate(array.flat):
-        if isinstance(entry, np.generic):
-            array.flat[index] = entry.item()
+    array.flat[:] = [entry.item() if isinstance(entry, np.generic) else entry for entry in array.flat]
     return array
 
 
 def integer_array(rows: Rows | list[int]) -> Basis:
     """Return rows, or one row, of Python integers as an int64 array if they fit and as an object array otherwise."""
     array = np.array(rows, dtype=object)
-    if all(-_INT64 <= entry < _INT64 for entry in array.flat):
-        return array.astype(np.int64)
-    return array
+    fits = all(-_INT64 <= entry < _INT64 for entry in array.flat)
+    return array.astype(np.int64) if fits else array
 
 
 def inner(first: list[int], second: list[int]) -> int:
@@ -64,32 +61,29 @@ class GramSchmidt:
     Weger, "Solving exponential diophantine equations using lattice basis reduction algorithms", J. Number Theory 26
     (1987); Cohen, "A Course in Computational Algebraic Number Theory", section 2.6.3.
 
+    Raises ValueError if a row, but for the `target` that may follow the rows, depends on those before it.
+
     Attributes:
-        d: m + 1 integers; positive but for the last, which is 0 where the last row depends on the others.
-        lam: m rows; lam[i][j] for j < i.
+        d: m + 1 integers, and one for the target; positive, but that one is 0 if the target depends on the rows.
+        lam: m rows, and one for the target; lam[i][j] for j < i.
     """
 
-    def __init__(self, rows: Rows) -> None:
-        """Orthogonalise the rows; ValueError if one but the last depends on those before it."""
+    def __init__(self, rows: Rows, target: list[int] | None = None) -> None:
         self.d = [1]
         self.lam: Rows = []
-        for i, row in enumerate(rows):
-            if self.d[-1] == 0:
-                raise ValueError(f"row {i - 1} of the basis depends on the rows before it")
+        vectors = rows if target is None else [*rows, target]
+        for i, vector in enumerate(vectors):
             own: list[int] = []
             for j in range(i + 1):
-                u = inner(row, rows[j])
+                u = inner(vector, vectors[j])
                 earlier = self.lam[j] if j < i else own
                 for k in range(j):
                     u = (self.d[k + 1] * u - own[k] * earlier[k]) // self.d[k]
                 own.append(u)
             self.d.append(own.pop())
             self.lam.append(own)
-
-    def require_independent(self) -> None:
-        """Raise ValueError if the last row depends on those before it."""
-        if self.d[-1] == 0:
-            raise ValueError(f"row {len(self.lam) - 1} of the basis depends on the rows before it")
+            if self.d[-1] == 0 and i < len(rows):
+                raise ValueError(f"row {i} of the basis depends on the rows before it")
 
     def mu(self, i: int, j: int) -> Fraction:
         """Return mu_ij for j < i."""

@@ -11,7 +11,6 @@ sum, the largest and the smallest |e| and two parities decide between the halves
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,30 +26,20 @@ _BLOCK_VALUES = 1 << 16
 _Flags = npt.NDArray[np.bool_]
 
 
-class _Block(NamedTuple):
-    rounded: Floats  # (n, R), like all of these but out
-    sign: Floats  # 1 or -1: the side of the rounded value on which x lies
-    error: Floats  # |x - rounded|
-    odd: _Flags  # (R,), whether the rounded values of a vector have an odd sum
-    out: Floats  # (R, n)
-
-
 def nearest_z(x: Floats, out: Floats) -> None:
     """out = the nearest point of Z^n to each row of x; halves go to the even number. x, out (N, n); out may be x.
 
     Raises ValueError unless x and out have one shape and are both float32 or both float64, and unless the values of x
-    are finite and at most 2**20 in absolute value; in the latter case part of `out` may have been written.
+    are finite and at most min(2**20, 2**24 / n) in absolute value; then part of `out` may have been written.
     """
-    for rows in _row_blocks(x, out):
-        _check_values(x[rows], LARGEST_VALUE)
-        np.rint(x[rows], out=out[rows])
+    for rounded, _, _, _, points in _blocks(x, out):
+        np.copyto(points, rounded.T)
 
 
 def nearest_d(x: Floats, out: Floats) -> None:
-    """out = the nearest point of D_n to each row of x. x, out (N, n); out may be x.
+    """out = the nearest point of D_n to each row of x, otherwise as `nearest_z`.
 
-    Which of several points that are equally near, up to the rounding of x's dtype, depends on the vector alone. Raises
-    as `nearest_z`, and if a value is above 2**24 / n.
+    Which of several points that are equally near, up to the rounding of x's dtype, depends on the vector alone.
     """
     for rounded, sign, error, odd, points in _blocks(x, out):
         worst = np.maximum.reduce(error, axis=0)
@@ -61,10 +50,7 @@ def nearest_d(x: Floats, out: Floats) -> None:
 
 
 def nearest_e8(x: Floats, out: Floats) -> None:
-    """out = the nearest point of E8, which has volume 1, to each row of x. x, out (N, 8); out may be x.
-
-    Otherwise as `nearest_d`.
-    """
+    """out = the nearest point of E8, which has volume 1, to each row of x. x, out (N, 8); otherwise as `nearest_d`."""
     if x.shape[1:] != (8,):
         raise ValueError(f"vectors for E8 have 8 coordinates, got an array of shape {x.shape}")
     for rounded, sign, error, odd, points in _blocks(x, out):
@@ -83,42 +69,36 @@ def nearest_e8(x: Floats, out: Floats) -> None:
             np.add(rounded[column], step, out=points[:, column])
 
 
-def _blocks(x: Floats, out: Floats) -> Iterator[_Block]:
-    """Yield the first steps' results for blocks of vectors that fit the cache; the arrays are used again."""
-    largest = min(LARGEST_VALUE, _LARGEST_SUM / max(1, x.shape[-1]))
-    scratch: Floats | None = None
-    for rows in _row_blocks(x, out):
-        if scratch is None or scratch.shape[2] != rows.stop - rows.start:
-            scratch = np.empty((3, x.shape[1], rows.stop - rows.start), x.dtype)
-        rounded, offset, error = scratch
-        np.copyto(offset, x[rows].T)
-        _check_values(offset, largest)
-        np.rint(offset, out=rounded)
-        np.subtract(offset, rounded, out=offset)
-        np.abs(offset, out=error)
-        yield _Block(rounded, _signs(offset), error, _odd_sums(rounded), out[rows])
+def _blocks(x: Floats, out: Floats) -> Iterator[tuple[Floats, Floats, Floats, _Flags, Floats]]:
+    """Yield the first steps' results for blocks of R vectors that fit the cache, in arrays that are used again.
 
-
-def _row_blocks(x: Floats, out: Floats) -> Iterator[slice]:
+    They are the rounded values; 1 or -1, the side of them on which x lies; their distance from x, all (n, R); whether
+    the rounded values of a vector have an odd sum (R,); and the block of `out` (R, n).
+    """
     if x.ndim != 2 or x.shape[1] < 1 or x.shape != out.shape:
         raise ValueError(f"vectors to quantise and their points have one shape (N, n), got {x.shape} and {out.shape}")
     if x.dtype not in (np.float32, np.float64) or x.dtype != out.dtype:
         raise ValueError(f"vectors to quantise and their points are float32 or float64, got {x.dtype} and {out.dtype}")
-    size = max(1, _BLOCK_VALUES // x.shape[1])
-    return (slice(start, min(start + size, len(x))) for start in range(0, len(x), size))
+    scratch, size = np.empty((3, 0, 0), x.dtype), max(1, _BLOCK_VALUES // x.shape[1])
+    for start in range(0, len(x), size):
+        vectors = x[start : start + size].T
+        if scratch.shape[1:] != vectors.shape:
+            scratch = np.empty((3, *vectors.shape), x.dtype)
+        rounded, offset, error = scratch
+        np.copyto(offset, vectors)
+        _check_values(offset)
+        np.rint(offset, out=rounded)
+        np.subtract(offset, rounded, out=offset)
+        np.abs(offset, out=error)
+        half = np.add.reduce(rounded, axis=0)
+        np.multiply(half, 0.5, out=half)
+        yield rounded, _signs(offset), error, np.rint(half) != half, out[start : start + size]
 
 
-def _check_values(values: Floats, largest: float) -> None:
-    low, high = values.min(), values.max()
+def _check_values(planes: Floats) -> None:
+    largest, low, high = min(LARGEST_VALUE, _LARGEST_SUM / len(planes)), planes.min(), planes.max()
     if not (-largest <= low and high <= largest):
         raise ValueError(f"values to quantise must be in [-{largest:.0f}, {largest:.0f}], got {low} to {high}")
-
-
-def _odd_sums(rounded: Floats) -> _Flags:
-    half = np.add.reduce(rounded, axis=0)
-    np.multiply(half, 0.5, out=half)
-    odd: _Flags = np.rint(half) != half
-    return odd
 
 
 def _signs(values: Floats) -> Floats:

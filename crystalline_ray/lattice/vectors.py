@@ -59,7 +59,7 @@ def nearest_plane(basis: npt.ArrayLike, target: npt.ArrayLike) -> LatticeVector:
     """
     rows = integer_rows(basis)
     goal, denominator = _rational_target(target, len(rows[0]))
-    coefficients = _nearest_plane(GramSchmidt([*rows, goal]), denominator)
+    coefficients = _nearest_plane(GramSchmidt(rows, goal), denominator)
     return LatticeVector(integer_array(_combine(coefficients, rows)), integer_array(coefficients))
 
 
@@ -72,7 +72,7 @@ def closest_vector(basis: npt.ArrayLike, target: npt.ArrayLike) -> LatticeVector
     reduced = lll_floating(basis)
     rows: Rows = reduced.basis.tolist()
     goal, denominator = _rational_target(target, len(rows[0]))
-    first = _nearest_plane(GramSchmidt([*rows, goal]), denominator)
+    first = _nearest_plane(GramSchmidt(rows, goal), denominator)
     search = _Search(rows, goal, denominator, first)
     search.run(excluding_zero=False)
     return search.result(reduced.transform)
@@ -87,7 +87,7 @@ class _Search:
         # Far from the origin, float64 would not resolve the differences: the enumeration begins where `first` ends.
         self._origin = np.array([0] * len(rows) if not any(goal) else first, dtype=object)
         self._goal = np.array(goal, dtype=object) - denominator * (self._origin @ self._rows)
-        self._form = GramSchmidt([*rows, self._goal.tolist()])
+        self._form = GramSchmidt(rows, self._goal.tolist())
         self._best = np.array(first, dtype=object) - self._origin
         self._distance = self._distances(self._best[None])[0]
         self._step = self._smallest_difference()

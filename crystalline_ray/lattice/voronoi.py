@@ -4,9 +4,9 @@ Conway and Sloane, "A fast encoding method for lattice codes and quantizers", IE
 29 (1983): the code of a point is its coset of 16 L, written as its coordinates in a basis of L modulo 16. The decoder
 takes any point of the coset and subtracts the nearest point of 16 L, which leaves the one in the cell.
 
-`gauge` says when that is the point that was encoded. For the lattices here the cell of L is {x: gauge(x) <= 1}, where
-gauge(x), a norm, is the largest 2 <x, v> / <v, v> over the shortest vectors v of L. A vector with gauge(x) < 15 has a
-nearest point of gauge below 16, inside the larger cell, so its code decodes to that very point.
+For the lattices here the cell of L is {x: gauge(x) <= 1}, where gauge(x), a norm, is the largest 2 <x, v> / <v, v> over
+the shortest vectors v of L. A vector with gauge(x) < 15 has a nearest point of gauge below 16, inside the larger cell,
+so its code decodes to that very point.
 
 All arrays hold one row per coordinate, (n, R), C-contiguous: R vectors in n planes.
 """
@@ -68,24 +68,9 @@ def _gauge_z(x: Planes, out: Planes, scratch: Planes) -> None:
 
 
 def _gauge_d3(x: Planes, out: Planes, scratch: Planes) -> None:
-    """Shortest vectors: the permutations of (+-1, +-1, 0)."""
-    _two_largest(np.abs(x, out=scratch), out)
-
-
-def _gauge_e8(x: Planes, out: Planes, scratch: Planes) -> None:
-    """Shortest vectors: the permutations of (+-1, +-1, 0, ...), and +-1/2 everywhere with an even number of minuses."""
-    size = np.abs(x, out=scratch)
-    _two_largest(size, out)
-    odd = np.bitwise_xor.reduce(x.view(np.int32), axis=0) < 0
-    half = np.add.reduce(size, axis=0)
-    np.multiply(half, 0.5, out=half)
-    np.subtract(half, odd * np.minimum.reduce(size, axis=0), out=half)
-    np.maximum(out, half, out=out)
-
-
-def _two_largest(sizes: Planes, out: Planes) -> None:
-    """out = the sum of the two largest coordinates; none is negative."""
-    first, second, other = np.empty((3, sizes.shape[1]), np.float32)
+    """Shortest vectors: the permutations of (+-1, +-1, 0), so the gauge is the sum of the two largest |x_i|."""
+    first, second, other = np.empty((3, x.shape[1]), np.float32)
+    sizes = np.abs(x, out=scratch)
     np.copyto(first, sizes[0])
     second.fill(0)
     for plane in sizes[1:]:
@@ -93,6 +78,16 @@ def _two_largest(sizes: Planes, out: Planes) -> None:
         np.maximum(second, other, out=second)
         np.maximum(first, plane, out=first)
     np.add(first, second, out=out)
+
+
+def _gauge_e8(x: Planes, out: Planes, scratch: Planes) -> None:
+    """Shortest vectors: those of D8, and +-1/2 everywhere with an even number of minuses."""
+    _gauge_d3(x, out, scratch)
+    odd = np.bitwise_xor.reduce(x.view(np.int32), axis=0) < 0
+    half = np.add.reduce(scratch, axis=0)
+    np.multiply(half, 0.5, out=half)
+    np.subtract(half, odd * np.minimum.reduce(scratch, axis=0), out=half)
+    np.maximum(out, half, out=out)
 
 
 def _same(points: Planes) -> None:

@@ -19,12 +19,7 @@ from crystalline_ray import config_sources as sources
 from crystalline_ray.config_section import COMMON, Also, LaxPath, Section, conflict
 from crystalline_ray.data.config import DataConfig
 from crystalline_ray.errors import ConfigError
-from crystalline_ray.model.config import ModelConfig
 from crystalline_ray.spheres.config import (
-    ArithmeticConfig,
-    BatchConfig,
-    LossConfig,
-    OptimizerConfig,
     SphereConfig,
     TreeConfig,
 )

@@ -89,20 +89,13 @@ def leaf_work(work: Work) -> Callable[[], float]:
     It is what the only leaf of a tree does, as its spheres do it: one micro-batch forward and backward, then as the
     owner of all segments the norm, clipping and AdamW. Which BLAS computes is for the caller to set.
     """
-    shape, config = work.shape, Config(batch_size=work.batch_size)
+    shape = work.shape
+    config = Config(batch_size=work.batch_size, dropout=work.dropout, precision=work.precision, seed=1)
     layout = ParameterLayout(shape)
     parts = MemoryLayout(training_parts(layout.size, MOMENTS[config.optimizer], regions=1))
     memory = Memory(parts, lambda part: aligned_zeros(part.num_bytes).data)
     memory.weights(0)[:] = initialise(layout, seed=1)
-    leaf = LeafSphere(
-        memory,
-        shape,
-        batch_size=work.batch_size,
-        dropout=work.dropout,
-        seed=1,
-        bfloat16=work.precision == "bfloat16",
-        sum_unit=1,
-    )
+    leaf = LeafSphere(memory, shape, config)
     segments = SegmentOwner(tuple(range(SYMMETRY_GROUPS)), layout, config, memory)
     batch = BatchMessage(0, *zipf_batch(work), work.tokens)
     version = 0

@@ -112,7 +112,7 @@ class LatticeCodec(Codec):
         self._gauges = np.empty(SPAN // code.dimension, np.float32)
         self._words = np.empty(SPAN, np.int32)
         self._digits = np.empty(SPAN, np.uint8)
-        self._last = np.empty(BLOCK, np.float32)
+        self._filled = np.empty(SPAN, np.float32)
 
     def num_bytes(self, count: int) -> int:
         """See `Codec`."""
@@ -121,25 +121,21 @@ class LatticeCodec(Codec):
     def encode(self, values: Floats, codes: Codes) -> None:
         """See `Codec`."""
         blocks = codes.reshape(-1, _BLOCK_BYTES)
-        whole, rest = divmod(len(values), BLOCK)
+        if values.size % BLOCK:
+            filled = self._filled[: len(blocks) * BLOCK]
+            filled[: values.size], filled[values.size :] = values, 0
+            values = filled
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is marked as such
-            if whole:
-                self._encode(values[: whole * BLOCK], blocks[:whole])
-            if rest:
-                self._last[:rest] = values[whole * BLOCK :]
-                self._last[rest:] = 0
-                self._encode(self._last, blocks[whole:])
+            self._encode(values, blocks)
 
     def decode(self, codes: Codes, values: Floats) -> None:
         """See `Codec`."""
         blocks = codes.reshape(-1, _BLOCK_BYTES)
-        whole, rest = divmod(len(values), BLOCK)
+        whole = self._filled[: len(blocks) * BLOCK] if values.size % BLOCK else values
         with np.errstate(invalid="ignore"):
-            if whole:
-                self._decode(blocks[:whole], values[: whole * BLOCK])
-            if rest:
-                self._decode(blocks[whole:], self._last)
-                values[whole * BLOCK :] = self._last[:rest]
+            self._decode(blocks, whole)
+        if whole is not values:
+            values[:] = whole[: values.size]
 
     def _encode(self, values: Floats, codes: Codes) -> None:
         count, dimension = len(codes), self._code.dimension

@@ -17,7 +17,7 @@ from crystalline_ray.spheres.link import Link
 from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.messages import (
     BatchMessage,
-    EvaluationOrder,
+    EvaluationRequest,
     EvaluationResult,
     EvaluationUnit,
     GradientMessage,
@@ -150,7 +150,7 @@ class ControlSphere(_Control):
         self.batches += sum(len(unit.micro_batches) for unit in units)
         return GroupsReady(order.step, jobs.totals(), self._coder.encode(order.micro_batches, order.version))
 
-    def evaluate(self, order: EvaluationOrder) -> EvaluationResult:
+    def evaluate(self, order: EvaluationRequest) -> EvaluationResult:
         """Return the losses of a range of validation micro-batches.
 
         Raises:

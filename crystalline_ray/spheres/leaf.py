@@ -8,6 +8,7 @@ from crystalline_ray.lattice.similarity import crystalline_score
 from crystalline_ray.model.head import SmoothedBy
 from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.model.transformer import Transformer
+from crystalline_ray.spheres.config import SphereConfig
 from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.messages import EvaluationResult, EvaluationUnit, GradientMessage, Total, UnitMessage
 
@@ -18,32 +19,26 @@ class LeafSphere:
     Args:
         memory: shared memory of its node.
         shape: the model.
-        batch_size: sequences in every micro-batch.
-        dropout: probability of dropping an activation while training.
-        seed: of the run; keys the dropout together with the micro-batch's number.
-        bfloat16: whether matrix products read operands rounded to bfloat16.
-        sum_unit: the most micro-batches in a unit; above 1 a private gradient is kept to add from.
+        config: the sections that spheres read. A private gradient is kept to add from if units have several
+            micro-batches; dropout is keyed by the seed together with the micro-batch's number.
         smoothed_by: tokens that share the probability of a target, if any do.
     """
 
     def __init__(
-        self,
-        memory: Memory,
-        shape: ModelShape,
-        *,
-        batch_size: int,
-        dropout: float,
-        seed: int,
-        bfloat16: bool,
-        sum_unit: int,
-        smoothed_by: SmoothedBy | None = None,
+        self, memory: Memory, shape: ModelShape, config: SphereConfig, smoothed_by: SmoothedBy | None = None
     ) -> None:
         self.batches = 0
         self._memory = memory
-        self._seed = seed
-        self._transformer = Transformer(shape, batch_size, dropout=dropout, bfloat16=bfloat16, smoothed_by=smoothed_by)
-        self._likeliest = np.empty((batch_size, shape.seq_len), np.intp)
-        self._scratch = np.empty(memory.region(0).size if sum_unit > 1 else 0, np.float32)
+        self._seed = config.seed
+        self._transformer = Transformer(
+            shape,
+            config.batch_size,
+            dropout=config.dropout,
+            bfloat16=config.precision == "bfloat16",
+            smoothed_by=smoothed_by,
+        )
+        self._likeliest = np.empty((config.batch_size, shape.seq_len), np.intp)
+        self._scratch = np.empty(memory.region(0).size if config.sum_unit > 1 else 0, np.float32)
 
     def compute(self, unit: UnitMessage) -> GradientMessage:
         """Write the sum of the unit's gradients, in order, to the unit's region."""

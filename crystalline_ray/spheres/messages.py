@@ -161,7 +161,7 @@ class GradientMessage:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRequest(Order):
-    """Driver to root: the losses of validation micro-batches [start, stop)."""
+    """Driver to root, root to level 1: the losses of validation micro-batches [start, stop)."""
 
     stop: int
     start: int = 0
@@ -170,14 +170,6 @@ class EvaluationRequest(Order):
     def batches(self) -> int:
         """Number of these micro-batches."""
         return self.stop - self.start
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationOrder(Order):
-    """Root to level 1: the loss of validation micro-batches [start, stop)."""
-
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True, slots=True)

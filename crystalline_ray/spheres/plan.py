@@ -6,8 +6,9 @@ controls only where the next level needs them, so that the tree has as many leav
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 from typing import Literal, NamedTuple
 
 from crystalline_ray.errors import ConfigError
@@ -21,6 +22,8 @@ DEDICATED_FROM = 64
 
 Role = Literal["root", "control", "leaf"]
 Coordinators = Literal["dedicated", "shared"]
+Place = tuple[int, int | None]
+"""A node, and one of its cores or None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +75,20 @@ class SpherePlan:
         """Number of spheres by role."""
         return {"root": 1, "controls": len(self.controls), "leaves": len(self.leaves)}
 
+    def subtree(self, sphere: SphereSpec) -> Iterator[SphereSpec]:
+        """The sphere and all below it, each before its children."""
+        yield sphere
+        for child in self.children(sphere.id):
+            yield from self.subtree(child)
+
+    def leaves_below(self, sphere: SphereSpec) -> list[SphereSpec]:
+        """The leaves that work under a sphere, itself included if it is one, subtree by subtree."""
+        return [below for below in self.subtree(sphere) if below.role == "leaf"]
+
     @cached_property
-    def _children(self) -> dict[int, tuple[SphereSpec, ...]]:
-        children: dict[int, list[SphereSpec]] = {}
-        for sphere in self.spheres[1:]:
-            if sphere.parent is not None:
-                children.setdefault(sphere.parent, []).append(sphere)
-        return {parent: tuple(spheres) for parent, spheres in children.items()}
+    def _children(self) -> dict[int | None, tuple[SphereSpec, ...]]:
+        by_parent = groupby(self.spheres, key=lambda sphere: sphere.parent)
+        return {parent: tuple(spheres) for parent, spheres in by_parent}
 
 
 class Occupancy(NamedTuple):
@@ -130,67 +140,19 @@ def plan_spheres(
     if len(places) == 1 and coordinators == "dedicated":
         coordinators = "shared"
         notes = ("one core: root and leaf share it",)
-    tree = _dedicated_tree(len(places), fan_out) if coordinators == "dedicated" else _shared_tree(len(places), fan_out)
-    if coordinators == "dedicated":
-        where = dict(zip(tree.depth_first(), places, strict=True))
-        leaves = tree.roles.count("leaf")
-        if leaves < fan_out < len(places) - 1:
-            notes = (
-                f"{len(places)} cores: dedicated coordinators leave {leaves} for leaves, "
-                f"coordinators = shared has {len(places)} leaves",
-            )
-    else:
-        where = _share(tree, places)
-    return SpherePlan(
-        tuple(
-            SphereSpec(i, tree.levels[i], tree.roles[i], tree.parents[i], tree.groups[i], *where[i])
-            for i in range(len(tree.roles))
-        ),
-        coordinators,
-        notes,
-    )
+    grow = _dedicated_tree if coordinators == "dedicated" else _shared_tree
+    tree = SpherePlan(tuple(grow(len(places), fan_out)), coordinators)
+    where = _dedicate(tree, places) if coordinators == "dedicated" else _share(tree, places)
+    if coordinators == "dedicated" and len(tree.leaves) < fan_out < len(places) - 1:
+        notes = (
+            f"{len(places)} cores: dedicated coordinators leave {len(tree.leaves)} for leaves, "
+            f"coordinators = shared has {len(places)} leaves",
+        )
+    placed = (replace(sphere, node=where[sphere.id][0], core=where[sphere.id][1]) for sphere in tree.spheres)
+    return SpherePlan(tuple(placed), coordinators, notes)
 
 
-class _Tree:
-    """The bare tree, grown breadth first."""
-
-    def __init__(self) -> None:
-        self.levels, self.parents, self.roles = [0], list[int | None]([None]), list[Role](["root"])
-        self.groups = [tuple(range(SYMMETRY_GROUPS))]
-        self.children: list[list[int]] = [[]]
-
-    def grow(self, parents: Sequence[int], controls: int, leaves: int) -> list[int]:
-        """Hang `controls` and `leaves` under `parents`, each kind balanced within one; returns the controls' ids."""
-        grown = []
-        spheres = _balanced(controls + leaves, len(parents))
-        of_which_controls = _balanced(controls, len(parents))
-        for parent, count, control_count in zip(parents, spheres, of_which_controls, strict=True):
-            for position in range(count):
-                child = len(self.roles)
-                self.levels.append(self.levels[parent] + 1)
-                self.parents.append(parent)
-                self.roles.append("control" if position < control_count else "leaf")
-                own = slice(position * SYMMETRY_GROUPS // count, (position + 1) * SYMMETRY_GROUPS // count)
-                self.groups.append(self.groups[parent][own] if parent == 0 else self.groups[parent])
-                self.children.append([])
-                self.children[parent].append(child)
-                if position < control_count:
-                    grown.append(child)
-        return grown
-
-    def depth_first(self, start: int = 0) -> Iterator[int]:
-        """Ids of the subtree under `start`, each before its children."""
-        yield start
-        for child in self.children[start]:
-            yield from self.depth_first(child)
-
-
-def _balanced(total: int, parts: int) -> list[int]:
-    """`total` in `parts` whole numbers that differ by one at most, the larger ones first."""
-    return [total // parts + (part < total % parts) for part in range(parts)]
-
-
-def _dedicated_tree(spheres: int, fan_out: int) -> _Tree:
+def _dedicated_tree(spheres: int, fan_out: int) -> list[SphereSpec]:
     """The tree of exactly `spheres` >= 2 spheres with the most leaves."""
     if spheres <= 1 + fan_out:
         return _grown(spheres - 1, 0, 0, fan_out)
@@ -199,7 +161,7 @@ def _dedicated_tree(spheres: int, fan_out: int) -> _Tree:
     return _grown(fan_out, level2, below - level2, fan_out)
 
 
-def _shared_tree(cores: int, fan_out: int) -> _Tree:
+def _shared_tree(cores: int, fan_out: int) -> list[SphereSpec]:
     """The smallest tree with a leaf for every core, or with as many as three levels hold."""
     leaves = min(cores, fan_out**3)
     if leaves <= fan_out:
@@ -210,28 +172,46 @@ def _shared_tree(cores: int, fan_out: int) -> _Tree:
     return _grown(fan_out, level2, leaves - level2 + controls, fan_out)
 
 
-def _grown(level1: int, level2: int, level3: int, fan_out: int) -> _Tree:
-    """The tree with so many spheres on each level, and only as many controls as the level below needs."""
-    tree = _Tree()
-    if not level2:
-        tree.grow([0], 0, level1)
-        return tree
-    parents = tree.grow([0], level1, 0)
-    level2_controls = -(-level3 // fan_out)
-    parents = tree.grow(parents, level2_controls, level2 - level2_controls)
-    if level3:
-        tree.grow(parents, 0, level3)
-    return tree
+def _grown(level1: int, level2: int, level3: int, fan_out: int) -> list[SphereSpec]:
+    """The tree with so many spheres on each level, and only as many controls as the level below needs, not placed."""
+    spheres = [SphereSpec(0, 0, "root", None, tuple(range(SYMMETRY_GROUPS)), 0, None)]
+    parents = spheres[:1]
+    for count, controls in ((level1, level1 if level2 else 0), (level2, -(-level3 // fan_out)), (level3, 0)):
+        parents = _hang(spheres, parents, count, controls)
+    return spheres
 
 
-def _share(tree: _Tree, places: Sequence[tuple[int, int | None]]) -> dict[int, tuple[int, int | None]]:
+def _hang(spheres: list[SphereSpec], parents: list[SphereSpec], count: int, controls: int) -> list[SphereSpec]:
+    """Hang so many spheres, some of them controls, under the parents, balanced within one; return the controls."""
+    start = len(spheres)
+    shares = zip(parents, _balanced(count, len(parents)), _balanced(controls, len(parents)), strict=True)
+    for parent, children, own_controls in shares:
+        for position in range(children):
+            own = slice(position * SYMMETRY_GROUPS // children, (position + 1) * SYMMETRY_GROUPS // children)
+            groups = parent.groups[own] if parent.level == 0 else parent.groups
+            role: Role = "control" if position < own_controls else "leaf"
+            spheres.append(SphereSpec(len(spheres), parent.level + 1, role, parent.id, groups, 0, None))
+    return [sphere for sphere in spheres[start:] if sphere.role == "control"]
+
+
+def _balanced(total: int, parts: int) -> list[int]:
+    """`total` in `parts` whole numbers that differ by one at most, the larger ones first."""
+    return [total // parts + (part < total % parts) for part in range(parts)]
+
+
+def _dedicate(tree: SpherePlan, places: Sequence[Place]) -> dict[int, Place]:
+    """Give each sphere a core, subtree by subtree."""
+    return {sphere.id: place for sphere, place in zip(tree.subtree(tree.root), places, strict=True)}
+
+
+def _share(tree: SpherePlan, places: Sequence[Place]) -> dict[int, Place]:
     """Give each leaf a core; cores beyond the leaves go to coordinators, the other ones ride on their leaves' cores."""
-    leaves = [sphere for sphere in tree.depth_first() if tree.roles[sphere] == "leaf"]
-    where = dict(zip(leaves, places, strict=False))
+    leaves = tree.leaves_below(tree.root)
+    where = {leaf.id: place for leaf, place in zip(leaves, places, strict=False)}
     spare = iter(places[len(leaves) :])
-    for sphere, role in enumerate(tree.roles):
-        if role != "leaf":
-            own = [leaf for leaf in tree.depth_first(sphere) if tree.roles[leaf] == "leaf"]
+    for sphere in tree.spheres:
+        if sphere.role != "leaf":
+            own = tree.leaves_below(sphere)
             # A different leaf on each level, so that a control does not ride with its parent.
-            where[sphere] = next(spare, where[own[tree.levels[sphere] % len(own)]])
+            where[sphere.id] = next(spare, where[own[sphere.level % len(own)].id])
     return where

@@ -11,7 +11,6 @@ from crystalline_ray.spheres.link import Link
 from crystalline_ray.spheres.messages import (
     Commit,
     Committed,
-    EvaluationOrder,
     EvaluationRequest,
     EvaluationResult,
     GroupsReady,
@@ -23,7 +22,7 @@ from crystalline_ray.spheres.messages import (
 )
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 from crystalline_ray.spheres.run_spec import RunSpec
-from crystalline_ray.spheres.share import leaves_below, share_work
+from crystalline_ray.spheres.share import share_work
 
 
 class RootSphere:
@@ -99,13 +98,12 @@ class RootSphere:
     def _share(self, micro_batches: int) -> dict[int, tuple[Helper, ...]]:
         return share_work(self._run.plan, micro_batches, self._run.config.sum_unit)
 
-    def _evaluation_orders(self, request: EvaluationRequest) -> dict[int, EvaluationOrder]:
+    def _evaluation_orders(self, request: EvaluationRequest) -> dict[int, EvaluationRequest]:
         """Cut the validation micro-batches in proportion to the leaves below each level-1 sphere."""
-        plan = self._run.plan
-        leaves = [leaves_below(plan, sphere) for sphere in plan.level1]
+        leaves = [len(self._run.plan.leaves_below(sphere)) for sphere in self._run.plan.level1]
         shares = [passed * request.batches // sum(leaves) for passed in accumulate(leaves, initial=0)]
         return {
-            sphere: EvaluationOrder(request.step, request.version, request.start + start, request.start + stop)
+            sphere: EvaluationRequest(request.step, request.version, request.start + stop, request.start + start)
             for sphere, (start, stop) in zip(self._level1, pairwise(shares), strict=True)
             if stop > start
         }

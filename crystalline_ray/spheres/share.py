@@ -26,7 +26,7 @@ def share_work(plan: SpherePlan, micro_batches: int, sum_unit: int) -> dict[int,
         [worker.id, count] for sphere in plan.level1 for worker, count in _spare(plan, sphere, rounds, units[sphere.id])
     ]
     for sphere in plan.level1:
-        missing = units[sphere.id] - rounds * leaves_below(plan, sphere)
+        missing = units[sphere.id] - rounds * len(plan.leaves_below(sphere))
         while missing > 0:
             offer = offers[-1]
             taken = min(missing, offer[1])
@@ -42,21 +42,14 @@ def _workers(plan: SpherePlan, sphere: SphereSpec) -> Sequence[SphereSpec]:
     return (sphere,) if sphere.role == "leaf" else plan.children(sphere.id)
 
 
-def leaves_below(plan: SpherePlan, sphere: SphereSpec) -> int:
-    """Return how many leaves work under a sphere, itself included if it is one."""
-    if sphere.role == "leaf":
-        return 1
-    return sum(leaves_below(plan, child) for child in plan.children(sphere.id))
-
-
 def _spare(plan: SpherePlan, sphere: SphereSpec, rounds: int, units: int) -> list[tuple[SphereSpec, int]]:
     """Return how many units each worker of a sphere can take beyond the sphere's own, spread evenly."""
-    spare = rounds * leaves_below(plan, sphere) - units
+    spare = rounds * len(plan.leaves_below(sphere)) - units
     workers = _workers(plan, sphere)
     offers = []
     for position, worker in enumerate(workers):
         share = -(-spare // (len(workers) - position)) if spare > 0 else 0
-        share = min(share, rounds * leaves_below(plan, worker))
+        share = min(share, rounds * len(plan.leaves_below(worker)))
         if share > 0:
             offers.append((worker, share))
             spare -= share

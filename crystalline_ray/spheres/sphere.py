@@ -38,8 +38,11 @@ class Sphere:
         if spec.level == 1:
             self._level1(run, memory, link)
         if spec.role == "leaf" or spec.level > 1:
-            worker = _leaf(run, memory) if spec.role == "leaf" else DeepControlSphere(spec, run, memory, link)
-            self._counted = worker
+            worker = self._counted = (
+                LeafSphere(memory, run.shape, run.config, smoothed_by(run, memory))
+                if spec.role == "leaf"
+                else DeepControlSphere(spec, run, memory, link)
+            )
             self._handlers |= {messages.UnitMessage: worker.compute, messages.EvaluationUnit: worker.evaluate}
 
     @property
@@ -58,7 +61,7 @@ class Sphere:
         self._handlers |= {
             messages.StepOrder: control.run_step,
             messages.Commit: owner.commit,
-            messages.EvaluationOrder: control.evaluate,
+            messages.EvaluationRequest: control.evaluate,
         }
 
 
@@ -75,16 +78,3 @@ def batch_sources(run: RunSpec, spec: SphereSpec, memory: Memory) -> tuple[Fill,
         return training.fill(number * config.batch_size, inputs, targets)
 
     return fill_training, validation.fill
-
-
-def _leaf(run: RunSpec, memory: Memory) -> LeafSphere:
-    return LeafSphere(
-        memory,
-        run.shape,
-        batch_size=run.config.batch_size,
-        dropout=run.config.dropout,
-        seed=run.config.seed,
-        bfloat16=run.config.precision == "bfloat16",
-        sum_unit=run.config.sum_unit,
-        smoothed_by=smoothed_by(run, memory),
-    )

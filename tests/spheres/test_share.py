@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from crystalline_ray.spheres.canonical_sum import group_units
 from crystalline_ray.spheres.plan import Coordinators, SpherePlan, plan_spheres
-from crystalline_ray.spheres.share import leaves_below, share_work
+from crystalline_ray.spheres.share import share_work
 from tests.helpers.examples import examples
 
 
@@ -33,13 +33,13 @@ def test_every_unit_finds_a_leaf_within_the_fewest_rounds(
     lent: dict[int, int] = {}
     for sphere in plan.level1:
         borrowed = [helper for helper in helpers[sphere.id] if helper.quota is not None]
-        capacity = rounds * leaves_below(plan, sphere) + sum(helper.quota or 0 for helper in borrowed)
+        capacity = rounds * len(plan.leaves_below(sphere)) + sum(helper.quota or 0 for helper in borrowed)
         assert capacity >= units[sphere.id]
         for helper in borrowed:
             lent[helper.sphere] = lent.get(helper.sphere, 0) + (helper.quota or 0)
             assert plan.spheres[helper.sphere].role != "root"
     for lender, count in lent.items():
-        assert count <= rounds * leaves_below(plan, plan.spheres[lender])
+        assert count <= rounds * len(plan.leaves_below(plan.spheres[lender]))
 
 
 @examples(40)

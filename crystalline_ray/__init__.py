@@ -1,3 +1,38 @@
-"""A distributed trainer for GPT-style language models on CPUs, hosted by a tree of Ray actors."""
+"""A distributed trainer for GPT-style language models on CPUs, hosted by a tree of Ray actors.
+
+The names below are the public interface. They load on first use: importing the package loads neither NumPy nor Ray.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crystalline_ray.api import Run, load_model, train
+    from crystalline_ray.config import Config, load_config
+    from crystalline_ray.generation.model import Model
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Config": "crystalline_ray.config",
+    "Model": "crystalline_ray.generation.model",
+    "Run": "crystalline_ray.api",
+    "load_config": "crystalline_ray.config",
+    "load_model": "crystalline_ray.api",
+    "train": "crystalline_ray.api",
+}
+
+__all__ = ["Config", "Model", "Run", "__version__", "load_config", "load_model", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from the module that defines it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

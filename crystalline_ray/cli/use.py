@@ -101,13 +101,14 @@ def evaluate_command(run: str, text: tuple[Path, ...], folder: str | None, as_js
     RUN is a name, a folder, or one checkpoint. TEXT is a file, a folder, or - for standard input; without it, what was
     held out of the training text is measured.
     """
-    from crystalline_ray.generation.evaluation import evaluate
+    from crystalline_ray.generation.evaluation import evaluate, read_texts
     from crystalline_ray.training.console import Console
 
     model = load(run, folder)
     # standard output is for the result alone
     with Console(json_output=True) as console, _files(text) as paths:
-        found = evaluate(model, paths, console.progress)
+        corpus = read_texts(model, paths, console.progress) if paths else None
+        found = evaluate(model, corpus, console.progress)
     values = {
         "run": model.run.name,
         "step": model.state.step,

@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from crystalline_ray.config import load_config
 from crystalline_ray.data.batches import ValidationBatches
-from crystalline_ray.data.corpus import read_corpus
+from crystalline_ray.data.corpus import Corpus, read_corpus
 from crystalline_ray.data.dataset import prepare
 from crystalline_ray.data.encoding import tokenise
 from crystalline_ray.engine.process import check_single_thread
@@ -51,17 +51,16 @@ class Evaluation:
         return None if self.num_bytes is None else self.nats_per_token / math.log(2) * self.tokens / self.num_bytes
 
 
-def evaluate(model: TrainedModel, text: Sequence[Path] = (), progress: Progress = silent) -> Evaluation:
-    """Measure `model` on the texts behind the paths, without any on the validation part of its own training text.
+def evaluate(model: TrainedModel, corpus: Corpus | None = None, progress: Progress = silent) -> Evaluation:
+    """Measure `model` on a corpus, without one on the validation part of its own training text.
 
-    Raises DataError if a text cannot be used, or if the training text is not the one the model was trained on.
+    Raises DataError if there is nothing to predict, or if the training text is not the one the model was trained on.
     """
     config = load_config(model.run / CONFIG)
-    if text:
-        corpus = read_corpus(config.model_copy(update={"text": tuple(text)}), progress)
+    if corpus is not None:
         tokens, num_bytes = tokenise(corpus.documents, model.tokenizer, progress=progress)
         if len(tokens) < 2:
-            raise DataError(f"{', '.join(map(str, text))}: too short: {len(tokens)} tokens leave nothing to predict")
+            raise DataError(f"the text is too short: {len(tokens)} tokens leave nothing to predict")
     else:
         given = model.tokenizer if config.init_from else None
         dataset = prepare(config, seq_len=config.seq_len, seed=config.seed, tokenizer=given, progress=progress)
@@ -74,6 +73,11 @@ def evaluate(model: TrainedModel, text: Sequence[Path] = (), progress: Progress 
     batches = ValidationBatches(tokens, model.shape.seq_len, config.batch_size)
     with threadpool_limits(limits=1, user_api="blas"), flush_to_zero():
         return _measure(model, batches, config.batch_size, num_bytes, progress)
+
+
+def read_texts(model: TrainedModel, paths: Sequence[Path], progress: Progress = silent) -> Corpus:
+    """Read files and folders as the run of `model` read its own text. Raises DataError if one cannot be used."""
+    return read_corpus(load_config(model.run / CONFIG).model_copy(update={"text": tuple(paths)}), progress)
 
 
 def _measure(

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from crystalline_ray.data.tokenizer import Tokenizer, parse_tokenizer
 from crystalline_ray.errors import CheckpointError
-from crystalline_ray.model.layout import ModelShape
+from crystalline_ray.model.layout import ModelShape, ParameterLayout
 from crystalline_ray.training.run_folder import load_checkpoint
 from crystalline_ray.training.state import TrainingState
 
@@ -25,10 +25,15 @@ class TrainedModel:
 
     run: Path
     state: TrainingState
-    shape: ModelShape
+    layout: ParameterLayout
     weights: NDArray[np.float32]
     tokenizer: Tokenizer
     skipped: tuple[str, ...]
+
+    @property
+    def shape(self) -> ModelShape:
+        """The shape of the model."""
+        return self.layout.shape
 
 
 def load_model(path: Path) -> TrainedModel:
@@ -44,4 +49,4 @@ def load_model(path: Path) -> TrainedModel:
             f"{loaded.path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {shape.vocab_size}"
         )
     run = loaded.path.resolve().parent.parent if loaded.path == path else path
-    return TrainedModel(run, loaded.state, shape, loaded.weights, tokenizer, loaded.skipped)
+    return TrainedModel(run, loaded.state, loaded.layout, loaded.weights, tokenizer, loaded.skipped)

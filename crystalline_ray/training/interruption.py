@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import termios
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -36,6 +37,9 @@ class Interruption:
         """
         if self._ended:
             raise self._ended
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals go to the main thread, which is another program's here
+            return
         before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         outer, self._patient = self._patient, patiently
         try:

@@ -1,0 +1,105 @@
+"""The face: train a model from Python, and load one that is there."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from crystalline_ray.config import Config, resume_config
+from crystalline_ray.data.corpus import Corpus, text_corpus, token_corpus
+from crystalline_ray.data.integers import Row
+from crystalline_ray.errors import ConfigError
+from crystalline_ray.generation.load import load_model as load_trained
+from crystalline_ray.generation.model import Model
+from crystalline_ray.progress import silent
+from crystalline_ray.training import run as training
+from crystalline_ray.training.console import Console
+from crystalline_ray.training.events import Subscriber
+from crystalline_ray.training.report import RunReport
+from crystalline_ray.training.run_folder import CONFIG, find_model, find_run
+
+_NOTEBOOK_LINES = 20
+
+
+@dataclass(frozen=True)
+class Run:
+    """What training has left: its report, and its folder with checkpoints, metrics and configuration."""
+
+    report: RunReport
+    folder: Path
+
+    @cached_property
+    def model(self) -> Model:
+        """The model of the newest checkpoint."""
+        return load_model(self.folder)
+
+
+def train(
+    config: Config | None = None,
+    *,
+    texts: Iterable[str] | None = None,
+    tokens: Row | str | Path | None = None,
+    resume: str | Path | None = None,
+    progress: bool = True,
+    subscribers: Sequence[Subscriber] = (),
+) -> Run:
+    """Train a model; return its report and the model.
+
+    Without `texts` and `tokens`, it learns from the files that `config.text` names. Ctrl-C saves a checkpoint and
+    returns; the report then says `stopped`.
+
+    Args:
+        config: what to train; `Config()` by default. `engine="local"` keeps everything in this process.
+        texts: documents to learn from, in memory.
+        tokens: integers to learn from: an array (n,) or (documents, n), a sequence of arrays, or files of them.
+        resume: name or folder of a run to go on with, instead of `config`; what it learned from is given again.
+        progress: show on standard output how far it is.
+        subscribers: called with every event of the run (`crystalline_ray.training.events`).
+
+    Raises:
+        InputError: something is wrong with the configuration, the text or the machine; nothing was trained.
+        CrystallineError: the run failed; what was trained up to then is saved.
+    """
+    folder = None
+    if resume is not None:
+        if config is not None:
+            raise ConfigError("resume and config exclude each other: a resumed run keeps its configuration")
+        folder = find_run(str(resume), Config().runs_dir)
+        config = resume_config(folder / CONFIG)
+    config, corpus = _learned_from(config or Config(), texts, tokens)
+    console = Console(most_lines=_NOTEBOOK_LINES) if "ipykernel" in sys.modules else Console()
+    with console:
+        report = training.train(
+            config,
+            subscribers=[console, *subscribers] if progress else subscribers,
+            progress=console.progress if progress else silent,
+            resume=folder,
+            corpus=corpus,
+        )
+    return Run(report, folder or config.runs_dir / report.run)
+
+
+def load_model(run: str | Path) -> Model:
+    """Load the model of a run, given by its folder or its name in `runs`, or of one of its checkpoints.
+
+    Raises InputError if there is no such run, CheckpointError if no checkpoint is intact.
+    """
+    return Model(load_trained(find_model(str(run), Config().runs_dir)))
+
+
+def _learned_from(
+    config: Config, texts: Iterable[str] | None, tokens: Row | str | Path | None
+) -> tuple[Config, Corpus | None]:
+    """Return the configuration and the corpus for what is given in memory, None where files are named."""
+    if tokens is None:
+        return config, None if texts is None else text_corpus(texts)
+    if texts is not None:
+        raise ConfigError("texts and tokens exclude each other: give one of them")
+    given = {name: getattr(config, name) for name in config.model_fields_set}
+    if given.get("tokenizer", "none") != "none":
+        raise ConfigError(f"tokens are integers already: they need tokenizer = 'none', not {config.tokenizer!r}")
+    row: Row = [tokens] if isinstance(tokens, str | Path) else tokens
+    if files := [Path(file) for file in row if isinstance(file, str | Path)]:
+        return Config(**given | {"tokenizer": "none", "text": tuple(files)}), None
+    return Config(**given | {"tokenizer": "none"}), token_corpus(row, config.end_token)

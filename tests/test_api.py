@@ -5,6 +5,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,14 @@ from crystalline_ray.training.events import Event, Saved, Stepped
 from tests.conftest import WORDS
 
 TEXTS = [" ".join(WORDS[(line * 7 + word) % len(WORDS)] for word in range(9)) for line in range(120)]
-SMALL = {"tokenizer": "char", "seq_len": 16, "embed_dim": 16, "num_layers": 1, "num_heads": 2, "batch_size": 2}
+SMALL: dict[str, Any] = {
+    "tokenizer": "char",
+    "seq_len": 16,
+    "embed_dim": 16,
+    "num_layers": 1,
+    "num_heads": 2,
+    "batch_size": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, cache_folder: Path) -> Model
     return train(config, texts=TEXTS, progress=False).model
 
 
-def small_config(folder: Path, cache: Path, **fields: object) -> Config:
+def small_config(folder: Path, cache: Path, **fields: Any) -> Config:
     return load_config(**SMALL | {"engine": "local", "runs_dir": folder / "runs", "cache_dir": cache} | fields)
 
 
@@ -70,7 +78,7 @@ def test_without_progress_nothing_is_shown_and_subscribers_hear_all(
 
 
 def test_a_run_on_strings_goes_on_with_the_bits_of_one_that_never_stopped(tmp_path: Path, cache_folder: Path) -> None:
-    constant = {"schedule": "constant", "warmup_steps": 1}
+    constant: dict[str, Any] = {"schedule": "constant", "warmup_steps": 1}
     whole = train(small_config(tmp_path, cache_folder, steps=4, **constant), texts=TEXTS, progress=False)
     config = small_config(tmp_path, cache_folder, steps=4, name="part", **constant)
 

@@ -12,7 +12,7 @@ from crystalline_ray.kernels import gemm
 from crystalline_ray.spheres import segment_owner
 
 _KERNELS = ("crystalline_ray.kernels.", "crystalline_ray.crystal.")
-_CALLERS = ("crystalline_ray.model.", segment_owner.__name__)
+_CALLERS = ("crystalline_ray.model.", "crystalline_ray.crystal.", segment_owner.__name__)
 _KERNEL_ENDINGS = ("_forward", "_backward", "_update")
 _PRODUCTS = ("multiply", "product")
 

@@ -15,7 +15,8 @@ from crystalline_ray.bench.peak import measure_peak
 from crystalline_ray.bench.work import Work, leaf_work
 from crystalline_ray.bench.worker import as_worker, measuring_core, peak_memory
 from crystalline_ray.errors import ConfigError
-from crystalline_ray.model.layout import ModelShape
+from crystalline_ray.lattice.tree import token_tree
+from crystalline_ray.model.config import ModelShape
 from crystalline_ray.progress import Progress
 from crystalline_ray.training.facts import facts, figures
 
@@ -98,7 +99,7 @@ def flops_per_token(shape: ModelShape) -> int:
     implementation repeats does not count (PaLM, arXiv 2204.02311, appendix B).
     """
     width, layers = shape.embed_dim, shape.num_layers
-    rows = shape.tree.longest_path if shape.head == "lattice" else shape.vocab_size
+    rows = token_tree(shape.vocab_size).longest_path if shape.head == "lattice" else shape.vocab_size
     return 6 * (12 * layers * width**2 + rows * width) + 6 * layers * width * (shape.seq_len + 1)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from crystalline_ray.engine.arithmetic import Precision
 from crystalline_ray.kernels import gemm
-from crystalline_ray.kernels.operands import Bfloat16Operands, unrounded
+from crystalline_ray.kernels.operands import planned_operands
+from crystalline_ray.kernels.workspace import Plan
 from crystalline_ray.progress import Progress
 
 PEAK_SECONDS = 2.0
@@ -42,7 +43,8 @@ def _best_seconds(shape: tuple[int, int, int], precision: Precision, seconds: fl
     sizes = (rows, inner), (inner, columns)
     factors = [(2 * signs.integers(0, 2, size, np.int8) - 1).astype(np.float32) for size in sizes]
     out = np.empty((rows, columns), np.float32)
-    operands = Bfloat16Operands([x.size for x in factors]) if precision == "bfloat16" else unrounded
+    slots, bfloat16 = [x.size for x in factors], precision == "bfloat16"
+    operands = Plan(lambda space: planned_operands(space, slots, bfloat16=bfloat16), out.dtype).allocate()
     a, b = (operands(x, slot) for slot, x in enumerate(factors))
     gemm.multiply(a, b, out)
     best, end = math.inf, time.perf_counter() + seconds

@@ -15,13 +15,13 @@ from crystalline_ray.kernels.gemm import Library
 from crystalline_ray.kernels.optimizers import MOMENTS
 from crystalline_ray.kernels.workspace import aligned_zeros
 from crystalline_ray.lattice.tree import SHELLS
-from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
+from crystalline_ray.model.config import ModelShape
+from crystalline_ray.model.layout import ParameterLayout, initialise
 from crystalline_ray.model.transformer import workspace_size
 from crystalline_ray.spheres.leaf import LeafSphere
 from crystalline_ray.spheres.memory import Memory, MemoryLayout, training_parts
 from crystalline_ray.spheres.messages import BatchMessage, Commit, UnitMessage
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
-from crystalline_ray.spheres.run_spec import model_shape
 from crystalline_ray.spheres.segment_owner import SegmentOwner
 from crystalline_ray.streams import Purpose, generator
 
@@ -40,6 +40,7 @@ class Work(NamedTuple):
     dropout: float = 0.0
     precision: Precision = "float32"
     blas: Library = "numpy"
+    head_tree: str = SHELLS
 
     @property
     def tokens(self) -> int:
@@ -49,12 +50,19 @@ class Work(NamedTuple):
     @property
     def workspace_bytes(self) -> int:
         """What the leaf allocates for its own work, weights and gradient apart."""
-        return workspace_size(self.shape, self.batch_size, dropout=self.dropout, bfloat16=self.precision == "bfloat16")
+        bfloat16 = self.precision == "bfloat16"
+        return workspace_size(
+            self.shape, self.batch_size, dropout=self.dropout, bfloat16=bfloat16, head_tree=self.head_tree
+        )
+
+
+def _standard(name: str, batch_size: int, **sizes: Any) -> Work:
+    return Work(name, ModelShape(positions="learned", **sizes), batch_size)
 
 
 STANDARD = {
-    "A": Work("A", ModelShape(vocab_size=1000, seq_len=64, embed_dim=128, num_layers=2, num_heads=4), 16),
-    "B": Work("B", ModelShape(vocab_size=8192, seq_len=256, embed_dim=384, num_layers=6, num_heads=6), 8),
+    "A": _standard("A", 16, vocab_size=1000, seq_len=64, embed_dim=128, num_layers=2, num_heads=4),
+    "B": _standard("B", 8, vocab_size=8192, seq_len=256, embed_dim=384, num_layers=6, num_heads=6),
 }
 """The two models by which kernels are judged: A is bound by calls, B by matrix products."""
 
@@ -72,7 +80,7 @@ def find_work(model: str, *, environ: Mapping[str, str] | None = None, **fields:
     if model in STANDARD:
         return STANDARD[model]._replace(precision=precision, blas=blas)
     # No text is read that could form another tree.
-    shape = model_shape(config, config.vocab_size or DEFAULT_VOCAB_SIZE, SHELLS)
+    shape = ModelShape.of(config, config.vocab_size or DEFAULT_VOCAB_SIZE)
     return Work(model, shape, config.batch_size, config.dropout, precision, blas)
 
 
@@ -95,7 +103,7 @@ def leaf_work(work: Work) -> Callable[[], float]:
     parts = MemoryLayout(training_parts(layout.size, MOMENTS[config.optimizer], regions=1))
     memory = Memory(parts, lambda part: aligned_zeros(part.num_bytes).data)
     memory.weights(0)[:] = initialise(layout, seed=1)
-    leaf = LeafSphere(memory, shape, config)
+    leaf = LeafSphere(memory, shape, config, head_tree=work.head_tree)
     segments = SegmentOwner(tuple(range(SYMMETRY_GROUPS)), layout, config, memory)
     batch = BatchMessage(0, *zipf_batch(work), work.tokens)
     version = 0

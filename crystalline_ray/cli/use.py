@@ -149,7 +149,7 @@ def _sessions(run: str, folder: str | None, seed: int, sampling: dict[str, Any])
 
     chosen = Sampling(**sampling)
     model = load(run, folder)
-    return lambda: TextSession(model.shape, model.weights, model.tokenizer, chosen, seed)
+    return lambda: TextSession(model.shape, model.weights, model.tokenizer, chosen, seed, model.head_tree)
 
 
 @contextmanager

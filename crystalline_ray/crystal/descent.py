@@ -6,13 +6,13 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from crystalline_ray.crystal.lattice_head import Tree
 from crystalline_ray.errors import NonFiniteError
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.workspace import Array
+from crystalline_ray.lattice.tree import TokenTree
 
 
-def draw_by_descent(x: Array, table: Array, tree: Tree, uniform: float) -> int:
+def draw_by_descent(x: Array, table: Array, tree: TokenTree, uniform: float) -> int:
     """Return the token that a uniform number in [0, 1) picks, with the tokens laid out as the tree's leaves.
 
     x (1, C); table (R, C). Each node takes its part of the number and hands down the rest, so that one number decides
@@ -29,7 +29,7 @@ def draw_by_descent(x: Array, table: Array, tree: Tree, uniform: float) -> int:
     return ~branch
 
 
-def most_probable(x: Array, table: Array, tree: Tree) -> Iterator[tuple[int, float]]:
+def most_probable(x: Array, table: Array, tree: TokenTree) -> Iterator[tuple[int, float]]:
     """Yield all tokens and log p in nats from the most to the least probable, of equal ones the lower token first.
 
     x (1, C); table (R, C). A best-first search (Hart, Nilsson and Raphael, "A formal basis for the heuristic
@@ -49,7 +49,7 @@ def most_probable(x: Array, table: Array, tree: Tree) -> Iterator[tuple[int, flo
             heapq.heappush(waiting, (cost - log, below < 0, below if below >= 0 else ~below))
 
 
-def _log_probabilities(x: Array, table: Array, tree: Tree, first: int) -> npt.NDArray[np.float64]:
+def _log_probabilities(x: Array, table: Array, tree: TokenTree, first: int) -> npt.NDArray[np.float64]:
     """Return log p (K,) in nats of the branches of the node that begins with branch `first`."""
     rows = table[first : tree.node_stops.item(first)]
     scores = np.empty((1, len(rows)), x.dtype)

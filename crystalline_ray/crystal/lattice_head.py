@@ -10,107 +10,45 @@ and one for either gradient. What is summed, in which order, follows from the ta
 import math
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from crystalline_ray.kernels import gemm
-from crystalline_ray.kernels.runs import Indices, RunIndices, each_run, find_runs, run_index_plan, sort_rows
+from crystalline_ray.kernels.runs import Indices, RunIndices, each_run, find_runs, sort_rows
 from crystalline_ray.kernels.softmax import exponentials
-from crystalline_ray.kernels.workspace import Array, Tokens, row_blocks
+from crystalline_ray.kernels.workspace import Array, Space, Tokens, row_blocks
+from crystalline_ray.lattice.tree import FAN_OUT, TokenTree
 
 _LOG2_E = math.log2(math.e)
 _LN_2 = math.log(2.0)
 _ROWS_OF_ALL_SCORES = 64
 
 
-class Tree(Protocol):
-    """What the kernel reads of a tree over V tokens with D levels, R branches and M nodes; all arrays int64.
+class LatticeHeadBuffers:
+    """Scratch of the lattice head for N rows, D levels and at most K branches of a node.
 
-    Nodes, and the branches of all of them, are numbered level by level and from left to right.
+    x, dx (N, C); product (N or K, C), whichever is more; scores, powers (D, N, K); totals, shift (D, N, 1); picked
+    (D, N); wide (2, D, N), float64; own (D, N) and node_keys (N,), int64.
     """
 
-    @property
-    def places(self) -> Indices:
-        """Place of each token among the leaves (V,), from left to right."""
-
-    @property
-    def leaves(self) -> Indices:
-        """Branch that ends in each token (V,)."""
-
-    @property
-    def first_branches(self) -> Indices:
-        """First branch of the node on each level of the path to a place (D, V), -1 below its end."""
-
-    @property
-    def choices(self) -> Indices:
-        """Which branch of that node the path takes (D, V), 0 below its end."""
-
-    @property
-    def parents(self) -> Indices:
-        """Branch above each one (R,), -1 at the root."""
-
-    @property
-    def below(self) -> Indices:
-        """First branch of the node under each one (R,), ~token where it ends in a token."""
-
-    @property
-    def node_stops(self) -> Indices:
-        """Branch after the last one of the node to which each belongs (R,)."""
-
-    @property
-    def node_starts(self) -> Indices:
-        """First branch of each node (M,)."""
-
-    @property
-    def level_starts(self) -> Indices:
-        """First branch of each level, and R (D + 1,)."""
+    def __init__(self, space: Space, rows: int, num_levels: int, width: int) -> None:
+        self.x = space.buffer("x", rows, width)
+        self.dx = space.buffer("dx", rows, width)
+        self.product = space.buffer("product", max(rows, FAN_OUT), width)
+        self.scores = space.buffer("scores", num_levels, rows, FAN_OUT)
+        self.powers = space.buffer("powers", num_levels, rows, FAN_OUT)
+        self.totals = space.buffer("totals", num_levels, rows, 1)
+        self.shift = space.buffer("shift", num_levels, rows, 1)
+        self.picked = space.buffer("picked", num_levels, rows)
+        self.wide = space.buffer("wide", 2, num_levels, rows, dtype=np.float64)
+        self.own = space.buffer("own", num_levels, rows, dtype=np.int64)
+        self.node_keys = space.buffer("node_keys", rows, dtype=np.int64)
+        self.runs = RunIndices(space.named("runs"), rows)
 
 
-class LatticeHeadBuffers(NamedTuple):
-    """Scratch of the lattice head; `lattice_head_plan` and `lattice_head_index_plan` have the shapes."""
-
-    x: Array
-    dx: Array
-    product: Array
-    scores: Array
-    powers: Array
-    totals: Array
-    shift: Array
-    picked: Array
-    wide: npt.NDArray[np.float64]
-    own: Indices
-    node_keys: Indices
-    runs: RunIndices
-
-
-def lattice_head_plan(rows: int, num_levels: int, fan_out: int, width: int) -> dict[str, tuple[int, ...]]:
-    """Return shapes of LatticeHeadBuffers: x, dx (N, C); product (N or K, C), whichever is more; scores, powers
-    (D, N, K); totals, shift (D, N, 1); picked (D, N). K is the most branches of a node.
-    """
-    per_row = (num_levels, rows)
-    return {
-        "x": (rows, width),
-        "dx": (rows, width),
-        "product": (max(rows, fan_out), width),
-        "scores": (*per_row, fan_out),
-        "powers": (*per_row, fan_out),
-        "totals": (*per_row, 1),
-        "shift": (*per_row, 1),
-        "picked": per_row,
-    }
-
-
-def lattice_head_index_plan(rows: int, num_levels: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of those with 64-bit items: wide (2, D, N), float64; own (D, N); node_keys (N,); and those of
-    RunIndices for N rows.
-    """
-    per_row = (num_levels, rows)
-    return {"wide": (2, *per_row), "own": per_row, "node_keys": (rows,), **run_index_plan(rows)}
-
-
-def lattice_head_forward(x: Array, table: Array, targets: Tokens, tree: Tree, buffers: LatticeHeadBuffers) -> float:
+def lattice_head_forward(
+    x: Array, table: Array, targets: Tokens, tree: TokenTree, buffers: LatticeHeadBuffers
+) -> float:
     """Return the sum of -log p(target) in nats over the rows with a target >= 0.
 
     x (N, C); table (R, C); targets (N,) below V, which is the caller's to check.
@@ -123,7 +61,7 @@ def lattice_head_forward_backward(
     table: Array,
     targets: Tokens,
     scale: float,
-    tree: Tree,
+    tree: TokenTree,
     buffers: LatticeHeadBuffers,
     gradients: tuple[Array, Array],
 ) -> float:
@@ -156,7 +94,7 @@ def lattice_head_forward_backward(
     return loss
 
 
-def lattice_log_probabilities(x: Array, table: Array, tree: Tree, out: Array) -> None:
+def lattice_log_probabilities(x: Array, table: Array, tree: TokenTree, out: Array) -> None:
     """out = log p of all tokens in nats. x (N, C); table (R, C); out (N, V); sums in float64."""
     branches, starts = len(table), tree.node_starts
     sizes = np.diff(starts, append=branches)
@@ -172,7 +110,7 @@ def lattice_log_probabilities(x: Array, table: Array, tree: Tree, out: Array) ->
         out[rows] = logs[:, tree.leaves]
 
 
-def _losses(x: Array, table: Array, targets: Tokens, tree: Tree, buffers: LatticeHeadBuffers) -> float:
+def _losses(x: Array, table: Array, targets: Tokens, tree: TokenTree, buffers: LatticeHeadBuffers) -> float:
     """Return the loss; leave exponentials of the scores in buffers.powers and their sums in buffers.totals."""
     scores, count = buffers.scores, _rows_with_target(targets)
     _sort_by_place(targets, tree, buffers)
@@ -198,7 +136,7 @@ def _losses(x: Array, table: Array, targets: Tokens, tree: Tree, buffers: Lattic
     return _LN_2 * float(nats.sum())
 
 
-def _sort_by_place(targets: Tokens, tree: Tree, buffers: LatticeHeadBuffers) -> None:
+def _sort_by_place(targets: Tokens, tree: TokenTree, buffers: LatticeHeadBuffers) -> None:
     """Fill buffers.runs.order and keys: rows in the order of their targets' places, those without a target last."""
     keys, tokens = buffers.runs.keys, buffers.node_keys
     np.copyto(tokens, targets)
@@ -207,7 +145,7 @@ def _sort_by_place(targets: Tokens, tree: Tree, buffers: LatticeHeadBuffers) -> 
     sort_rows(keys, buffers.runs)
 
 
-def _score_level(table: Array, tree: Tree, level: int, count: int, buffers: LatticeHeadBuffers) -> None:
+def _score_level(table: Array, tree: TokenTree, level: int, count: int, buffers: LatticeHeadBuffers) -> None:
     """Fill the scores of one level's nodes for the rows whose paths pass them, and which branch they take."""
     np.take(tree.choices[level], buffers.runs.keys[:count], out=buffers.own[level, :count], mode="clip")
     for rows, first in each_run(*_nodes(tree, level, count, buffers), count):
@@ -237,7 +175,7 @@ def _node_backward(
         np.add(dx, product[: len(x)], out=dx)
 
 
-def _nodes(tree: Tree, level: int, count: int, buffers: LatticeHeadBuffers) -> tuple[Indices, Indices]:
+def _nodes(tree: TokenTree, level: int, count: int, buffers: LatticeHeadBuffers) -> tuple[Indices, Indices]:
     """Return the runs of sorted rows that pass one node of a level, and its first branch."""
     keys = buffers.node_keys[:count]
     np.take(tree.first_branches[level], buffers.runs.keys[:count], out=keys, mode="clip")

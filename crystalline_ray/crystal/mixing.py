@@ -1,16 +1,21 @@
-"""Neighbour mixing of an embedding: each row and alpha times the mean of its neighbours' rows, with a learned alpha.
+"""Neighbour mixing of the token embedding: each row and alpha times the mean of its neighbours' rows, alpha learned.
 
-M = E + alpha * N E. Row v of N is the mean over the neighbours of v that exist: 1 / n at each of them. Neighbours are
-mutual, so that with the adjacency A and the counts n, N = A / n by rows and its transpose is A times what has been
-divided by n: both directions gather through the same indices, and each sum takes its terms in the order of the columns.
+Token v sits on the v-th point of the face-centred cubic lattice, and the twelve contact neighbours of that point are
+its neighbours as far as the crystal, which ends with the vocabulary, has them: near its surface the mean is over fewer.
+The mixed table M = E + alpha * N E is what the embedding and the full head, which is tied to it, read. Row v of N is
+1 / n at each of the n neighbours of v. Neighbours are mutual, so that with the adjacency A, N = A / n by rows and its
+transpose is A times what has been divided by n: both directions gather through the same indices, and each sum takes its
+terms in the order of the columns.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from crystalline_ray.kernels.runs import Indices
-from crystalline_ray.kernels.workspace import Array, row_blocks, rows_per_block
+from crystalline_ray.kernels.workspace import Array, Space, row_blocks, rows_per_block
+from crystalline_ray.lattice.fcc import contact_counts, contact_neighbours, fcc_points
 
 
 class Neighbours(NamedTuple):
@@ -27,21 +32,43 @@ class Neighbours(NamedTuple):
     interior: int
 
 
-class MixingBuffers(NamedTuple):
-    """The mixed table (V, C), and scratch; `mixing_plan` has the shapes."""
+class Mixing:
+    """The mixed table (V, C), and scratch: rows (2, R, C), products (V,)."""
 
-    table: Array
-    rows: Array
-    products: Array
+    def __init__(self, space: Space, vocab_size: int, width: int) -> None:
+        block = min(vocab_size, rows_per_block(width, space.dtype.itemsize))
+        self.table = space.buffer("table", vocab_size, width)
+        self.rows = space.buffer("rows", 2, block, width)
+        self.products = space.buffer("products", vocab_size)
+
+    def forward(self, embedding: Array, alpha: Array) -> Array:
+        """Return the mixed table of embedding (V, C) and alpha (1,), valid until the next call."""
+        mixing_forward(embedding, alpha.item(), _neighbours_of(embedding), self)
+        return self.table
+
+    def backward(self, dtable: Array, embedding: Array, alpha: Array, dalpha: Array) -> None:
+        """Turn dtable (V, C) from the gradient of the mixed table into that of the embedding; overwrite dalpha (1,)."""
+        dalpha[0] = mixing_backward(dtable, embedding, alpha.item(), _neighbours_of(embedding), self)
 
 
-def mixing_plan(vocab_size: int, width: int, itemsize: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of MixingBuffers: table (V, C); rows (2, R, C); products (V,)."""
-    block = min(vocab_size, rows_per_block(width, itemsize))
-    return {"table": (vocab_size, width), "rows": (2, block, width), "products": (vocab_size,)}
+@lru_cache(maxsize=4)
+def crystal_neighbours(vocab_size: int, dtype: str) -> Neighbours:
+    """Return the contact neighbours of V tokens; dtype is a NumPy character code."""
+    indices = contact_neighbours(fcc_points(vocab_size))
+    counts = contact_counts(indices)
+    full = counts == indices.shape[1]
+    neighbours = Neighbours(
+        columns=np.ascontiguousarray(np.maximum(indices, 0).T, np.int64),
+        present=np.ascontiguousarray((indices >= 0).T, dtype)[..., None],
+        inverse_counts=(1.0 / counts).astype(dtype)[:, None],
+        interior=vocab_size if full.all() else int(np.argmin(full)),
+    )
+    for array in neighbours[:3]:
+        array.flags.writeable = False
+    return neighbours
 
 
-def mixing_forward(embedding: Array, alpha: float, neighbours: Neighbours, buffers: MixingBuffers) -> None:
+def mixing_forward(embedding: Array, alpha: float, neighbours: Neighbours, buffers: Mixing) -> None:
     """buffers.table = embedding + alpha * mean of the neighbours' rows. embedding (V, C).
 
     With an alpha of 0 the table is the embedding to the bit.
@@ -56,9 +83,7 @@ def mixing_forward(embedding: Array, alpha: float, neighbours: Neighbours, buffe
         np.add(buffers.table[rows], sums, out=buffers.table[rows])
 
 
-def mixing_backward(
-    dtable: Array, embedding: Array, alpha: float, neighbours: Neighbours, buffers: MixingBuffers
-) -> float:
+def mixing_backward(dtable: Array, embedding: Array, alpha: float, neighbours: Neighbours, buffers: Mixing) -> float:
     """Turn dtable (V, C) from the gradient of the mixed table into that of the embedding; return that of alpha.
 
     With G = N.T @ dtable they are dtable + alpha * G, to the bit dtable if alpha is 0, and the sum of G * embedding.
@@ -72,6 +97,10 @@ def mixing_backward(
             np.multiply(sums, alpha, out=sums)
             np.add(dtable[rows], sums, out=dtable[rows])
     return float(np.add.reduce(buffers.products))
+
+
+def _neighbours_of(table: Array) -> Neighbours:
+    return crystal_neighbours(len(table), table.dtype.char)
 
 
 def _neighbour_sums(table: Array, neighbours: Neighbours, rows: slice, scratch: Array) -> Array:

@@ -84,7 +84,7 @@ def _measure(
     model: TrainedModel, batches: ValidationBatches, batch_size: int, num_bytes: int | None, progress: Progress
 ) -> Evaluation:
     check_single_thread()
-    transformer = Transformer(model.shape, batch_size, training=False)
+    transformer = Transformer(model.shape, batch_size, training=False, head_tree=model.head_tree)
     scored = model.shape.head == "full"
     inputs, targets = np.empty((2, batch_size, model.shape.seq_len), np.int32)
     likeliest = np.empty(inputs.shape, np.intp)

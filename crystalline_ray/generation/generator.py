@@ -10,17 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from crystalline_ray.crystal.descent import draw_by_descent, most_probable
-from crystalline_ray.crystal.mixed_model import fold_mixing
 from crystalline_ray.errors import ConfigError, InputError, NonFiniteError
-from crystalline_ray.kernels import gemm
-from crystalline_ray.kernels.activation import gelu_forward
 from crystalline_ray.kernels.linear import linear_forward
 from crystalline_ray.kernels.norm import norm_forward
-from crystalline_ray.kernels.rotary import fill_rotations, rotary_forward
-from crystalline_ray.kernels.workspace import Array
-from crystalline_ray.model.head import head_logits
-from crystalline_ray.model.layout import ModelShape, ParameterLayout
-from crystalline_ray.model.views import BlockViews, LinearViews, NormViews, bind
+from crystalline_ray.kernels.workspace import Array, Plan
+from crystalline_ray.lattice.tree import SHELLS
+from crystalline_ray.model.branch import Part
+from crystalline_ray.model.components import BLOCK, bind
+from crystalline_ray.model.config import ModelShape
+from crystalline_ray.model.embedding import TableReader
+from crystalline_ray.model.head import HEADS, LatticeHead
+from crystalline_ray.model.layout import ParameterLayout
+from crystalline_ray.model.parameters import LinearViews, NormViews
 from crystalline_ray.streams import Purpose
 from crystalline_ray.streams import generator as random_generator
 
@@ -73,18 +74,18 @@ _TOKENS_PER_SEARCHED = 64  # with more of them to find, all at once take less ti
 class Generator:
     """The forward pass of a model for one growing sequence; keys and values of past tokens are kept, not recomputed."""
 
-    def __init__(self, shape: ModelShape, weights: npt.NDArray[Any]) -> None:
-        """Take weights (size,) of the shape's layout, which must not change while the generator is used."""
-        self.shape, weights = fold_mixing(shape, weights)
-        self._weights = bind(ParameterLayout(self.shape), weights)
-        self._keys, self._values = np.zeros(
-            (2, shape.num_layers, shape.num_heads, shape.seq_len, shape.head_dim), weights.dtype
-        )
+    def __init__(self, shape: ModelShape, weights: npt.NDArray[Any], head_tree: str = SHELLS) -> None:
+        """Take weights (size,) of the shape's layout, which must not change while the generator is used.
+
+        head_tree is the outline of the lattice head's tree.
+        """
+        self.shape = shape
+        head = HEADS[shape.head]
+        plan = Plan(lambda space: (TableReader(space, shape), head(space, Part(shape, 1), 1, head_tree)), weights.dtype)
+        reader, self._head = plan.allocate()
+        self._weights = bind(shape, ParameterLayout(shape).views(weights)).read_by(reader)
+        self._works = [kind.continuation(shape, weights.dtype) for kind in BLOCK]
         self._used = 0
-        self._rotations: Array | None = None
-        if shape.positions != "learned":
-            self._rotations = np.empty((2, shape.seq_len, 2 * shape.embed_dim), weights.dtype)
-            fill_rotations(self._rotations, shape.periods)
         self._last: Array = np.zeros((1, shape.embed_dim), weights.dtype)
 
     @property
@@ -107,7 +108,7 @@ class Generator:
     def logits(self) -> Array:
         """Return the logits (V,) of the token that follows those read; of the lattice head, log-probabilities."""
         logits: Array = np.empty(self.shape.vocab_size, self._last.dtype)
-        head_logits(self.shape, self._last, self._weights, logits[None])
+        self._head.logits(self._last, self._weights.head, logits[None])
         return logits
 
     def draw(self, sampling: Sampling, uniform: float) -> int:
@@ -117,8 +118,8 @@ class Generator:
         (top_k), and at temperature 1 without top_p. Another temperature is not the same on branches as on tokens.
         Raises NonFiniteError as `Sampling.draw`, though of the nodes that it looks at only.
         """
-        if self.shape.head == "lattice":
-            arguments = self._last, self._weights.head_table, self.shape.tree
+        if isinstance(self._head, LatticeHead):
+            arguments = self._last, self._weights.head, self._head.tree
             keep = 1 if sampling.temperature == 0.0 else sampling.top_k
             if keep is not None and keep <= max(1, self.shape.vocab_size // _TOKENS_PER_SEARCHED):
                 tokens, logs = zip(*islice(most_probable(*arguments), keep), strict=True)
@@ -137,34 +138,15 @@ class Generator:
             self._read(ids)
 
     def _read(self, ids: npt.NDArray[np.int64]) -> None:
-        weights, start = self._weights, self._used
-        self._used += len(ids)
-        x = weights.token_table[ids]
-        if weights.position_table is not None:
-            x += weights.position_table[start : self._used]
-        for layer, block in enumerate(weights.blocks):
-            x += self._attention(_norm(x, block.norm_1), layer, block, start)
-            x += _mlp(_norm(x, block.norm_2), block)
-        self._last = _norm(x[-1:], weights.norm)
-
-    def _attention(self, x: Array, layer: int, block: BlockViews, start: int) -> Array:
-        count, heads, stop = len(x), self.shape.num_heads, start + len(x)
-        qkv = _linear(x, block.qkv)
-        if self._rotations is not None:
-            rotary_forward(qkv[None], self._rotations[:, start:stop])
-        q, k, v = qkv.reshape(count, 3, heads, -1).transpose(1, 2, 0, 3)
-        self._keys[layer, :, start:stop] = k
-        self._values[layer, :, start:stop] = v
-        scores = np.empty((heads, count, stop), x.dtype)
-        gemm.multiply(q, self._keys[layer, :, :stop].swapaxes(-1, -2), scores)
-        scores /= math.sqrt(self.shape.head_dim)
-        scores[:, np.triu(np.ones((count, stop), np.bool_), start + 1)] = -np.inf
-        np.subtract(scores, scores.max(axis=-1, keepdims=True), out=scores)
-        np.exp(scores, out=scores)
-        scores /= scores.sum(axis=-1, keepdims=True)
-        out = np.empty((heads, count, self.shape.head_dim), x.dtype)
-        gemm.multiply(scores, self._values[layer, :, :stop], out)
-        return _linear(np.ascontiguousarray(out.transpose(1, 0, 2)).reshape(count, -1), block.attention_out)
+        start, self._used = self._used, self._used + len(ids)
+        x = self._weights.embedding.tokens[ids]
+        if self._weights.embedding.positions is not None:
+            x += self._weights.embedding.positions[start : self._used]
+        for number, branch in enumerate(self._weights.branches):
+            layer, kind = divmod(number, len(BLOCK))
+            inner = _linear(_norm(x, branch.norm), branch.inner)
+            x += _linear(self._works[kind](inner, layer, start), branch.outer)
+        self._last = _norm(x[-1:], self._weights.norm)
 
 
 def generate(
@@ -219,9 +201,3 @@ def _linear(x: Array, linear: LinearViews) -> Array:
     out = np.empty((len(x), len(linear.bias)), x.dtype)
     linear_forward(x, *linear, out)
     return out
-
-
-def _mlp(x: Array, block: BlockViews) -> Array:
-    hidden = _linear(x, block.expand)
-    gelu_forward(hidden, hidden, np.empty((2, *hidden.shape), x.dtype), keep_derivative=False)
-    return _linear(hidden, block.contract)

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from crystalline_ray.data.tokenizer import Tokenizer, parse_tokenizer
 from crystalline_ray.errors import CheckpointError
-from crystalline_ray.model.layout import ModelShape, ParameterLayout
+from crystalline_ray.model.config import ModelShape
+from crystalline_ray.model.layout import ParameterLayout
 from crystalline_ray.training.run_folder import load_checkpoint
 from crystalline_ray.training.state import TrainingState
 
@@ -20,6 +21,7 @@ class TrainedModel:
     Attributes:
         run: folder of the run.
         weights: flat float32 array in the order of the parameter layout.
+        head_tree: outline of the lattice head's tree, or "shells".
         skipped: newer checkpoints that were damaged, and how.
     """
 
@@ -28,6 +30,7 @@ class TrainedModel:
     layout: ParameterLayout
     weights: NDArray[np.float32]
     tokenizer: Tokenizer
+    head_tree: str
     skipped: tuple[str, ...]
 
     @property
@@ -49,4 +52,6 @@ def load_model(path: Path) -> TrainedModel:
             f"{loaded.path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {shape.vocab_size}"
         )
     run = loaded.path.resolve().parent.parent if loaded.path == path else path
-    return TrainedModel(run, loaded.state, loaded.layout, loaded.weights, tokenizer, loaded.skipped)
+    return TrainedModel(
+        run, loaded.state, loaded.layout, loaded.weights, tokenizer, loaded.head_tree, loaded.skipped
+    )

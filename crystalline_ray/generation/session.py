@@ -10,7 +10,8 @@ from crystalline_ray.data.tokenizer import Tokenizer
 from crystalline_ray.errors import TokenizerError
 from crystalline_ray.generation.generator import Generator, Sampling, generate
 from crystalline_ray.generation.load import TrainedModel
-from crystalline_ray.model.layout import ModelShape
+from crystalline_ray.lattice.tree import SHELLS
+from crystalline_ray.model.config import ModelShape
 
 
 class TextSession:
@@ -22,16 +23,23 @@ class TextSession:
         tokenizer: the one the model was trained with.
         sampling: how tokens are drawn.
         seed: key of the draws; each call of `write` uses the next one.
+        head_tree: outline of the lattice head's tree.
 
     Attributes:
         context: all tokens so far, given and written; the model sees as many of the last as it has context for.
     """
 
     def __init__(
-        self, shape: ModelShape, weights: NDArray[np.float32], tokenizer: Tokenizer, sampling: Sampling, seed: int
+        self,
+        shape: ModelShape,
+        weights: NDArray[np.float32],
+        tokenizer: Tokenizer,
+        sampling: Sampling,
+        seed: int,
+        head_tree: str = SHELLS,
     ) -> None:
         self.context: list[int] = []
-        self._generator = Generator(shape, weights)
+        self._generator = Generator(shape, weights, head_tree)
         self._tokenizer = tokenizer
         self._line_break = next(text for text in ("\n", " ", "") if _knows(tokenizer, text))
         self._sampling = sampling
@@ -91,7 +99,7 @@ class TextSession:
 
 def write_sample(model: TrainedModel, prompt: str, num_tokens: int, seed: int) -> str:
     """Return the prompt and what a model writes after it, through the ends of texts."""
-    session = TextSession(model.shape, model.weights, model.tokenizer, Sampling(), seed)
+    session = TextSession(model.shape, model.weights, model.tokenizer, Sampling(), seed, model.head_tree)
     session.add(prompt)
     return prompt + "".join(session.write(num_tokens, through_ends=True))
 

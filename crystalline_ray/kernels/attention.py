@@ -10,66 +10,45 @@ NeurIPS 2022, section 3.1).
 import math
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.dropout import Masks
 from crystalline_ray.kernels.softmax import exponentials, repeat_exponentials
-from crystalline_ray.kernels.workspace import Array
+from crystalline_ray.kernels.workspace import Array, Space
 
 _QUERY_BLOCK = 64
 _TILE_BYTES = 512 * 1024
 _WIDEST_MASK = 4 * _QUERY_BLOCK
 
 
-class AttentionBuffers(NamedTuple):
-    """Scratch of one attention tile; `attention_plan` has the shapes, which also decide how the work is cut."""
+class AttentionBuffers:
+    """Scratch of one tile, b sequences x h heads; its shapes decide how the work is cut.
 
-    scores: Array
-    powers: Array
-    masks: Array
-    queries: Array
-    keys: Array
-    key_columns: Array
-    values: Array
-    value_columns: Array
-    outputs: Array
-    totals: Array
-    dkeys: Array
-    dvalues: Array
-    products: Array
-
-
-def attention_plan(
-    batch: int, heads: int, length: int, head_dim: int, itemsize: int, *, dropout: bool
-) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of AttentionBuffers for tiles of b sequences x h heads and blocks of Q queries, T keys.
-
-    scores, powers, masks (b * h * Q * T), masks empty without dropout; key_columns, value_columns (b, h, D, T); totals
-    (b, h, T, 1); all others (b, h, T, D).
+    scores, powers, masks (b * h * Q * T) for blocks of Q queries, masks empty without dropout; key_columns,
+    value_columns (b, h, D, T); totals (b, h, T, 1); all others (b, h, T, D).
     """
-    queries = min(length, _QUERY_BLOCK)
-    limit = max(1, _TILE_BYTES // (queries * length * itemsize))
-    h = _largest_divisor(heads, limit)
-    b = _largest_divisor(batch, limit // heads) if h == heads else 1
-    size, rows, columns = (b * h * queries * length,), (b, h, length, head_dim), (b, h, head_dim, length)
-    return {
-        "scores": size,
-        "powers": size,
-        "masks": size if dropout else (0,),
-        "queries": rows,
-        "keys": rows,
-        "key_columns": columns,
-        "values": rows,
-        "value_columns": columns,
-        "outputs": rows,
-        "totals": (b, h, length, 1),
-        "dkeys": rows,
-        "dvalues": rows,
-        "products": rows,
-    }
+
+    def __init__(self, space: Space, batch: int, heads: int, length: int, head_dim: int, *, dropout: bool) -> None:
+        queries = min(length, _QUERY_BLOCK)
+        limit = max(1, _TILE_BYTES // (queries * length * space.dtype.itemsize))
+        h = _largest_divisor(heads, limit)
+        b = _largest_divisor(batch, limit // heads) if h == heads else 1
+        size, rows, columns = b * h * queries * length, (b, h, length, head_dim), (b, h, head_dim, length)
+        self.scores = space.buffer("scores", size)
+        self.powers = space.buffer("powers", size)
+        self.masks = space.buffer("masks", size if dropout else 0)
+        self.queries = space.buffer("queries", *rows)
+        self.keys = space.buffer("keys", *rows)
+        self.key_columns = space.buffer("key_columns", *columns)
+        self.values = space.buffer("values", *rows)
+        self.value_columns = space.buffer("value_columns", *columns)
+        self.outputs = space.buffer("outputs", *rows)
+        self.totals = space.buffer("totals", b, h, length, 1)
+        self.dkeys = space.buffer("dkeys", *rows)
+        self.dvalues = space.buffer("dvalues", *rows)
+        self.products = space.buffer("products", *rows)
 
 
 def attention_forward(

@@ -7,16 +7,15 @@ the loss and both gradients are done with it before the next block. So the pair 
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from crystalline_ray.crystal.smoothing import Objective, Smoothing
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.operands import Operands, unrounded
 from crystalline_ray.kernels.softmax import exponentials
-from crystalline_ray.kernels.workspace import Array, Tokens, row_blocks, rows_per_block
+from crystalline_ray.kernels.workspace import Array, Space, Tokens, row_blocks, rows_per_block
 
 _LOG2_E = math.log2(math.e)
 _LN_2 = math.log(2.0)
@@ -24,42 +23,44 @@ _LOGITS_BYTES = 16 * 1024 * 1024
 _FEWEST_ROWS = 128
 
 
-class HeadBuffers(NamedTuple):
-    """Scratch of the head; `head_plan` has the shapes."""
+class Smoothing(Protocol):
+    """Label smoothing: what takes a share of each target's probability and gives it to other tokens."""
 
-    inputs: Array
-    logits: Array
-    powers: Array
-    totals: Array
-    shift: Array
-    picked: Array
-    places: npt.NDArray[np.int64]
-    wide: npt.NDArray[np.float64]
+    def backward(self, dlogits: Array, own: npt.NDArray[np.int64], shares: Array) -> None:
+        """Subtract shares * Q(target, .) from dlogits (n, V), where the rows of Q sum to 1.
+
+        own (n,) is where the targets lie among the items of dlogits; shares (n,) is the smoothing's weight times the
+        scale of the gradient, 0 in rows without a target; may be destroyed.
+        """
 
 
-def head_plan(rows: int, vocab_size: int, width: int, itemsize: int) -> dict[str, tuple[int, ...]]:
-    """Return shapes of HeadBuffers: inputs (R, C); logits (R, V); powers (r, V); totals, shift (R, 1);
-    picked (2, R). places (R,), int64, and wide (2, R), float64, are further ones, of `head_index_plan`.
+class Objective(NamedTuple):
+    """What a head's gradient is of: scale * the cross-entropy, of which a share of `weight` is smoothed."""
 
-    A block of R rows is large enough for efficient products, which sum the table's gradient over the blocks; its
-    softmax is worked on r rows at a time, which stay in the level-2 cache.
+    scale: float
+    smoothing: Smoothing | None = None
+    weight: float = 0.0
+
+
+class HeadBuffers:
+    """Scratch of the head for blocks of R rows, of which the softmax is worked on r at a time.
+
+    R is large enough for efficient products, which sum the table's gradient over the blocks; r rows stay in the level-2
+    cache. inputs (R, C); logits (R, V); powers (r, V); totals, shift (R, 1); picked (2, R); places (R,), int64; wide
+    (2, R), float64.
     """
-    block = min(rows, max(_FEWEST_ROWS, _LOGITS_BYTES // (vocab_size * itemsize)))
-    inner = min(block, 2 * rows_per_block(vocab_size, itemsize))
-    return {
-        "inputs": (block, width),
-        "logits": (block, vocab_size),
-        "powers": (inner, vocab_size),
-        "totals": (block, 1),
-        "shift": (block, 1),
-        "picked": (2, block),
-    }
 
-
-def head_index_plan(rows: int, vocab_size: int, width: int, itemsize: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of those HeadBuffers that have 64-bit items of their own, whatever the model's dtype."""
-    (_, block) = head_plan(rows, vocab_size, width, itemsize)["picked"]
-    return {"places": (block,), "wide": (2, block)}
+    def __init__(self, space: Space, rows: int, vocab_size: int, width: int) -> None:
+        itemsize = space.dtype.itemsize
+        block = min(rows, max(_FEWEST_ROWS, _LOGITS_BYTES // (vocab_size * itemsize)))
+        self.inputs = space.buffer("inputs", block, width)
+        self.logits = space.buffer("logits", block, vocab_size)
+        self.powers = space.buffer("powers", min(block, 2 * rows_per_block(vocab_size, itemsize)), vocab_size)
+        self.totals = space.buffer("totals", block, 1)
+        self.shift = space.buffer("shift", block, 1)
+        self.picked = space.buffer("picked", 2, block)
+        self.places = space.buffer("places", block, dtype=np.int64)
+        self.wide = space.buffer("wide", 2, block, dtype=np.float64)
 
 
 def head_forward(
@@ -158,12 +159,6 @@ def _smooth(dlogits: Array, buffers: HeadBuffers, smoothing: Smoothing, weight: 
     np.add(picked, shares, out=picked)
     flat[own] = picked
     smoothing.backward(dlogits, own, shares)
-
-
-def head_operand_sizes(rows: int, vocab_size: int, width: int, itemsize: int) -> tuple[int, int, int]:
-    """Return how many items of each slot of the operands the head uses."""
-    block, _ = head_plan(rows, vocab_size, width, itemsize)["inputs"]
-    return block * max(vocab_size, width), vocab_size * width, block * width
 
 
 def _own_logits(targets: Tokens, vocab_size: int, index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crystalline_ray.kernels.blas import BFLOAT16
-from crystalline_ray.kernels.workspace import Array, Workspace
+from crystalline_ray.kernels.workspace import Array, Space
 
 Operands = Callable[[Array, int], Any]
 """(x, slot) -> what a product reads instead of the contiguous x; valid until the slot is used again."""
@@ -23,24 +23,22 @@ def unrounded(x: Array, slot: int) -> Array:
     return x
 
 
-class Bfloat16Operands:
-    """Rounds float32 to the nearest bfloat16, ties to even, in slots that are planned before the first step.
+def planned_operands(space: Space, sizes: Sequence[int], *, bfloat16: bool) -> Operands:
+    """Return `unrounded`, or what rounds float32 to the nearest bfloat16, ties to even.
 
-    Args:
-        sizes: items of each slot.
+    What rounds takes x contiguous, and raises ValueError if that has more items than its slot.
     """
+    if not bfloat16:
+        return unrounded
+    slots = [space.buffer(f"slot_{slot}", size, dtype=BFLOAT16) for slot, size in enumerate(sizes)]
+    bits = space.buffer("bits", _BLOCK, dtype=np.uint32)
 
-    def __init__(self, sizes: Sequence[int]) -> None:
-        space = Workspace({str(slot): (size,) for slot, size in enumerate(sizes)}, BFLOAT16)
-        self.num_bytes = space.num_bytes
-        self._slots = [space[str(slot)] for slot in range(len(sizes))]
-        self._bits = np.empty(_BLOCK, np.uint32)
-
-    def __call__(self, x: Array, slot: int) -> npt.NDArray[np.uint16]:
-        """Return x (float32, contiguous) rounded, in the shape of x; raises ValueError if the slot is too small."""
-        out = self._slots[slot][: x.size]
-        round_to_bfloat16(x.reshape(-1), out, self._bits)
+    def rounded(x: Array, slot: int) -> npt.NDArray[np.uint16]:
+        out = slots[slot][: x.size]
+        round_to_bfloat16(x.reshape(-1), out, bits)
         return out.reshape(x.shape)
+
+    return rounded
 
 
 def round_to_bfloat16(x: Array, out: npt.NDArray[np.uint16], bits: npt.NDArray[np.uint32]) -> None:

@@ -2,7 +2,7 @@
 
 Su, Lu, Pan, Murtadha, Wen and Liu, "RoFormer: enhanced transformer with rotary position embedding" (arXiv 2104.09864),
 section 3.2.2. Coordinates 2i and 2i + 1 of a head are one complex number, which position t multiplies by
-exp(2 pi i t / period_i); the periods are the paper's geometric series, or those of a clock.
+exp(2 pi i t / period_i); the paper's periods are a geometric series.
 """
 
 import math
@@ -14,16 +14,9 @@ from crystalline_ray.kernels.workspace import Array
 
 Periods = npt.NDArray[np.float64]
 
-_CLOCK = (12, 60, 100)
 _BASE = 10_000.0
 
 _ITERATOR_ITEMS = 512  # half of what `steady_state` sets, for complex numbers take twice the bytes
-
-
-def clock_periods(pairs: int) -> Periods:
-    """Return positions to one turn of a head's pairs of coordinates: 12, 60, 100, then ten times as many, and so on."""
-    pair = np.arange(pairs)
-    return np.array(_CLOCK, np.float64)[pair % 3] * 10.0 ** (pair // 3)
 
 
 def geometric_periods(pairs: int) -> Periods:

@@ -1,32 +1,30 @@
 """Rows put side by side by an integer key, in an order that depends on nothing but the keys."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from crystalline_ray.kernels.workspace import Tokens
+from crystalline_ray.kernels.workspace import Space, Tokens
 
 Indices = npt.NDArray[np.int64]
 
 _RUNS_AT_ONCE = 64
 
 
-class RunIndices(NamedTuple):
-    """Scratch, int64; `run_index_plan` has the shapes."""
+class RunIndices:
+    """Scratch for N rows, all (N,), int64; positions are 0..N - 1."""
 
-    positions: Indices
-    keys: Indices
-    order: Indices
-    groups: Indices
-    starts: Indices
-    present: Indices
+    def __init__(self, space: Space, rows: int) -> None:
+        def count_up(positions: Indices) -> None:
+            positions[:] = np.arange(rows)
 
-
-def run_index_plan(rows: int) -> dict[str, tuple[int, ...]]:
-    """Return shapes of RunIndices: all (N,); positions has to be filled with 0..N - 1."""
-    return dict.fromkeys(RunIndices._fields, (rows,))
+        self.positions = space.kept.buffer("positions", rows, dtype=np.int64, fill=count_up)
+        self.keys = space.buffer("keys", rows, dtype=np.int64)
+        self.order = space.buffer("order", rows, dtype=np.int64)
+        self.groups = space.buffer("groups", rows, dtype=np.int64)
+        self.starts = space.buffer("starts", rows, dtype=np.int64)
+        self.present = space.buffer("present", rows, dtype=np.int64)
 
 
 def sort_rows(row_keys: Tokens, indices: RunIndices) -> tuple[Indices, Indices]:
@@ -34,7 +32,7 @@ def sort_rows(row_keys: Tokens, indices: RunIndices) -> tuple[Indices, Indices]:
 
     row_keys (N,), from 0 and below 2**63 / 2N; may be indices.keys.
     """
-    positions, keys, order = indices[:3]
+    positions, keys, order = indices.positions, indices.keys, indices.order
     bits = len(row_keys).bit_length()
     np.copyto(keys, row_keys)
     np.left_shift(keys, bits, out=keys)

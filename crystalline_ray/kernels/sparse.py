@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crystalline_ray.kernels import gemm
-from crystalline_ray.kernels.workspace import BLOCK_BYTES, Array, Workspace
+from crystalline_ray.kernels.workspace import BLOCK_BYTES, Array
 
 Indices = npt.NDArray[np.int64]
 
@@ -33,8 +33,10 @@ class SparseProduct:
             for rows in _blocks(starts, BLOCK_BYTES // (width * values.itemsize))
         ]
         most = max(len(present) for _, present, _ in self._blocks)
-        space = Workspace({"gathered": (most, width), "product": (_MOST_ROWS, width)}, values.dtype)
-        self._gathered, self._product = space["gathered"], space["product"]
+        self._gathered, self._product = (
+            np.empty((most, width), values.dtype),
+            np.empty((_MOST_ROWS, width), values.dtype),
+        )
 
     def blocks(self, x: Array) -> Iterator[tuple[slice, Array]]:
         """Yield which rows, and their product with x (V, C), which is valid until the next one."""

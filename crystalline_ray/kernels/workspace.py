@@ -1,49 +1,140 @@
 """Buffers planned before the first step and allocated once, and the row blocks in which element-wise work runs."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.floating[Any]]
 Tokens = npt.NDArray[np.integer[Any]]
+Declared = TypeVar("Declared")
 
 CACHE_LINE = 64
-"""Bytes; every buffer of a workspace starts on a multiple of it."""
+"""Bytes; every buffer of a plan starts on a multiple of it and takes a multiple of it."""
 
 BLOCK_BYTES = 128 * 1024
 """Bytes of one operand of element-wise work: four of them stay in a level-2 cache of 1 MiB with room to spare."""
+
+Lifetime = tuple[str, ...]
+"""When a buffer holds something: () always, ("blocks",) in a part of that, ("blocks", "Mlp") in a part of this part."""
 
 _ROWS_TOGETHER = 16
 _ITERATOR_ITEMS = 1024
 
 
-class Workspace:
-    """Named buffers in one cache-line aligned allocation that is zeroed, and so backed by memory, from the start."""
+class Buffer(NamedTuple):
+    """One entry of a plan."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    lifetime: Lifetime
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes in whole cache lines."""
+        return -(-math.prod(self.shape) * self.dtype.itemsize // CACHE_LINE) * CACHE_LINE
+
+
+class Space:
+    """Where buffers are declared: each call of `buffer` is an entry of a plan and returns the entry's memory.
+
+    Attributes:
+        dtype: of every buffer that is not declared with another one.
+    """
 
     def __init__(
-        self, plan: Mapping[str, Sequence[int]], dtype: npt.DTypeLike, space: npt.NDArray[np.uint8] | None = None
+        self, give: Callable[[Buffer], npt.NDArray[Any]], dtype: np.dtype[Any], name: str = "", lifetime: Lifetime = ()
     ) -> None:
-        """Allocate one buffer of `dtype` per entry of the plan, which maps names to shapes, or cut it from `space`."""
-        self.num_bytes, end = workspace_bytes(plan, dtype), 0
-        space = aligned_zeros(self.num_bytes) if space is None else space
-        self._buffers: dict[str, npt.NDArray[Any]] = {}
-        for name, shape in plan.items():
-            start, end = end, end + workspace_bytes({name: shape}, dtype)
-            count = math.prod(shape)
-            self._buffers[name] = space[start:end].view(dtype)[:count].reshape(shape)
+        self.dtype = dtype
+        self._give = give
+        self._name = name
+        self._lifetime = lifetime
 
-    def __getitem__(self, name: str) -> npt.NDArray[Any]:
-        return self._buffers[name]
+    def buffer(
+        self,
+        name: str,
+        *shape: int,
+        dtype: npt.DTypeLike | None = None,
+        fill: Callable[[npt.NDArray[Any]], None] | None = None,
+    ) -> npt.NDArray[Any]:
+        """Declare a buffer, which is zero at first; `fill` writes what a buffer that is kept begins with instead."""
+        entry = Buffer(self._name + name, shape, np.dtype(dtype or self.dtype), self._lifetime)
+        array = self._give(entry)
+        if fill is not None and array.flags.writeable:
+            fill(array)
+        return array
+
+    def named(self, name: str) -> "Space":
+        """Return this space for buffers whose names begin with `name`."""
+        return Space(self._give, self.dtype, f"{self._name}{name}.", self._lifetime)
+
+    def during(self, part: str) -> "Space":
+        """Return the space for buffers that hold something in one part of this lifetime; all parts share memory."""
+        return Space(self._give, self.dtype, f"{self._name}{part}.", (*self._lifetime, part))
+
+    @property
+    def kept(self) -> "Space":
+        """This space for buffers that always hold something."""
+        return Space(self._give, self.dtype, self._name)
 
 
-def workspaces_in_turn(plans: Sequence[Mapping[str, Sequence[int]]], dtype: npt.DTypeLike) -> list[Workspace]:
-    """Return one workspace per plan, all in the same memory: no two of them hold anything at the same time."""
-    space = aligned_zeros(max(workspace_bytes(plan, dtype) for plan in plans))
-    return [Workspace(plan, dtype, space) for plan in plans]
+class Plan(Generic[Declared]):
+    """All buffers of some work, each declared once, in a walk through everything that needs one.
+
+    The same walk is gone twice: when the plan is made it notes the entries, when memory is allocated it hands it out.
+
+    Args:
+        declare: the walk: declares buffers in a space and returns the objects that hold them.
+        dtype: of the buffers that are not declared with another one.
+
+    Attributes:
+        entries: the buffers in the order in which they are declared.
+    """
+
+    def __init__(self, declare: Callable[[Space], Declared], dtype: npt.DTypeLike) -> None:
+        self.entries: list[Buffer] = []
+        self._declare = declare
+        self._dtype = np.dtype(dtype)
+        declare(Space(self._note, self._dtype))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that `allocate` allocates."""
+        return self._bytes_within(())
+
+    def allocate(self) -> Declared:
+        """Return what the walk returns, its buffers in one cache-line aligned allocation.
+
+        The memory is zeroed, and so backed by pages, from the start.
+        """
+        memory, ends = aligned_zeros(self.num_bytes), dict[Lifetime, int]()
+
+        def give(entry: Buffer) -> npt.NDArray[Any]:
+            life = entry.lifetime
+            if life not in ends:  # behind all that lives longer
+                ends[life] = sum(self._own_bytes(life[:depth]) for depth in range(len(life)))
+            start, ends[life] = ends[life], ends[life] + entry.num_bytes
+            items = memory[start : ends[life]].view(entry.dtype)[: math.prod(entry.shape)]
+            return items.reshape(entry.shape)
+
+        return self._declare(Space(give, self._dtype))
+
+    def _note(self, entry: Buffer) -> npt.NDArray[Any]:
+        """Return a stand-in that has the buffer's shape and no memory."""
+        self.entries.append(entry)
+        return np.broadcast_to(np.zeros((), entry.dtype), entry.shape)
+
+    def _bytes_within(self, lifetime: Lifetime) -> int:
+        depth = len(lifetime)
+        parts = {own[: depth + 1] for *_, own in self.entries if len(own) > depth and own[:depth] == lifetime}
+        return self._own_bytes(lifetime) + max(map(self._bytes_within, parts), default=0)
+
+    def _own_bytes(self, lifetime: Lifetime) -> int:
+        return sum(entry.num_bytes for entry in self.entries if entry.lifetime == lifetime)
 
 
 @contextmanager
@@ -56,12 +147,6 @@ def steady_state() -> Iterator[None]:
     with np.errstate(all="ignore"):  # on leaving, it restores the size too
         np.setbufsize(_ITERATOR_ITEMS)
         yield
-
-
-def workspace_bytes(plan: Mapping[str, Sequence[int]], dtype: npt.DTypeLike) -> int:
-    """Return the bytes of a workspace without allocating it: every buffer takes whole cache lines."""
-    itemsize = np.dtype(dtype).itemsize
-    return sum(-(-math.prod(shape) * itemsize // CACHE_LINE) * CACHE_LINE for shape in plan.values())
 
 
 def aligned_zeros(num_bytes: int) -> npt.NDArray[np.uint8]:

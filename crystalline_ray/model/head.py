@@ -5,7 +5,9 @@ the distribution; the lattice head gives log-probabilities, which are logits of 
 smoothed before the full head only: the lattice head computes no logits but those on the way to a target.
 """
 
-from typing import Any, Literal
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,143 +16,145 @@ from crystalline_ray.crystal.lattice_head import (
     LatticeHeadBuffers,
     lattice_head_forward,
     lattice_head_forward_backward,
-    lattice_head_index_plan,
-    lattice_head_plan,
     lattice_log_probabilities,
 )
-from crystalline_ray.crystal.smoothing import (
-    Objective,
-    Smoothing,
-    SparseSmoothing,
-    UniformSmoothing,
-    sparse_smoothing_bytes,
-)
+from crystalline_ray.crystal.smoothing import SparseSmoothing, UniformSmoothing
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels import gemm
-from crystalline_ray.kernels.head import (
-    HeadBuffers,
-    head_forward,
-    head_forward_backward,
-    head_index_plan,
-    head_operand_sizes,
-    head_plan,
-)
-from crystalline_ray.kernels.operands import Operands
-from crystalline_ray.kernels.runs import RunIndices
-from crystalline_ray.kernels.workspace import Array, Tokens, Workspace
-from crystalline_ray.lattice.tree import FAN_OUT
-from crystalline_ray.model.layout import ModelShape
-from crystalline_ray.model.views import ModelViews
-
-Plan = dict[str, tuple[int, ...]]
+from crystalline_ray.kernels.head import HeadBuffers, Objective, Smoothing, head_forward, head_forward_backward
+from crystalline_ray.kernels.operands import Operands, planned_operands
+from crystalline_ray.kernels.workspace import Array, Space, Tokens
+from crystalline_ray.lattice.tree import token_tree
+from crystalline_ray.model.branch import Part
+from crystalline_ray.model.config import ModelShape
+from crystalline_ray.model.embedding import TOKEN_TABLE
+from crystalline_ray.model.parameters import Declaration
 
 SmoothedBy = Literal["uniform"] | tuple[npt.NDArray[np.int32], npt.NDArray[np.floating[Any]]]
-"""Who shares in a target's probability: all tokens, or those of a sparse matrix: int32 (V, k) and weights (V, k)."""
+"""Label smoothing: which tokens share a target's probability: all, or those of a sparse matrix (V, k), with weights."""
 
 
-def plan_head(shape: ModelShape, rows: int, itemsize: int) -> Plan:
-    """Return the shapes of the head's buffers of the model's dtype by name."""
-    if shape.head == "lattice":
-        return lattice_head_plan(rows, shape.tree.num_levels, FAN_OUT, shape.embed_dim)
-    return head_plan(rows, shape.vocab_size, shape.embed_dim, itemsize)
+class Head(ABC):
+    """The last of a model's components.
 
-
-def plan_head_indices(shape: ModelShape, rows: int, itemsize: int) -> Plan:
-    """Return the shapes of the head's buffers with 64-bit items by name."""
-    if shape.head == "lattice":
-        return lattice_head_index_plan(rows, shape.tree.num_levels)
-    return head_index_plan(rows, shape.vocab_size, shape.embed_dim, itemsize)
-
-
-def rounded_head_sizes(shape: ModelShape, rows: int) -> tuple[int, int, int]:
-    """Return how many items the operands of the head's products need in each slot, if they are rounded.
-
-    Those of the lattice head are not: most of its products are too small to gain what rounding them costs.
+    Attributes:
+        TABLE: name of the parameter (R, C) that it reads.
+        smoothing: what takes a share of each target's probability, if anything does.
     """
-    if shape.head == "lattice":
-        return 0, 0, 0
-    return head_operand_sizes(rows, shape.vocab_size, shape.embed_dim, np.dtype(np.float32).itemsize)
+
+    TABLE: ClassVar[str]
+    smoothing: Smoothing | None = None
+
+    @abstractmethod
+    def __init__(
+        self, space: Space, part: Part, rows: int, head_tree: str, smoothed_by: SmoothedBy | None = None
+    ) -> None:
+        """Declare the buffers for N rows; head_tree is the outline of the lattice head's tree."""
+
+    @classmethod
+    @abstractmethod
+    def parameters(cls, shape: ModelShape) -> Iterable[Declaration]:
+        """Return the parameters that no other component has."""
+
+    @abstractmethod
+    def loss(self, x: Array, table: Array, targets: Tokens, likeliest: npt.NDArray[np.intp] | None) -> float:
+        """Return the sum of -log p(target) in nats over the rows of x (N, C) with a target (N,) >= 0.
+
+        The full head puts each row's likeliest token into `likeliest` (N,) meanwhile.
+        """
+
+    @abstractmethod
+    def loss_and_gradient(
+        self, x: Array, table: Array, targets: Tokens, objective: Objective, gradients: tuple[Array, Array]
+    ) -> float:
+        """Return what `loss` does; with gradients dx (N, C) and dtable (R, C), overwrite dx and add to dtable."""
+
+    @abstractmethod
+    def logits(self, x: Array, table: Array, out: Array) -> None:
+        """out (N, V) = logits of x (N, C); of the lattice head, log-probabilities."""
 
 
-def view_head(shape: ModelShape, floats: Workspace, indices: Workspace) -> HeadBuffers | LatticeHeadBuffers:
-    """Return the buffers of a head in workspaces of its plans."""
-    if shape.head == "full":
-        own = {name: floats[name] for name in HeadBuffers._fields[:-2]}
-        return HeadBuffers(**own, places=indices["places"], wide=indices["wide"].view(np.float64))
-    runs = RunIndices(**{name: indices[name] for name in RunIndices._fields})
-    runs.positions[:] = np.arange(len(runs.positions))
-    return LatticeHeadBuffers(
-        **{name: floats[name] for name in LatticeHeadBuffers._fields[:-4]},
-        wide=indices["wide"].view(np.float64),
-        own=indices["own"],
-        node_keys=indices["node_keys"],
-        runs=runs,
-    )
+class FullHead(Head):
+    """A logit for each token: a product with the token table."""
+
+    TABLE = TOKEN_TABLE
+
+    def __init__(
+        self, space: Space, part: Part, rows: int, head_tree: str, smoothed_by: SmoothedBy | None = None
+    ) -> None:
+        vocab_size, width = part.shape.vocab_size, part.shape.embed_dim
+        self._buffers = HeadBuffers(space, rows, vocab_size, width)
+        block = len(self._buffers.logits)
+        sizes = block * max(vocab_size, width), vocab_size * width, block * width
+        self._operands: Operands = planned_operands(space, sizes, bfloat16=part.bfloat16)
+        if smoothed_by == "uniform":
+            self.smoothing = UniformSmoothing()
+        elif smoothed_by is not None:
+            ranks, weights = smoothed_by
+            weights = weights.astype(space.dtype, copy=False)
+            self.smoothing = SparseSmoothing(space.named("smoothing"), ranks, weights, block)
+
+    @classmethod
+    def parameters(cls, shape: ModelShape) -> Iterable[Declaration]:
+        """Return nothing: the table is the token table."""
+        return ()
+
+    def loss(self, x: Array, table: Array, targets: Tokens, likeliest: npt.NDArray[np.intp] | None) -> float:
+        """See `Head.loss`."""
+        return head_forward(x, table, targets, self._buffers, self._operands, likeliest)
+
+    def loss_and_gradient(
+        self, x: Array, table: Array, targets: Tokens, objective: Objective, gradients: tuple[Array, Array]
+    ) -> float:
+        """See `Head.loss_and_gradient`."""
+        return head_forward_backward(x, table, targets, objective, self._buffers, gradients, self._operands)
+
+    def logits(self, x: Array, table: Array, out: Array) -> None:
+        """See `Head.logits`."""
+        gemm.multiply(x, table.T, out)
 
 
-def head_smoothing(shape: ModelShape, rows: int, dtype: npt.DTypeLike, by: SmoothedBy) -> Smoothing:
-    """Return the smoothing of targets before the full head. Raises ConfigError for the lattice head."""
-    if shape.head == "lattice":
-        raise ConfigError("targets can be smoothed with head = 'full' only, got head = 'lattice'")
-    if by == "uniform":
-        return UniformSmoothing()
-    ranks, weights = by
-    return SparseSmoothing(ranks, weights.astype(dtype, copy=False), _block_rows(shape, rows, np.dtype(dtype).itemsize))
+class LatticeHead(Head):
+    """A softmax for each node of a tree over the tokens.
 
-
-def head_smoothing_bytes(shape: ModelShape, rows: int, itemsize: int, k: int) -> int:
-    """Return what `head_smoothing` allocates for a sparse matrix of k entries a row."""
-    return sparse_smoothing_bytes(_block_rows(shape, rows, itemsize), k, itemsize)
-
-
-def _block_rows(shape: ModelShape, rows: int, itemsize: int) -> int:
-    return head_plan(rows, shape.vocab_size, shape.embed_dim, itemsize)["logits"][0]
-
-
-def head_loss(
-    shape: ModelShape,
-    x: Array,
-    weights: ModelViews,
-    targets: Tokens,
-    buffers: HeadBuffers | LatticeHeadBuffers,
-    operands: Operands,
-    likeliest: npt.NDArray[np.intp] | None = None,
-) -> float:
-    """Return the sum of -log p(target) in nats over the rows of x (N, C) with a target (N,) >= 0.
-
-    The full head can put each row's likeliest token into `likeliest` (N,) meanwhile.
+    Its products are never rounded to bfloat16: most are too small to gain what rounding them costs.
     """
-    if isinstance(buffers, LatticeHeadBuffers):
-        return lattice_head_forward(x, weights.head_table, targets, shape.tree, buffers)
-    return head_forward(x, weights.head_table, targets, buffers, operands, likeliest)
+
+    TABLE = "head.weight"
+
+    def __init__(
+        self, space: Space, part: Part, rows: int, head_tree: str, smoothed_by: SmoothedBy | None = None
+    ) -> None:
+        if smoothed_by is not None:
+            raise ConfigError("targets can be smoothed with head = 'full' only, got head = 'lattice'")
+        self.tree = token_tree(part.shape.vocab_size, head_tree)
+        if self.tree.num_branches != _branches(part.shape):
+            raise ConfigError(f"the head has {_branches(part.shape)} branches, its tree {self.tree.num_branches}")
+        self._buffers = LatticeHeadBuffers(space, rows, self.tree.num_levels, part.shape.embed_dim)
+
+    @classmethod
+    def parameters(cls, shape: ModelShape) -> Iterable[Declaration]:
+        """Return the table: a row for each branch of the tree, in the tree's order."""
+        return (Declaration(cls.TABLE, (_branches(shape), shape.embed_dim), "normal"),)
+
+    def loss(self, x: Array, table: Array, targets: Tokens, likeliest: npt.NDArray[np.intp] | None) -> float:
+        """See `Head.loss`."""
+        return lattice_head_forward(x, table, targets, self.tree, self._buffers)
+
+    def loss_and_gradient(
+        self, x: Array, table: Array, targets: Tokens, objective: Objective, gradients: tuple[Array, Array]
+    ) -> float:
+        """See `Head.loss_and_gradient`."""
+        return lattice_head_forward_backward(x, table, targets, objective.scale, self.tree, self._buffers, gradients)
+
+    def logits(self, x: Array, table: Array, out: Array) -> None:
+        """See `Head.logits`."""
+        lattice_log_probabilities(x, table, self.tree, out)
 
 
-def head_loss_and_gradient(
-    shape: ModelShape,
-    x: Array,
-    tables: tuple[ModelViews, ModelViews],
-    targets: Tokens,
-    objective: Objective,
-    buffers: HeadBuffers | LatticeHeadBuffers,
-    dx: Array,
-    operands: Operands,
-) -> float:
-    """Return what `head_loss` does; overwrite dx (N, C) with the objective's gradient, and add that of the table.
-
-    tables are views of the weights and of the gradient.
-    """
-    weights, gradient = tables
-    if isinstance(buffers, LatticeHeadBuffers):
-        tree, gradients = shape.tree, (dx, gradient.head_table)
-        scale = objective.scale
-        return lattice_head_forward_backward(x, weights.head_table, targets, scale, tree, buffers, gradients)
-    gradients = (dx, gradient.head_table)
-    return head_forward_backward(x, weights.head_table, targets, objective, buffers, gradients, operands)
+HEADS: Mapping[str, type[Head]] = {"full": FullHead, "lattice": LatticeHead}
+"""The heads by the word in the configuration."""
 
 
-def head_logits(shape: ModelShape, x: Array, weights: ModelViews, out: npt.NDArray[Any]) -> None:
-    """out (N, V) = logits of x (N, C); of the lattice head, log-probabilities."""
-    if shape.head == "lattice":
-        lattice_log_probabilities(x, weights.head_table, shape.tree, out)
-    else:
-        gemm.multiply(x, weights.head_table.T, out)
+def _branches(shape: ModelShape) -> int:
+    return shape.head_branches or token_tree(shape.vocab_size).num_branches

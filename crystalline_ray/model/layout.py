@@ -7,117 +7,38 @@ GPT-2 state dict of Hugging Face `transformers` without its `transformer.` prefi
 
 import hashlib
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from crystalline_ray.errors import ConfigError
-from crystalline_ray.kernels.rotary import Periods, clock_periods, geometric_periods
-from crystalline_ray.lattice.fcc import fcc_points
-from crystalline_ray.lattice.tree import SHELLS, TokenTree, token_tree
+from crystalline_ray.crystal.initialisation import fill_with_features
+from crystalline_ray.model.components import parameters
+from crystalline_ray.model.config import EmbeddingInit, ModelShape
+from crystalline_ray.model.embedding import TOKEN_TABLE
+from crystalline_ray.model.parameters import Initial
 from crystalline_ray.streams import Purpose, generator
 
 ALIGNMENT = 16
 """Floats per 64-byte cache line: tensors start, and segments end, on multiples of it."""
 
-HEAD = "head.weight"
-"""The lattice head's table: a row per branch of the tree over the tokens, in the tree's order."""
-
-MIXING = "wte.mixing"
-"""Alpha of neighbour mixing, which GPT-2 has not: how much of its neighbours' mean each token's embedding takes in."""
-
-Head = Literal["full", "lattice"]
-"""full: logits of all tokens from the token embedding; lattice: a softmax per node of a tree over the tokens."""
-
-Positions = Literal["learned", "rotary", "clock"]
-"""learned: a table that is added to the embedding; else queries and keys turn, with the periods of kernels.rotary."""
-
-EmbeddingInit = Literal["normal", "lattice"]
-"""normal: all tokens independent; lattice: the nearer two tokens lie in the crystal, the more alike they are."""
-
-CORRELATION_LENGTH = 1.3
-"""Of the lattice initialisation, in units of the integer grid: contact neighbours, sqrt(2) apart, correlate by 0.55."""
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """What decides the number of parameters of a GPT-2 model and the shape of each.
-
-    neighbour_mixing adds to each token's embedding a learned share of its neighbours' in the crystal (model/mixing.py).
-    head_tree is the outline of the lattice head's tree (`lattice.tree`), or "shells". Raises ConfigError for sizes
-    that are no model and for an outline that is not one of a tree over its tokens.
-    """
-
-    vocab_size: int
-    seq_len: int
-    embed_dim: int
-    num_layers: int
-    num_heads: int
-    head: Head = "full"
-    neighbour_mixing: bool = False
-    head_tree: str = SHELLS
-    positions: Positions = "learned"
-
-    def __post_init__(self) -> None:
-        if self.head not in get_args(Head):
-            raise ConfigError(f"head must be {' or '.join(get_args(Head))}, got {self.head!r}")
-        if self.positions not in get_args(Positions):
-            raise ConfigError(f"positions must be {' or '.join(get_args(Positions))}, got {self.positions!r}")
-        for field in fields(self):
-            if field.type is not int:
-                continue
-            value, least = getattr(self, field.name), 2 if field.name == "vocab_size" else 1
-            if value < least:
-                raise ConfigError(f"{field.name} must be at least {least}, got {value}")
-        if self.embed_dim % self.num_heads:
-            below = self.embed_dim - self.embed_dim % self.num_heads
-            allowed = " or ".join(str(value) for value in (below, below + self.num_heads) if value)
-            raise ConfigError(
-                f"embed_dim must be a multiple of num_heads: {self.embed_dim} is not a multiple of {self.num_heads}, "
-                f"{allowed} would be"
-            )
-        if self.head == "full" and self.head_tree != SHELLS:
-            raise ConfigError(f"head_tree must be {SHELLS!r} with the full head, which has no tree")
-        if self.head == "lattice":
-            try:
-                token_tree(self.vocab_size, self.head_tree)
-            except ValueError as error:
-                raise ConfigError(f"head_tree: {error}") from error
-        if self.positions != "learned" and self.head_dim % 2:
-            raise ConfigError(
-                f"{self.positions} positions need heads of an even width, got {self.head_dim}: "
-                f"embed_dim {self.embed_dim} / num_heads {self.num_heads}"
-            )
-
-    @property
-    def periods(self) -> Periods:
-        """Positions to one turn of each pair of a head's coordinates, where positions are not learned."""
-        return (clock_periods if self.positions == "clock" else geometric_periods)(self.head_dim // 2)
-
-    @property
-    def tree(self) -> TokenTree:
-        """The tree of the lattice head."""
-        return token_tree(self.vocab_size, self.head_tree)
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.embed_dim // self.num_heads
-
 
 @dataclass(frozen=True)
 class Parameter:
-    """One tensor: `size` floats from `offset` on; `decay` says whether weight decay applies (to matrices only)."""
+    """One tensor: `size` floats from `offset` on."""
 
     name: str
     shape: tuple[int, ...]
     offset: int
     size: int
-    decay: bool
+    initial: Initial
+
+    @property
+    def decay(self) -> bool:
+        """Whether weight decay applies: to matrices only."""
+        return len(self.shape) == 2
 
 
 class ParameterLayout:
@@ -130,17 +51,17 @@ class ParameterLayout:
 
     def __init__(self, shape: ModelShape) -> None:
         self.shape = shape
-        parameters = []
+        placed = []
         offset = 0
-        for name, dimensions in sorted(_names_and_shapes(shape), key=lambda named: -len(named[1])):
+        for name, dimensions, initial in sorted(parameters(shape), key=lambda declared: -len(declared.shape)):
             size = math.prod(dimensions)
-            parameters.append(Parameter(name, dimensions, offset, size, decay=len(dimensions) == 2))
+            placed.append(Parameter(name, dimensions, offset, size, initial))
             offset += _round_up(size)
-        self.parameters: tuple[Parameter, ...] = tuple(parameters)
+        self.parameters: tuple[Parameter, ...] = tuple(placed)
         self.size: int = offset
-        self.num_parameters: int = sum(parameter.size for parameter in parameters)
+        self.num_parameters: int = sum(parameter.size for parameter in placed)
         self.padding: tuple[slice, ...] = tuple(
-            slice(p.offset + p.size, p.offset + _round_up(p.size)) for p in parameters if p.size % ALIGNMENT
+            slice(p.offset + p.size, p.offset + _round_up(p.size)) for p in placed if p.size % ALIGNMENT
         )
 
     def views(self, buffer: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
@@ -188,36 +109,21 @@ def initialise(layout: ParameterLayout, seed: int, embedding: EmbeddingInit = "n
     stream is its place among those of learned positions, so that the kind of positions moves no other initial weight.
     """
     deviation = math.sqrt(2.0 / (5.0 * layout.shape.embed_dim))
-    residual_deviation = deviation / math.sqrt(2.0 * layout.shape.num_layers)
+    deviations = {"normal": deviation, "residual": deviation / math.sqrt(2.0 * layout.shape.num_layers)}
     buffer = np.zeros(layout.size, np.float32)
-    places = [parameter.name for parameter in ParameterLayout(replace(layout.shape, positions="learned")).parameters]
+    learned = ParameterLayout(layout.shape.model_copy(update={"positions": "learned"}))
+    places = {parameter.name: place for place, parameter in enumerate(learned.parameters)}
     for parameter, view in zip(layout.parameters, layout.views(buffer).values(), strict=True):
-        stream = generator(seed, Purpose.INITIALISE, places.index(parameter.name))
-        if parameter.name == "wte.weight" and embedding == "lattice":
-            _fill_with_features(view, stream)
-            view *= np.float32(deviation)
-        elif parameter.decay:
-            stream.standard_normal(dtype=np.float32, out=view)
-            view *= np.float32(residual_deviation if parameter.name.endswith("c_proj.weight") else deviation)
-        elif parameter.name.endswith("weight"):
+        if parameter.initial == "ones":
             view.fill(1.0)
+        elif parameter.initial != "zeros":
+            stream = generator(seed, Purpose.INITIALISE, places[parameter.name])
+            if parameter.name == TOKEN_TABLE and embedding == "lattice":
+                fill_with_features(view, stream)
+            else:
+                stream.standard_normal(dtype=np.float32, out=view)
+            view *= np.float32(deviations[parameter.initial])
     return buffer
-
-
-def _fill_with_features(table: npt.NDArray[np.float32], stream: np.random.Generator) -> None:
-    """Fill a table (V, C) with random Fourier features of the tokens' lattice points, of mean 0 and deviation 1.
-
-    Column c is sqrt(2) cos(w_c . p + b_c) with w_c normal of deviation 1 / L and b_c uniform over the circle (Rahimi
-    and Recht, "Random features for large-scale kernel machines", NIPS 2007, section 3), so that the columns' products
-    for points p and q have the mean exp(-|p - q|^2 / (2 L^2)). L is CORRELATION_LENGTH.
-    """
-    points, width = fcc_points(len(table)).astype(np.float32), table.shape[1]
-    frequencies = stream.standard_normal((3, width), np.float32) / np.float32(CORRELATION_LENGTH)
-    table[:] = 2.0 * math.pi * stream.random(width)
-    for coordinate, frequency in zip(points.T, frequencies, strict=True):
-        table += np.multiply.outer(coordinate, frequency)
-    np.cos(table, out=table)
-    table *= np.float32(math.sqrt(2.0))
 
 
 def weights_digest(buffer: npt.NDArray[Any]) -> str:
@@ -227,30 +133,3 @@ def weights_digest(buffer: npt.NDArray[Any]) -> str:
 
 def _round_up(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
-
-
-def _names_and_shapes(shape: ModelShape) -> Iterator[tuple[str, tuple[int, ...]]]:
-    width = shape.embed_dim
-    yield "wte.weight", (shape.vocab_size, width)
-    if shape.positions == "learned":
-        yield "wpe.weight", (shape.seq_len, width)
-    for layer in range(shape.num_layers):
-        prefix = f"h.{layer}."
-        yield prefix + "ln_1.weight", (width,)
-        yield prefix + "ln_1.bias", (width,)
-        yield prefix + "attn.c_attn.weight", (width, 3 * width)
-        yield prefix + "attn.c_attn.bias", (3 * width,)
-        yield prefix + "attn.c_proj.weight", (width, width)
-        yield prefix + "attn.c_proj.bias", (width,)
-        yield prefix + "ln_2.weight", (width,)
-        yield prefix + "ln_2.bias", (width,)
-        yield prefix + "mlp.c_fc.weight", (width, 4 * width)
-        yield prefix + "mlp.c_fc.bias", (4 * width,)
-        yield prefix + "mlp.c_proj.weight", (4 * width, width)
-        yield prefix + "mlp.c_proj.bias", (width,)
-    yield "ln_f.weight", (width,)
-    yield "ln_f.bias", (width,)
-    if shape.head == "lattice":
-        yield HEAD, (shape.tree.num_branches, width)
-    if shape.neighbour_mixing:
-        yield MIXING, (1,)

@@ -5,8 +5,9 @@ import math
 import numpy as np
 
 from crystalline_ray.lattice.similarity import crystalline_score
+from crystalline_ray.lattice.tree import SHELLS
+from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.head import SmoothedBy
-from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.model.transformer import Transformer
 from crystalline_ray.spheres.config import SphereConfig
 from crystalline_ray.spheres.memory import Memory
@@ -22,10 +23,16 @@ class LeafSphere:
         config: the sections that spheres read. A private gradient is kept to add from if units have several
             micro-batches; dropout is keyed by the seed together with the micro-batch's number.
         smoothed_by: tokens that share the probability of a target, if any do.
+        head_tree: outline of the lattice head's tree.
     """
 
     def __init__(
-        self, memory: Memory, shape: ModelShape, config: SphereConfig, smoothed_by: SmoothedBy | None = None
+        self,
+        memory: Memory,
+        shape: ModelShape,
+        config: SphereConfig,
+        smoothed_by: SmoothedBy | None = None,
+        head_tree: str = SHELLS,
     ) -> None:
         self.batches = 0
         self._memory = memory
@@ -36,6 +43,7 @@ class LeafSphere:
             dropout=config.dropout,
             bfloat16=config.precision == "bfloat16",
             smoothed_by=smoothed_by,
+            head_tree=head_tree,
         )
         self._likeliest = np.empty((config.batch_size, shape.seq_len), np.intp)
         self._scratch = np.empty(memory.region(0).size if config.sum_unit > 1 else 0, np.float32)

@@ -6,29 +6,12 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from crystalline_ray.kernels.gemm import Library
-from crystalline_ray.model.layout import ModelShape, ParameterLayout
+from crystalline_ray.lattice.tree import SHELLS
+from crystalline_ray.model.config import ModelShape
+from crystalline_ray.model.layout import ParameterLayout
 from crystalline_ray.spheres.config import SphereConfig
 from crystalline_ray.spheres.plan import SpherePlan
 from crystalline_ray.spheres.steps import Steps
-
-
-def model_shape(config: SphereConfig, vocab_size: int, head_tree: str) -> ModelShape:
-    """Return the shape of the configured model for a vocabulary, whose size the tokenizer has the last word on.
-
-    head_tree is the outline of the lattice head's tree, which only the text can tell, or "shells".
-    """
-    return ModelShape(
-        vocab_size=vocab_size,
-        seq_len=config.seq_len,
-        embed_dim=config.embed_dim,
-        num_layers=config.num_layers,
-        num_heads=config.num_heads,
-        head=config.head,
-        neighbour_mixing=config.neighbour_mixing,
-        head_tree=head_tree,
-        positions=config.positions,
-    )
-
 
 _Config = TypeVar("_Config", bound=SphereConfig, covariant=True)
 
@@ -43,6 +26,7 @@ class RunOf(Generic[_Config]):
         plan: the tree.
         dataset: folder of the prepared tokens, readable on every node.
         total_sequences: sequences of the whole run; later ones are masked.
+        head_tree: outline of the lattice head's tree, which only the text can tell, or "shells".
     """
 
     config: _Config
@@ -50,6 +34,7 @@ class RunOf(Generic[_Config]):
     plan: SpherePlan
     dataset: Path
     total_sequences: int
+    head_tree: str = SHELLS
 
     @property
     def blas(self) -> Library:

@@ -41,6 +41,7 @@ def leaf_bytes(run: RunSpec) -> int:
         dropout=config.dropout,
         bfloat16=config.precision == "bfloat16",
         similar=hooks.similar_tokens(run) if config.smoothing == "crystal" else 0,
+        head_tree=run.head_tree,
     )
 
 

@@ -7,11 +7,9 @@ tree if the text formed one (`head_tree.txt`), `state.json`, and, written last, 
 SHA-256 of each. Nothing is pickled, so loading a stranger's checkpoint runs no code.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +19,10 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from crystalline_ray.errors import CheckpointError, ConfigError, DamageError
+from crystalline_ray.errors import CheckpointError, DamageError
 from crystalline_ray.lattice.tree import SHELLS
-from crystalline_ray.model.layout import ModelShape, ParameterLayout, weights_digest
+from crystalline_ray.model.config import ModelShape
+from crystalline_ray.model.layout import ParameterLayout, weights_digest
 from crystalline_ray.storage.sealed import Store, seal
 from crystalline_ray.training.state import TrainingState
 
@@ -130,7 +129,7 @@ def write_checkpoint(
     """
     state = state.model_copy(update={"weights_digest": weights_digest(weights)})
     # "pt" is what Hugging Face loaders ask of a file before they read it.
-    metadata = {"format": "pt", "model_shape": json.dumps(asdict(layout.shape))}
+    metadata = {"format": "pt", "model_shape": layout.shape.model_dump_json()}
     named = {f"{moment}.{name}": v for moment, buffer in moments.items() for name, v in layout.views(buffer).items()}
     store = open_store(folder)
     with store.staging() as staged:
@@ -159,8 +158,8 @@ def _read_shape(path: Path) -> ModelShape:
     with safe_open(path, framework="numpy") as file:
         metadata = file.metadata() or {}
     try:
-        return ModelShape(**json.loads(metadata["model_shape"]))
-    except (ValueError, TypeError, KeyError, RecursionError, ConfigError) as error:
+        return ModelShape.model_validate_json(metadata["model_shape"])
+    except (ValueError, KeyError) as error:
         raise DamageError(f"{path.name} names no model shape") from error
 
 
@@ -186,8 +185,4 @@ def _read_buffers(path: Path, layout: ParameterLayout, moments: Collection[str] 
 
 def describe_shape(shape: ModelShape) -> str:
     """Return the shape of a model in words for messages."""
-    fields = asdict(shape)
-    if fields["head_tree"] != SHELLS:
-        digest = hashlib.blake2b(shape.head_tree.encode(), digest_size=4).hexdigest()
-        fields["head_tree"] = f"{shape.head_tree.partition(':')[0]} ({digest})"
-    return ", ".join(f"{name} {value}" for name, value in fields.items())
+    return ", ".join(f"{name} {value}" for name, value in shape)

@@ -14,7 +14,8 @@ from rich.filesize import decimal
 from crystalline_ray.config import Config
 from crystalline_ray.errors import CheckpointError, CrystallineError, DamageError, ResourceError
 from crystalline_ray.lattice.tree import SHELLS
-from crystalline_ray.model.layout import ModelShape, ParameterLayout
+from crystalline_ray.model.config import ModelShape
+from crystalline_ray.model.layout import ParameterLayout
 from crystalline_ray.spheres.run_spec import RunOf
 from crystalline_ray.spheres.sizing import memory_layout
 from crystalline_ray.storage.files import disk_errors, free_bytes, make_folder

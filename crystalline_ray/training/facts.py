@@ -72,7 +72,7 @@ def describe_model(run: RunSpec) -> str:
         f"{shape.num_heads} heads",
         f"{shape.positions} positions",
         f"{shape.head} head",
-        *(["neighbour mixing"] if shape.neighbour_mixing else []),
+        *(name.replace("_", " ") for name, value in shape if value is True),
     ]
     return ", ".join(parts)
 

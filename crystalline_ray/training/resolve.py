@@ -5,15 +5,16 @@ import psutil
 from threadpoolctl import threadpool_limits
 
 from crystalline_ray.config import Config
-from crystalline_ray.crystal.token_use import learn_tree
+from crystalline_ray.crystal.trees import learn_tree
 from crystalline_ray.data.batches import count_windows
 from crystalline_ray.data.dataset import Dataset
 from crystalline_ray.engine.arena import arena_root, check_room
 from crystalline_ray.engine.cores import allowed_cores
 from crystalline_ray.errors import CheckpointError, ConfigError, ResourceError
-from crystalline_ray.lattice.tree import SHELLS
+from crystalline_ray.lattice.tree import SHELLS, token_tree
+from crystalline_ray.model.config import ModelShape
 from crystalline_ray.spheres.plan import SpherePlan, plan_spheres
-from crystalline_ray.spheres.run_spec import RunOf, RunSpec, model_shape
+from crystalline_ray.spheres.run_spec import RunOf, RunSpec
 from crystalline_ray.spheres.sizing import leaf_bytes, memory_layout
 from crystalline_ray.training.checkpoint import LoadedCheckpoint
 
@@ -45,8 +46,8 @@ def find_head_tree(config: Config, dataset: Dataset, start: LoadedCheckpoint | N
         return SHELLS
     if start is None:
         with threadpool_limits(limits=1, user_api="blas"):  # the number of threads could decide ties
-            return learn_tree(config.head_tree, dataset.train, dataset.tokenizer.vocab_size)
-    outline = start.layout.shape.head_tree
+            return learn_tree(config.head_tree, dataset.train.parts(), dataset.tokenizer.vocab_size)
+    outline = start.head_tree
     if outline.partition(":")[0] != config.head_tree:
         raise CheckpointError(f"{start.path} has no head_tree {config.head_tree!r}, which the configuration asks for")
     return outline
@@ -54,7 +55,9 @@ def find_head_tree(config: Config, dataset: Dataset, start: LoadedCheckpoint | N
 
 def specify(config: Config, plan: SpherePlan, dataset: Dataset, head_tree: str) -> RunOf[Config]:
     """Put together what the spheres need to know; the length of the run follows from the text."""
-    shape = model_shape(config, dataset.tokenizer.vocab_size, head_tree)
+    vocab_size = dataset.tokenizer.vocab_size
+    branches = token_tree(vocab_size, head_tree).num_branches if config.head == "lattice" else 0
+    shape = ModelShape.of(config, vocab_size, branches)
     sequences = count_sequences(config, count_windows(dataset.train, config.seq_len))
     return RunOf(config, shape, plan, dataset.folder, sequences)
 

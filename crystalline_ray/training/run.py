@@ -105,6 +105,7 @@ def _open_writer(folder: Path, run: RunOf[Config], dataset: Dataset, engine: Eng
         folder / CHECKPOINTS,
         shape=run.shape,
         tokenizer_json=dataset.tokenizer.to_json(),
+        head_tree=run.head_tree,
         moment_names=engine.memory.layout.state_names,
         keep_last=run.config.keep_checkpoints,
         keep_every=run.config.keep_every,

@@ -9,6 +9,7 @@ from crystalline_ray.data.batches import count_windows
 from crystalline_ray.data.dataset import Dataset
 from crystalline_ray.data.tokenizer import Tokenizer
 from crystalline_ray.errors import CheckpointError, ConfigError
+from crystalline_ray.model.config import Architecture
 from crystalline_ray.model.layout import initialise
 from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.run_spec import RunOf
@@ -19,7 +20,7 @@ from crystalline_ray.training.schedule import learning_rate, smoothing_weight
 from crystalline_ray.training.state import TrainingState
 
 # What a configuration says of the model and a checkpoint fixes.
-_SHAPE_FIELDS = ("seq_len", "embed_dim", "num_layers", "num_heads", "head", "neighbour_mixing", "positions")
+_SHAPE_FIELDS = tuple(Architecture.model_fields)
 
 
 def load_start(config: Config, resume: Path | None) -> LoadedCheckpoint | None:
@@ -42,7 +43,7 @@ def with_model_of(config: Config, start: LoadedCheckpoint, tokenizer: Tokenizer)
     shape = start.layout.shape
     fixed = {field: getattr(shape, field) for field in _SHAPE_FIELDS} | {"tokenizer": tokenizer.kind}
     if shape.head == "lattice":
-        fixed["head_tree"] = shape.head_tree.partition(":")[0]
+        fixed["head_tree"] = start.head_tree.partition(":")[0]
     fixed["end_token"] = tokenizer.end_token
     if tokenizer.kind != "char":
         fixed["vocab_size"] = tokenizer.vocab_size

@@ -14,10 +14,10 @@ from rich.tree import Tree
 from crystalline_ray.config import Config
 from crystalline_ray.data.config import DEFAULT_VOCAB_SIZE
 from crystalline_ray.errors import ResourceError
-from crystalline_ray.lattice.tree import SHELLS
+from crystalline_ray.model.config import ModelShape
 from crystalline_ray.spheres.memory import VERSIONS
 from crystalline_ray.spheres.plan import SpherePlan, SphereSpec
-from crystalline_ray.spheres.run_spec import RunSpec, model_shape
+from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.sizing import leaf_bytes, memory_layout
 from crystalline_ray.training.console import Console
 from crystalline_ray.training.events import Event, Introduced, Subscriber
@@ -36,7 +36,7 @@ class PlanView:
     def __init__(self, plan: SpherePlan, config: Config) -> None:
         self._plan = plan
         # no text is read here, and other trees have about as many branches
-        shape = model_shape(config, config.vocab_size or DEFAULT_VOCAB_SIZE, SHELLS)
+        shape = ModelShape.of(config, config.vocab_size or DEFAULT_VOCAB_SIZE)
         self._run = RunSpec(config, shape, plan, Path(), config.global_batch_size)
         self._config = config
 

@@ -15,7 +15,6 @@ for both; a ratio compares the two turns of one round. Printed are its median an
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -26,15 +25,14 @@ from rounds import add_blas, exit_status, in_turn, middle_half, parse_rounds, pa
 
 from crystalline_ray.bench.work import STANDARD, leaf_work
 from crystalline_ray.bench.worker import as_worker, measuring_core
-from crystalline_ray.crystal.smoothing import Objective
-from crystalline_ray.crystal.token_use import learn_tree
-from crystalline_ray.data.shards import TokenArray
-from crystalline_ray.kernels.operands import unrounded
-from crystalline_ray.kernels.workspace import Array, Workspace, steady_state
-from crystalline_ray.lattice.tree import SHELLS
-from crystalline_ray.model.head import head_loss_and_gradient, plan_head, plan_head_indices, view_head
-from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
-from crystalline_ray.model.views import bind
+from crystalline_ray.crystal.trees import learn_tree
+from crystalline_ray.kernels.head import Objective
+from crystalline_ray.kernels.workspace import Array, Plan, steady_state
+from crystalline_ray.lattice.tree import SHELLS, token_tree
+from crystalline_ray.model.branch import Part
+from crystalline_ray.model.config import ModelShape
+from crystalline_ray.model.head import HEADS as HEAD_KINDS
+from crystalline_ray.model.layout import ParameterLayout, initialise
 from crystalline_ray.training.console import Console
 from crystalline_ray.training.facts import figures
 
@@ -49,34 +47,34 @@ HEADS = ("full", "shells", "frequency", "embedding")
 Turn = Callable[[], float]
 
 
-def with_head(shape: ModelShape, head: str) -> ModelShape:
-    """Return the shape with one of HEADS and the vocabulary of all."""
+def with_head(shape: ModelShape, head: str) -> tuple[ModelShape, str]:
+    """Return the shape with one of HEADS and the vocabulary of all, and the outline of the tree."""
     if head == "full":
-        return replace(shape, vocab_size=VOCABULARY)
-    tree = SHELLS if head == SHELLS else learn_tree(head, zipf_text(), VOCABULARY)
-    return replace(shape, vocab_size=VOCABULARY, head="lattice", head_tree=tree)
+        return shape.model_copy(update={"vocab_size": VOCABULARY}), SHELLS
+    tree = SHELLS if head == SHELLS else learn_tree(head, [zipf_text()], VOCABULARY)
+    branches = token_tree(VOCABULARY, tree).num_branches
+    return shape.model_copy(update={"vocab_size": VOCABULARY, "head": "lattice", "head_branches": branches}), tree
 
 
-def zipf_text() -> TokenArray:
+def zipf_text() -> np.ndarray[Any, Any]:
     """Return the text that forms trees; every token comes once at least."""
     tokens = np.random.Generator(np.random.Philox(2)).zipf(ZIPF_EXPONENT, TEXT_TOKENS) - 1
-    text = np.concatenate((np.minimum(tokens, VOCABULARY - 1), np.arange(VOCABULARY)))
-    return TokenArray([text.astype(np.uint16)], np.uint16)
+    return np.concatenate((np.minimum(tokens, VOCABULARY - 1), np.arange(VOCABULARY)))
 
 
 def head_turn(head: str, x: Array, targets: np.ndarray[Any, Any]) -> Turn:
     """Return a function that runs one head forward and backward, and gives its loss per target."""
-    shape = with_head(ModelShape(VOCABULARY, 1, WIDTH, 1, 1), head)
-    layout = ParameterLayout(shape)
+    small = ModelShape(vocab_size=VOCABULARY, seq_len=1, embed_dim=WIDTH, num_layers=1, num_heads=1)
+    shape, head_tree = with_head(small, head)
+    layout, kind = ParameterLayout(shape), HEAD_KINDS[shape.head]
     weights, gradient = initialise(layout, seed=1), np.zeros(layout.size, np.float32)
-    tables, dx = (bind(layout, weights), bind(layout, gradient)), np.empty_like(x)
-    floats = Workspace(plan_head(shape, ROWS, x.itemsize), x.dtype)
-    buffers = view_head(shape, floats, Workspace(plan_head_indices(shape, ROWS, x.itemsize), np.int64))
+    own, dtable = (layout.views(buffer)[kind.TABLE] for buffer in (weights, gradient))
+    gradients, part = (np.empty_like(x), dtable), Part(shape, ROWS, training=True)
+    computing = Plan(lambda space: kind(space, part, ROWS, head_tree), x.dtype).allocate()
 
     def turn() -> float:
         with steady_state():
-            loss = head_loss_and_gradient(shape, x, tables, targets, Objective(1.0 / ROWS), buffers, dx, unrounded)
-        return loss / ROWS
+            return computing.loss_and_gradient(x, own, targets, Objective(1.0 / ROWS), gradients) / ROWS
 
     return turn
 
@@ -94,7 +92,8 @@ def duels(rounds: int) -> Iterator[tuple[str, int, int, Callable[[str], Turn]]]:
     standard = STANDARD["B"]
 
     def training(head: str) -> Turn:
-        return leaf_work(standard._replace(shape=with_head(standard.shape, head)))
+        shape, head_tree = with_head(standard.shape, head)
+        return leaf_work(standard._replace(shape=shape, head_tree=head_tree))
 
     yield "step of model B", standard.tokens, rounds, training
 

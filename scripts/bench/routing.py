@@ -25,12 +25,12 @@ from crystalline_ray.config import Config, load_config
 from crystalline_ray.crystal.routing import Router
 from crystalline_ray.data.batches import TrainBatches
 from crystalline_ray.data.shards import TokenArray
-from crystalline_ray.lattice.tree import SHELLS
-from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
+from crystalline_ray.model.config import ModelShape
+from crystalline_ray.model.layout import ParameterLayout, initialise
 from crystalline_ray.model.transformer import Transformer
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, plan_spheres
 from crystalline_ray.spheres.routed_batches import find_routes
-from crystalline_ray.spheres.run_spec import RunSpec, model_shape
+from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.training.facts import figures
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -48,7 +48,7 @@ def cases() -> Iterator[tuple[str, Config, ModelShape, int]]:
     }
     for name, (flags, vocab_size) in recipes.items():
         config = load_config(CONFIGS / f"{name}.yaml", routing="symmetry", **flags)
-        yield name, config, model_shape(config, vocab_size, SHELLS), 12
+        yield name, config, ModelShape.of(config, vocab_size), 12
     config = Config(seq_len=256, batch_size=16, global_batch_size=204 * 16, routing="symmetry")
     yield "model B, 204 x 16", config, STANDARD["B"].shape, 51
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from crystalline_ray.bench.work import Work, zipf_batch
-from crystalline_ray.model.layout import ModelShape
+from crystalline_ray.model.config import ModelShape
 
 
 class Block(nn.Module):

@@ -12,12 +12,12 @@ from crystalline_ray.bench.leaf import LeafFigures, bench_leaf, flops_per_token
 from crystalline_ray.bench.work import Work, leaf_work
 from crystalline_ray.bench.worker import as_worker, measuring_core
 from crystalline_ray.kernels import gemm
-from crystalline_ray.model import block
-from crystalline_ray.model.layout import ModelShape
+from crystalline_ray.model import attention
 from crystalline_ray.progress import silent
 from crystalline_ray.spheres.segment_owner import SegmentOwner
+from tests.helpers.model_shapes import gpt2_shape
 
-TINY = Work("tiny", ModelShape(vocab_size=50, seq_len=8, embed_dim=16, num_layers=2, num_heads=2), 2, dropout=0.1)
+TINY = Work("tiny", gpt2_shape(vocab_size=50, seq_len=8, embed_dim=16, num_layers=2, num_heads=2), 2, dropout=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +50,11 @@ def test_kernels_share_the_time_of_a_step(figures: LeafFigures) -> None:
 
 
 def test_flops_are_counted_by_hand() -> None:
-    shape = ModelShape(vocab_size=10, seq_len=3, embed_dim=4, num_layers=1, num_heads=1)
+    shape = gpt2_shape(vocab_size=10, seq_len=3, embed_dim=4, num_layers=1, num_heads=1)
     matrices = 4 * 12 + 4 * 4 + 4 * 16 + 16 * 4 + 10 * 4
     pairs = 1 + 2 + 3  # of a query with the keys up to it
     assert 3 * flops_per_token(shape) == 3 * (2 * matrices * 3 + 2 * 2 * 4 * pairs)
-    lattice = ModelShape(vocab_size=13, seq_len=3, embed_dim=4, num_layers=1, num_heads=1, head="lattice")
+    lattice = gpt2_shape(vocab_size=13, seq_len=3, embed_dim=4, num_layers=1, num_heads=1, head="lattice")
     branches = 12 + 2  # of the root and of the one group with two members
     assert flops_per_token(lattice) == flops_per_token(shape) + 3 * 2 * (branches - 10) * 4
 
@@ -69,7 +69,7 @@ def test_measuring_changes_no_bit_of_the_work() -> None:
 
 def test_names_are_put_back_after_a_failure() -> None:
     def names() -> list[object]:
-        kernels: Any = block  # which imports what it calls
+        kernels: Any = attention  # which imports what it calls
         return [kernels.attention_forward, gemm.multiply, gemm.add_product, SegmentOwner.reduce]
 
     def fail() -> None:
@@ -104,14 +104,14 @@ def test_time_within_a_kernel_goes_to_the_inner_one_and_to_its_products(monkeypa
         function.__module__ = "crystalline_ray.kernels.example"
         return function
 
-    kernels: Any = block
+    kernels: Any = attention
     products: Any = gemm
     monkeypatch.setattr("crystalline_ray.bench.kernel_clock.time", clock)
     monkeypatch.setattr(gemm, "multiply", taking(1.0))
     monkeypatch.setattr(gemm, "add_product", taking(2.0, lambda: products.multiply()))
-    monkeypatch.setattr(block, "inner_forward", taking(4.0, lambda: products.add_product()), raising=False)
+    monkeypatch.setattr(attention, "inner_forward", taking(4.0, lambda: products.add_product()), raising=False)
     outer = taking(8.0, lambda: kernels.inner_forward(), lambda: products.multiply())
-    monkeypatch.setattr(block, "outer_backward", outer, raising=False)
+    monkeypatch.setattr(attention, "outer_backward", outer, raising=False)
     with timed_kernels() as times:
         kernels.outer_backward()
         products.multiply()

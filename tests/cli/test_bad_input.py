@@ -10,9 +10,10 @@ import pytest
 from crystalline_ray.cli import main
 from crystalline_ray.config import Config
 from crystalline_ray.data.symbols import CharTokenizer
-from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
+from crystalline_ray.model.layout import ParameterLayout, initialise
 from crystalline_ray.training.checkpoint import MODEL, folder_name, write_checkpoint
 from crystalline_ray.training.state import TrainingState
+from tests.helpers.model_shapes import gpt2_shape
 
 TINY = "--engine local --tokenizer char --seq-len 16 --embed-dim 16 --num-layers 1 --num-heads 2"
 
@@ -212,7 +213,7 @@ def save_run(run: Path, embed_dim: int) -> None:
         text=(Path("text.txt"),), engine="local", tokenizer="char", seq_len=16, embed_dim=16, num_layers=1, num_heads=2
     )
     tokenizer = CharTokenizer.train([Path("text.txt").read_text()])
-    layout = ParameterLayout(ModelShape(tokenizer.vocab_size, 16, embed_dim, 1, 2))
+    layout = ParameterLayout(gpt2_shape(tokenizer.vocab_size, 16, embed_dim, 1, 2))
     weights = initialise(layout, config.seed)
     state = TrainingState(
         step=3,

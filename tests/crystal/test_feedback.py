@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from crystalline_ray.config import Config
-from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.spheres.hooks import GroupCoder
 from crystalline_ray.spheres.plan import plan_spheres
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.sizing import memory_layout
+from tests.helpers.model_shapes import gpt2_shape
 from tests.helpers.node_memory import node_memory
 
-SHAPE = ModelShape(vocab_size=301, seq_len=16, embed_dim=50, num_layers=2, num_heads=5)
+SHAPE = gpt2_shape(vocab_size=301, seq_len=16, embed_dim=50, num_layers=2, num_heads=5)
 COMPRESSIONS = pytest.mark.parametrize("compression", ["bfloat16", "d3", "e8"])
 
 

@@ -15,7 +15,6 @@ from crystalline_ray.data.batches import TrainBatches
 from crystalline_ray.data.shards import TokenArray
 from crystalline_ray.lattice.integers import Integers
 from crystalline_ray.lattice.symmetry import symmetry_groups
-from crystalline_ray.model.layout import ModelShape
 from crystalline_ray.spheres import routed_batches
 from crystalline_ray.spheres.canonical_sum import group_units
 from crystalline_ray.spheres.plan import plan_spheres
@@ -23,6 +22,7 @@ from crystalline_ray.spheres.routed_batches import RoutedBatches
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.sizing import memory_layout
 from tests.helpers.examples import examples
+from tests.helpers.model_shapes import gpt2_shape
 from tests.helpers.node_memory import node_memory
 
 VOCABULARY, LENGTH = 40, 8
@@ -39,7 +39,7 @@ def specified(
         embed_dim=4,
         num_heads=1,
     )
-    shape = ModelShape(VOCABULARY, LENGTH, 4, 1, 1)
+    shape = gpt2_shape(VOCABULARY, LENGTH, 4, 1, 1)
     run = RunSpec(config, shape, plan_spheres([[None] * cores]), tmp_path, sequences)
     numbers = np.random.default_rng(windows)
     tokens = np.minimum(numbers.geometric(0.12, windows * LENGTH + 1) - 1, VOCABULARY - 1).astype(np.uint16)

@@ -5,10 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crystalline_ray.crystal.smoothing import Objective, SparseSmoothing, sparse_smoothing_bytes
+from crystalline_ray.crystal.smoothing import SparseSmoothing
+from crystalline_ray.kernels.head import Objective
 from tests.helpers.differences import numeric_gradient
 from tests.helpers.examples import examples
 from tests.helpers.smoothed import dense_shares, gradients_of, problem, smoothed_targets, smoothing_of
+from tests.helpers.spoiled import spoiled
 
 KINDS = pytest.mark.parametrize("kind", ["crystal", "uniform"])
 
@@ -57,7 +59,7 @@ def test_a_head_of_many_blocks_in_float32() -> None:
     ranks: np.ndarray = np.arange(vocab)[:, None] + np.cumsum(rng.integers(1, 9, (vocab, k)), axis=1)
     ranks = np.where(ranks < vocab, ranks, ranks - vocab).astype(np.int32)
     weights = rng.random((vocab, k)).astype(np.float32)
-    smoothing = SparseSmoothing(ranks, weights, 128)
+    smoothing = spoiled(lambda space: SparseSmoothing(space, ranks, weights, 128), np.float32)
     _, dx, dtable = gradients_of(problem(rows, vocab, 2, np.float32), Objective(1.0, smoothing, 0.2))
     x, table, targets = problem(rows, vocab, 2)
     logits = x @ table.T
@@ -79,10 +81,3 @@ def test_no_weight_leaves_every_bit_and_no_target_no_gradient(kind: str) -> None
     x, table, _ = given_problem
     loss, dx, dtable = gradients_of((x, table, np.full(50, -1)), Objective(0.5, smoothing, 0.4))
     assert (loss, dx.any().item(), dtable.any().item()) == (0.0, False, False)
-
-
-def test_the_bytes_of_the_scratch_are_known_before() -> None:
-    for rows, k, dtype in ((1, 1, np.float32), (77, 5, np.float32), (128, 16, np.float64)):
-        smoothing = smoothing_of("crystal", rows, 40, k, dtype)
-        assert isinstance(smoothing, SparseSmoothing)
-        assert smoothing.num_bytes == sparse_smoothing_bytes(rows, k, np.dtype(dtype).itemsize)

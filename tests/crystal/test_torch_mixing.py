@@ -1,10 +1,13 @@
 """Neighbour mixing and its gradients against PyTorch's autograd over the dense matrix."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from crystalline_ray.crystal.mixing import mixing_backward, mixing_forward
 from tests.helpers.mixing_problem import buffers_of, mean_matrix, neighbours_of
+from tests.helpers.model_shapes import gpt2_shape
 
 torch = pytest.importorskip("torch")
 
@@ -21,3 +24,14 @@ def test_table_and_gradients_equal_autograd(vocab: int, width: int, alpha: float
     dalpha = mixing_backward(dout, table, alpha, neighbours, buffers)
     np.testing.assert_allclose(dout, theirs.grad.numpy(), atol=1e-13)
     assert dalpha == pytest.approx(their_alpha.grad.item(), rel=1e-11)
+
+
+@pytest.mark.parametrize("positions", ["learned", "rotary", "clock"])
+def test_the_whole_model_equals_autograd(positions: str) -> None:
+    from tests.helpers.torch_model import compare_with_autograd
+
+    def mixed(weights: dict[str, Any]) -> Any:
+        table = weights["wte.weight"]
+        return table + weights["wte.mixing"] * torch.tensor(mean_matrix(131)) @ table
+
+    compare_with_autograd(gpt2_shape(131, 70, 36, 2, 3, positions=positions, neighbour_mixing=True), mixed)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from crystalline_ray.crystal.smoothing import Objective
+from crystalline_ray.kernels.head import Objective
 from tests.helpers.smoothed import dense_shares, gradients_of, problem, smoothed_targets, smoothing_of
 
 torch = pytest.importorskip("torch")

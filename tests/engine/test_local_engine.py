@@ -14,13 +14,14 @@ from crystalline_ray.engine.local import LocalEngine
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.blas import mkl_library
 from crystalline_ray.lattice.similarity import crystalline_score
-from crystalline_ray.model.layout import MIXING, initialise, weights_digest
+from crystalline_ray.model.layout import initialise, weights_digest
 from crystalline_ray.model.transformer import Transformer
 from crystalline_ray.spheres.messages import EvaluationRequest, StepRequest
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.sphere import batch_sources
 from tests.helpers.engine_runs import train_steps
 from tests.helpers.examples import examples
+from tests.helpers.model_shapes import SWITCHES
 
 
 def digest_of(run: RunSpec, steps: int = 2) -> tuple[str, list[float]]:
@@ -37,7 +38,7 @@ def digest_of(run: RunSpec, steps: int = 2) -> tuple[str, list[float]]:
     sum_unit=st.integers(1, 4),
     dropout=st.sampled_from([0.0, 0.2]),
     head=st.sampled_from(["full", "shells", "frequency", "embedding"]),
-    neighbour_mixing=st.booleans(),
+    switches=st.fixed_dictionaries(dict.fromkeys(SWITCHES, st.booleans())),
     compression=st.sampled_from(["none", "bfloat16", "d3", "e8"]),
     smoothing=st.sampled_from(["none", "crystal", "uniform"]),
     prior=st.sampled_from([0.0, 1e-3]),
@@ -52,7 +53,7 @@ def test_any_tree_gives_the_bits_of_one_leaf(
     sum_unit: int,
     dropout: float,
     head: str,
-    neighbour_mixing: bool,
+    switches: dict[str, bool],
     compression: str,
     smoothing: str,
     prior: float,
@@ -64,7 +65,7 @@ def test_any_tree_gives_the_bits_of_one_leaf(
         "sum_unit": sum_unit,
         "dropout": dropout,
         **({} if head == "full" else {"head": "lattice", "head_tree": head}),
-        "neighbour_mixing": neighbour_mixing,
+        **switches,
         "gradient_compression": compression,
         "smoothing": smoothing if head == "full" else "none",
         "laplacian_prior": prior,
@@ -95,24 +96,6 @@ def test_any_tree_gives_the_bits_of_one_leaf_with_mkl_too(
     # sums this short come out the same from either library in float32
     assert precision == "float32" or alone[0] != other[0]
     assert alone[1] == pytest.approx(other[1], rel=1e-5 if precision == "float32" else 1e-2)
-
-
-def test_an_alpha_frozen_at_zero_trains_the_plain_model_to_the_bit(make_run: Callable[..., RunSpec]) -> None:
-    weights = []
-    for mixing in (False, True):
-        run = make_run(3, clip_norm=0.0, neighbour_mixing=mixing)  # alpha has a part in the norm that clipping needs
-        with LocalEngine(run) as engine:
-            engine.memory.weights(0)[:] = initialise(run.layout, 1)
-            engine.start(lambda *_: None)
-            for step in range(3):
-                engine.step(StepRequest(step, step, 0.01))
-                views = run.layout.views(engine.memory.weights(step + 1))
-                if mixing:
-                    assert views[MIXING].item() != 0.0
-                    views[MIXING][:] = 0.0
-            weights.append({name: view.copy() for name, view in views.items() if name != MIXING})
-    assert weights[0].keys() == weights[1].keys()
-    assert all(weights[0][name].tobytes() == weights[1][name].tobytes() for name in weights[0])
 
 
 @examples(3)

@@ -64,7 +64,7 @@ def test_a_lattice_head_has_the_bits_of_the_local_engine_too(
     with LocalEngine(local) as engine:
         expected = train_steps(engine, local, 3)
     run = make_run(2, **fields)
-    assert run.shape.head_tree.partition(":")[0] == head_tree
+    assert run.head_tree.partition(":")[0] == head_tree
     with RayEngine(run, ray_session) as engine:
         assert train_steps(engine, run, 3) == expected
 

@@ -1,5 +1,4 @@
 from collections import Counter
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -10,13 +9,15 @@ from hypothesis import strategies as st
 
 from crystalline_ray.errors import ConfigError, InputError, NonFiniteError
 from crystalline_ray.generation.generator import Generator, Sampling, generate
-from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
+from crystalline_ray.model.config import ModelShape
+from crystalline_ray.model.layout import ParameterLayout, initialise
 from crystalline_ray.model.transformer import Transformer
 from tests.helpers.examples import examples
+from tests.helpers.model_shapes import ALL_ON, changed, gpt2_shape
 
-SHAPE = ModelShape(vocab_size=29, seq_len=12, embed_dim=12, num_layers=2, num_heads=3)
-LATTICE = replace(SHAPE, head="lattice")
-CLOCK = replace(SHAPE, positions="clock", neighbour_mixing=True)
+SHAPE = gpt2_shape(vocab_size=29, seq_len=12, embed_dim=12, num_layers=2, num_heads=3)
+LATTICE = changed(SHAPE, head="lattice")
+CLOCK = changed(SHAPE, positions="clock", **ALL_ON)
 
 
 def weights_of(shape: ModelShape) -> np.ndarray:
@@ -35,7 +36,7 @@ def run(
     return list(generate(generator, prompt, max_new_tokens=count, sampling=sampling, seed=seed, stop_token=stop))
 
 
-@pytest.mark.parametrize("shape", [SHAPE, LATTICE, CLOCK, ModelShape(40, 70, 8, 1, 1), ModelShape(5, 1, 3, 1, 1)])
+@pytest.mark.parametrize("shape", [SHAPE, LATTICE, CLOCK, gpt2_shape(40, 70, 8, 1, 1), gpt2_shape(5, 1, 3, 1, 1)])
 def test_logits_with_a_cache_equal_those_of_training(shape: ModelShape) -> None:
     weights = weights_of(shape).astype(np.float64)  # so large that float32 may lose half its digits
     tokens = np.random.default_rng(1).integers(0, shape.vocab_size, (1, shape.seq_len))
@@ -133,7 +134,7 @@ def test_tokens_come_as_often_as_the_lattice_head_gives_them_probability() -> No
 def test_a_lattice_head_picks_among_the_best_without_looking_at_all(
     sampling: Sampling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shape = replace(LATTICE, vocab_size=300)
+    shape = changed(LATTICE, vocab_size=300)
     generator = Generator(shape, weights_of(shape))
     generator.prefill([7, 299, 3])
     logits = generator.logits()

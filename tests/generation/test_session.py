@@ -11,7 +11,8 @@ from crystalline_ray.errors import TokenizerError
 from crystalline_ray.generation.chat import chat
 from crystalline_ray.generation.generator import Sampling
 from crystalline_ray.generation.session import TextSession
-from crystalline_ray.model.layout import ModelShape, ParameterLayout
+from crystalline_ray.model.layout import ParameterLayout
+from tests.helpers.model_shapes import gpt2_shape
 
 TOKENIZER = BpeTokenizer.train(["the crystal of kissing spheres"] * 3, 270)
 
@@ -19,7 +20,7 @@ TOKENIZER = BpeTokenizer.train(["the crystal of kissing spheres"] * 3, 270)
 def writer_that_says(token: int | None) -> TextSession:
     """A model whose likeliest next token is always `token`."""
     assert token is not None
-    shape = ModelShape(TOKENIZER.vocab_size, 8, 4, 1, 1)
+    shape = gpt2_shape(TOKENIZER.vocab_size, 8, 4, 1, 1)
     layout = ParameterLayout(shape)
     weights = np.zeros(layout.size, np.float32)
     views = layout.views(weights)
@@ -45,7 +46,7 @@ def test_text_begins_after_the_end_of_another() -> None:
 
 @pytest.mark.parametrize(("symbols", "begin"), [("eta\n", "\n"), ("etao", "e")])
 def test_without_a_separator_text_begins_after_a_line_break(symbols: str, begin: str) -> None:
-    shape = ModelShape(4, 8, 4, 1, 1)
+    shape = gpt2_shape(4, 8, 4, 1, 1)
     layout = ParameterLayout(shape)
     weights = np.zeros(layout.size, np.float32)
     views = layout.views(weights)
@@ -57,7 +58,7 @@ def test_without_a_separator_text_begins_after_a_line_break(symbols: str, begin:
 
 @pytest.mark.parametrize(("symbols", "between"), [("eta \n", "\n"), ("eta ", " "), ("eta", "")])
 def test_lines_are_apart_as_far_as_the_model_knows_how(symbols: str, between: str) -> None:
-    shape = ModelShape(len(symbols), 8, 4, 1, 1)
+    shape = gpt2_shape(len(symbols), 8, 4, 1, 1)
     tokenizer = CharTokenizer(symbols)
     weights = np.zeros(ParameterLayout(shape).size, np.float32)
     writer = TextSession(shape, weights, tokenizer, Sampling(temperature=0), seed=1)

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from crystalline_ray.crystal.mixing import MixingBuffers, Neighbours, mixing_plan
+from crystalline_ray.crystal.mixing import Mixing, Neighbours
 from crystalline_ray.lattice.fcc import CONTACTS, fcc_points
+from tests.helpers.spoiled import spoiled
 
 
 def mean_matrix(vocab: int) -> np.ndarray:
@@ -26,7 +27,8 @@ def neighbours_of(vocab: int, dtype: type) -> Neighbours:
     return Neighbours(columns, present, matrix.max(axis=1).astype(dtype)[:, None], interior)
 
 
-def buffers_of(vocab: int, width: int, dtype: type, block: int | None = None) -> MixingBuffers:
-    plan = mixing_plan(vocab, width, np.dtype(dtype).itemsize)
-    buffers = MixingBuffers(**{name: np.full(shape, np.nan, dtype) for name, shape in plan.items()})
-    return buffers if block is None else buffers._replace(rows=np.full((2, block, width), np.nan, dtype))
+def buffers_of(vocab: int, width: int, dtype: type, block: int | None = None) -> Mixing:
+    buffers = spoiled(lambda space: Mixing(space, vocab, width), dtype)
+    if block is not None:
+        buffers.rows = np.full((2, block, width), np.nan, dtype)
+    return buffers

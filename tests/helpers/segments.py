@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from crystalline_ray.model.layout import ModelShape, ParameterLayout
+from crystalline_ray.model.layout import ParameterLayout
 from crystalline_ray.spheres.memory import Memory, MemoryLayout, training_parts
+from tests.helpers.model_shapes import gpt2_shape
 from tests.helpers.node_memory import node_memory
 
-SHAPE = ModelShape(vocab_size=300, seq_len=16, embed_dim=48, num_layers=2, num_heads=3)
+SHAPE = gpt2_shape(vocab_size=300, seq_len=16, embed_dim=48, num_layers=2, num_heads=3)
 LAYOUT = ParameterLayout(SHAPE)
 
 

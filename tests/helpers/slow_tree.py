@@ -1,6 +1,6 @@
 """The lattice softmax by its definition: every token walks down the tree by itself, in plain Python and float64.
 
-Beside it what its tests share: random problems, and buffers full of what must not matter.
+Beside it what its tests share: random problems, and buffers.
 """
 
 from collections import deque
@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crystalline_ray.crystal.lattice_head import LatticeHeadBuffers, lattice_head_index_plan, lattice_head_plan
-from crystalline_ray.kernels.runs import RunIndices
+from crystalline_ray.crystal.lattice_head import LatticeHeadBuffers
 from crystalline_ray.lattice.symmetry import group_members
-from crystalline_ray.lattice.tree import FAN_OUT, SHELLS, Branch, TokenTree, token_tree
+from crystalline_ray.lattice.tree import SHELLS, Branch, TokenTree, token_tree
+from tests.helpers.spoiled import spoiled
 
 
 class Step(NamedTuple):
@@ -81,15 +81,7 @@ def slow_loss_and_gradients(
 
 
 def buffers(rows: int, tree: TokenTree, width: int, dtype: type) -> LatticeHeadBuffers:
-    """Return buffers full of NaN and of indices out of any range."""
-    floats = lattice_head_plan(rows, tree.num_levels, FAN_OUT, width)
-    space: dict[str, np.ndarray] = {name: np.full(shape, np.nan, dtype) for name, shape in floats.items()}
-    indices = lattice_head_index_plan(rows, tree.num_levels)
-    wide = np.full(indices.pop("wide"), np.nan)
-    whole = {name: np.full(shape, -(2**40)) for name, shape in indices.items()}
-    runs = RunIndices(**{name: whole.pop(name) for name in RunIndices._fields})
-    runs.positions[:] = np.arange(rows)
-    return LatticeHeadBuffers(**space, wide=wide, own=whole["own"], node_keys=whole["node_keys"], runs=runs)
+    return spoiled(lambda space: LatticeHeadBuffers(space, rows, tree.num_levels, width), dtype)
 
 
 def problem(

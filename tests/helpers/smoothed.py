@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from crystalline_ray.crystal.smoothing import Objective, Smoothing, SparseSmoothing, UniformSmoothing
-from crystalline_ray.kernels.head import HeadBuffers, head_forward_backward, head_index_plan, head_plan
+from crystalline_ray.crystal.smoothing import SparseSmoothing, UniformSmoothing
+from crystalline_ray.kernels.head import HeadBuffers, Objective, Smoothing, head_forward_backward
 from crystalline_ray.lattice.similarity import SimilarRanks, similar_ranks, similarity
+from tests.helpers.spoiled import spoiled
 
 Problem = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -35,7 +36,7 @@ def problem(rows: int, vocab: int, width: int, dtype: type = np.float64) -> Prob
 def smoothing_of(kind: str, rows: int, vocab: int, k: int, dtype: type = np.float64) -> Smoothing:
     if kind == "uniform":
         return UniformSmoothing()
-    return SparseSmoothing(*similar_as(dtype, vocab, k), rows)
+    return spoiled(lambda space: SparseSmoothing(space, *similar_as(dtype, vocab, k), rows), dtype)
 
 
 def similar_as(dtype: type, vocab: int, k: int) -> SimilarRanks:
@@ -47,12 +48,6 @@ def similar_as(dtype: type, vocab: int, k: int) -> SimilarRanks:
 def gradients_of(given: Problem, objective: Objective) -> tuple[float, np.ndarray, np.ndarray]:
     """Return the loss, dx and dtable of the head."""
     x, table, _ = given
-    sizes = len(x), *table.shape, x.itemsize
-    shapes = head_index_plan(*sizes)
-    scratch = HeadBuffers(
-        **{name: np.full(shape, np.nan, x.dtype) for name, shape in head_plan(*sizes).items()},
-        places=np.full(shapes["places"], -1),
-        wide=np.full(shapes["wide"], np.nan),
-    )
+    scratch = spoiled(lambda space: HeadBuffers(space, len(x), *table.shape), x.dtype)
     dx, dtable = np.full_like(x, np.nan), np.zeros_like(table)
     return head_forward_backward(*given, objective, scratch, (dx, dtable)), dx, dtable

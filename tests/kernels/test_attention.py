@@ -5,18 +5,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crystalline_ray.kernels.attention import AttentionBuffers, attention_backward, attention_forward, attention_plan
+from crystalline_ray.kernels.attention import AttentionBuffers, attention_backward, attention_forward
 from crystalline_ray.kernels.dropout import Masks
 from tests.helpers.differences import numeric_gradient
 from tests.helpers.examples import examples
+from tests.helpers.spoiled import spoiled
 
 
 class Attention:
     """Buffers and results of one attention, and its reference."""
 
     def __init__(self, batch: int, heads: int, length: int, head_dim: int, dtype: type, rate: float = 0.0) -> None:
-        plan = attention_plan(batch, heads, length, head_dim, np.dtype(dtype).itemsize, dropout=rate > 0)
-        self.buffers = AttentionBuffers(**{name: np.full(shape, np.nan, dtype) for name, shape in plan.items()})
+        sizes = batch, heads, length, head_dim
+        self.buffers = spoiled(lambda space: AttentionBuffers(space, *sizes, dropout=rate > 0), dtype)
         self.masks = Masks(rate, seed=1, micro_batch=2, site=3) if rate else None
         rng = np.random.default_rng(length)
         self.heads = heads

@@ -4,15 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.kernels.embedding import embedding_backward, embedding_forward
-from crystalline_ray.kernels.runs import RunIndices, run_index_plan
+from crystalline_ray.kernels.runs import RunIndices
 from tests.helpers.differences import numeric_gradient
 from tests.helpers.examples import examples
+from tests.helpers.spoiled import spoiled
 
 
 def indices(rows: int) -> RunIndices:
-    space = RunIndices(**{name: np.full(shape, -1) for name, shape in run_index_plan(rows).items()})
-    space.positions[:] = np.arange(rows)
-    return space
+    return spoiled(lambda space: RunIndices(space, rows), np.float32)
 
 
 def reference(tokens: np.ndarray, table: np.ndarray, positions: np.ndarray) -> np.ndarray:

@@ -3,10 +3,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crystalline_ray.crystal.smoothing import Objective
-from crystalline_ray.kernels.head import HeadBuffers, head_forward, head_forward_backward, head_index_plan, head_plan
+from crystalline_ray.kernels.head import HeadBuffers, Objective, head_forward, head_forward_backward
 from tests.helpers.differences import numeric_gradient
 from tests.helpers.examples import examples
+from tests.helpers.spoiled import spoiled
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid:RuntimeWarning")
 
@@ -19,10 +19,7 @@ def reference(x: np.ndarray, table: np.ndarray, targets: np.ndarray) -> float:
 
 
 def buffers(rows: int, vocab: int, width: int, dtype: type) -> HeadBuffers:
-    sizes = rows, vocab, width, np.dtype(dtype).itemsize
-    buffers: dict[str, np.ndarray] = {name: np.full(shape, np.nan, dtype) for name, shape in head_plan(*sizes).items()}
-    shapes = head_index_plan(*sizes)
-    return HeadBuffers(**buffers, places=np.full(shapes["places"], -1), wide=np.full(shapes["wide"], np.nan))
+    return spoiled(lambda space: HeadBuffers(space, rows, vocab, width), dtype)
 
 
 def problem(rows: int, vocab: int, width: int, size: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

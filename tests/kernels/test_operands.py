@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crystalline_ray.kernels.operands import Bfloat16Operands, round_to_bfloat16, unrounded
+from crystalline_ray.kernels.operands import planned_operands, round_to_bfloat16, unrounded
+from crystalline_ray.kernels.workspace import Plan
 from tests.helpers.examples import examples
 
 
@@ -50,7 +51,7 @@ def test_what_is_not_finite_stays_so(value: float) -> None:
 
 
 def test_slots_keep_shapes_and_do_not_touch_one_another() -> None:
-    operands = Bfloat16Operands((6, 4))
+    operands = Plan(lambda space: planned_operands(space, (6, 4), bfloat16=True), np.float32).allocate()
     first = operands(np.arange(6, dtype=np.float32).reshape(2, 3), 0)
     second = operands(np.ones((2, 2), np.float32), 1)
     assert first.shape == (2, 3)

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crystalline_ray.crystal.clock import clock_periods
 from crystalline_ray.kernels.rotary import (
-    clock_periods,
     fill_rotations,
     geometric_periods,
     rotary_backward,

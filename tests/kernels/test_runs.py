@@ -2,14 +2,13 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crystalline_ray.kernels.runs import RunIndices, each_run, find_runs, run_index_plan, sort_rows
+from crystalline_ray.kernels.runs import RunIndices, each_run, find_runs, sort_rows
 from tests.helpers.examples import examples
+from tests.helpers.spoiled import spoiled
 
 
 def indices(rows: int) -> RunIndices:
-    space = RunIndices(**{name: np.full(shape, -1) for name, shape in run_index_plan(rows).items()})
-    space.positions[:] = np.arange(rows)
-    return space
+    return spoiled(lambda space: RunIndices(space, rows), np.float32)
 
 
 @examples(40)

@@ -1,40 +1,86 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crystalline_ray.kernels.workspace import Workspace, row_blocks, rows_per_block, workspace_bytes, workspaces_in_turn
+from crystalline_ray.kernels.workspace import Plan, Space, row_blocks, rows_per_block
 from tests.helpers.examples import examples
 
-SHAPES = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=4), min_size=1, max_size=8)
+DTYPES = st.sampled_from([np.float32, np.float64, np.int64, np.uint16])
+LIFETIMES = st.sampled_from([(), ("a",), ("b",), ("a", "x"), ("a", "y"), ("b", "x", "z")])
 
 
-@examples(30)
-@given(SHAPES, st.sampled_from([np.float32, np.float64]))
-def test_buffers_are_aligned_zeroed_and_apart(shapes: list[list[int]], dtype: type) -> None:
-    plan = {f"buffer {index}": tuple(shape) for index, shape in enumerate(shapes)}
-    space = Workspace(plan, dtype)
-    for value, (name, shape) in enumerate(plan.items(), 1):
-        buffer = space[name]
-        assert buffer.shape == shape
-        assert buffer.dtype == dtype
+def within(space: Space, lifetime: tuple[str, ...]) -> Space:
+    for part in lifetime:
+        space = space.during(part)
+    return space
+
+
+@examples(60)
+@given(
+    st.lists(st.tuples(st.lists(st.integers(0, 9), min_size=1, max_size=4), DTYPES, LIFETIMES), min_size=1, max_size=9)
+)
+def test_buffers_are_aligned_zeroed_and_apart_from_all_that_live_meanwhile(
+    wanted: list[tuple[list[int], type, tuple[str, ...]]],
+) -> None:
+    def declare(space: Space) -> list[np.ndarray]:
+        return [
+            within(space, lifetime).buffer(f"buffer {index}", *shape, dtype=dtype)
+            for index, (shape, dtype, lifetime) in enumerate(wanted)
+        ]
+
+    plan = Plan(declare, np.float32)
+    declared = [(list(entry.shape), entry.dtype.type, entry.lifetime) for entry in plan.entries]
+    assert declared == wanted
+    buffers = plan.allocate()
+    for buffer, (shape, dtype, _) in zip(buffers, wanted, strict=True):
+        assert (list(buffer.shape), buffer.dtype.type) == (shape, dtype)
         assert buffer.ctypes.data % 64 == 0 or buffer.size == 0
         assert not buffer.any()
-        buffer.fill(value)
-    for value, name in enumerate(plan, 1):
-        assert (space[name] == value).all()
-    assert sum(space[name].nbytes for name in plan) <= space.num_bytes == workspace_bytes(plan, dtype)
+    for one, (_, _, life) in zip(buffers, wanted, strict=True):
+        for other, (_, _, others) in zip(buffers, wanted, strict=True):
+            depth = min(len(life), len(others))
+            if one is not other and life[:depth] == others[:depth]:
+                assert not np.shares_memory(one, other)
+    whole = [buffer for buffer in buffers if buffer.size]
+    if whole:
+        ends = [buffer.ctypes.data + buffer.nbytes for buffer in whole]
+        assert max(ends) - min(buffer.ctypes.data for buffer in whole) <= plan.num_bytes
+    assert plan.num_bytes <= sum(entry.num_bytes for entry in plan.entries)
 
 
-def test_workspaces_in_turn_share_their_memory_from_its_start() -> None:
-    plans = {"a": (40,), "b": (3, 5)}, {"c": (7,), "d": (2,)}
-    first, second = workspaces_in_turn(plans, np.float32)
-    first["a"].fill(1.0)
-    first["b"].fill(2.0)
-    np.testing.assert_array_equal(second["c"], 1.0)
-    assert first["a"].ctypes.data == second["c"].ctypes.data
-    second["d"].fill(3.0)
-    assert (first["b"] == 2.0).all()
-    assert first["a"][16:18].tolist() == [3.0, 3.0]  # one cache line after the first buffer
+def test_parts_of_a_lifetime_share_memory_behind_what_outlives_them() -> None:
+    def declare(space: Space) -> list[np.ndarray]:
+        first, second = space.during("first"), space.during("second")
+        return [
+            first.buffer("a", 40),
+            first.during("inner").buffer("b", 3, 5),
+            second.buffer("c", 7),
+            second.buffer("d", 2),
+            space.buffer("e", 20),
+        ]
+
+    plan = Plan(declare, np.float32)
+    assert [entry.name for entry in plan.entries] == ["first.a", "first.inner.b", "second.c", "second.d", "e"]
+    assert plan.num_bytes == 128 + 192 + 64
+    a, b, c, d, e = plan.allocate()
+    assert a.ctypes.data == c.ctypes.data == e.ctypes.data + 128
+    assert b.ctypes.data == a.ctypes.data + 192
+    assert d.ctypes.data == c.ctypes.data + 64
+
+
+def test_sizing_takes_no_memory_and_fills_nothing() -> None:
+    def declare(space: Space) -> np.ndarray:
+        return space.buffer("huge", 2**20, 2**20, fill=lambda _: pytest.fail("there is nothing to fill"))
+
+    assert Plan(declare, np.float64).num_bytes == 2**43
+
+
+def test_what_is_filled_begins_so() -> None:
+    def declare(space: Space) -> np.ndarray:
+        return space.during("a").kept.buffer("ones", 5, fill=lambda ones: ones.fill(1.0))
+
+    assert Plan(declare, np.float32).allocate().tolist() == [1.0] * 5
 
 
 @examples(30)

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.lattice.fcc import fcc_points
-from crystalline_ray.lattice.learned_trees import similarity_outline
-from crystalline_ray.model.layout import ModelShape, ParameterLayout, Positions, initialise, weights_digest
+from crystalline_ray.model.config import ModelConfig, ModelShape, Positions
+from crystalline_ray.model.layout import ParameterLayout, initialise, weights_digest
 from tests.helpers.examples import examples
-from tests.helpers.model_shapes import model_shapes
+from tests.helpers.model_shapes import ALL_ON, changed, gpt2_shape, model_shapes
 
 SHAPES = model_shapes(
     st.integers(2, 300),
@@ -56,11 +56,11 @@ def test_tensors_segments_and_pieces_tile_the_buffer(shape: ModelShape, count: i
 
 
 def test_number_of_parameters_is_that_of_gpt2() -> None:
-    assert ParameterLayout(ModelShape(50257, 1024, 768, 12, 12)).num_parameters == 124_439_808
+    assert ParameterLayout(gpt2_shape(50257, 1024, 768, 12, 12)).num_parameters == 124_439_808
 
 
 def test_lattice_head_adds_a_table_of_its_own_and_moves_no_other_initial_weight() -> None:
-    full, lattice = (ParameterLayout(ModelShape(12**4, 4, 8, 1, 1, head)) for head in ("full", "lattice"))
+    full, lattice = (ParameterLayout(gpt2_shape(12**4, 4, 8, 1, 1, head)) for head in ("full", "lattice"))
     assert lattice.num_parameters == full.num_parameters + 22_620 * 8
     views = lattice.views(initialise(lattice, seed=3))
     table = views.pop("head.weight")
@@ -75,7 +75,7 @@ def test_lattice_head_adds_a_table_of_its_own_and_moves_no_other_initial_weight(
 @pytest.mark.parametrize("positions", ["rotary", "clock"])
 def test_turned_positions_need_no_table_and_move_no_other_initial_weight(positions: Positions) -> None:
     learned, turned = (
-        ParameterLayout(ModelShape(30, 5, 12, 2, 3, "lattice", True, positions=kind)) for kind in ("learned", positions)
+        ParameterLayout(gpt2_shape(30, 5, 12, 2, 3, "lattice", kind, **ALL_ON)) for kind in ("learned", positions)
     )
     assert turned.num_parameters == learned.num_parameters - 5 * 12
     views, others = turned.views(initialise(turned, seed=3)), learned.views(initialise(learned, seed=3))
@@ -84,28 +84,30 @@ def test_turned_positions_need_no_table_and_move_no_other_initial_weight(positio
 
 
 def test_clock_positions_need_an_even_head() -> None:
-    with pytest.raises(ConfigError, match="clock positions need heads of an even width, got 3: embed_dim 12"):
-        ModelShape(5, 3, 12, 1, 4, positions="clock")
+    with pytest.raises(ValueError, match="embed_dim = 12 / num_heads = 4 must be even with positions = 'clock'"):
+        gpt2_shape(5, 3, 12, 1, 4, positions="clock")
 
 
 def test_unknown_choices_are_refused() -> None:
-    with pytest.raises(ConfigError, match="positions must be learned or rotary or clock, got 'sundial'"):
-        ModelShape(5, 3, 4, 1, 2, positions="sundial")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="head must be full or lattice, got 'spiral'"):
-        ModelShape(5, 3, 4, 1, 2, "spiral")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"positions\n.*should be 'learned', 'rotary' or 'clock'"):
+        gpt2_shape(5, 3, 4, 1, 2, positions="sundial")
+    with pytest.raises(ValueError, match=r"head\n.*should be 'full' or 'lattice'"):
+        gpt2_shape(5, 3, 4, 1, 2, "spiral")
 
 
-def test_a_tree_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(ConfigError, match="head_tree: a tree called 'frequency' needs an outline"):
-        ModelShape(5, 3, 4, 1, 2, "lattice", head_tree="frequency")
-    with pytest.raises(ConfigError, match="'embedding' is not one of a tree over 5 tokens"):
-        ModelShape(5, 3, 4, 1, 2, "lattice", head_tree=similarity_outline(np.zeros((6, 1))))
-    with pytest.raises(ConfigError, match="head_tree must be 'shells' with the full head"):
-        ModelShape(5, 3, 4, 1, 2, "full", head_tree=similarity_outline(np.zeros((5, 1))))
+def test_a_learned_tree_has_as_many_rows_as_branches() -> None:
+    layout = ParameterLayout(changed(gpt2_shape(5, 3, 4, 1, 2, "lattice"), head_branches=9))
+    assert [parameter.shape for parameter in layout.parameters if parameter.name == "head.weight"] == [(9, 4)]
+
+
+def test_a_vocabulary_of_one_token_is_refused_in_the_words_of_a_configuration() -> None:
+    with pytest.raises(ConfigError, match=r"vocab_size = 1 \(the tokenizer\): must be greater than or equal to 2"):
+        ModelShape.of(ModelConfig(), 1)
+    assert ModelShape.of(ModelConfig(embed_dim=64), 7) == changed(ModelShape(vocab_size=7), embed_dim=64)
 
 
 def test_views_write_through_and_refuse_other_buffers() -> None:
-    layout = ParameterLayout(ModelShape(5, 3, 4, 1, 2))
+    layout = ParameterLayout(gpt2_shape(5, 3, 4, 1, 2))
     buffer = np.zeros(layout.size, np.float32)
     layout.views(buffer)["ln_f.bias"][:] = 1.0
     assert buffer.sum() == 4.0
@@ -116,7 +118,7 @@ def test_views_write_through_and_refuse_other_buffers() -> None:
 
 @pytest.mark.parametrize("width", [96, 384])
 def test_initial_weights_have_deviations_that_follow_the_width(width: int) -> None:
-    shape = ModelShape(300, 64, width, 3, 4)
+    shape = gpt2_shape(300, 64, width, 3, 4)
     layout = ParameterLayout(shape)
     weights = initialise(layout, seed=1)
     assert weights.dtype == np.float32
@@ -135,7 +137,7 @@ def test_initial_weights_have_deviations_that_follow_the_width(width: int) -> No
 
 @pytest.mark.parametrize(("vocab", "width"), [(65, 256), (2000, 96)])
 def test_lattice_initialisation_makes_neighbours_alike_and_the_rest_independent(vocab: int, width: int) -> None:
-    layout = ParameterLayout(ModelShape(vocab, 4, width, 1, 1, "lattice"))
+    layout = ParameterLayout(gpt2_shape(vocab, 4, width, 1, 1, "lattice"))
     weights = [layout.views(initialise(layout, seed, "lattice")) for seed in (1, 1, 2)]
     table = weights[0]["wte.weight"]
     assert table.tobytes() == weights[1]["wte.weight"].tobytes() != weights[2]["wte.weight"].tobytes()
@@ -154,10 +156,10 @@ def test_lattice_initialisation_makes_neighbours_alike_and_the_rest_independent(
 
 
 def test_initial_weights_depend_on_the_seed_and_not_on_other_tensors() -> None:
-    layout = ParameterLayout(ModelShape(30, 8, 12, 2, 3))
+    layout = ParameterLayout(gpt2_shape(30, 8, 12, 2, 3))
     assert weights_digest(initialise(layout, 1)) == weights_digest(initialise(layout, 1))
     assert weights_digest(initialise(layout, 1)) != weights_digest(initialise(layout, 2))
-    deeper = ParameterLayout(ModelShape(30, 8, 12, 5, 3))
+    deeper = ParameterLayout(gpt2_shape(30, 8, 12, 5, 3))
     name = "h.1.mlp.c_fc.weight"
     assert (layout.views(initialise(layout, 1))[name] == deeper.views(initialise(deeper, 1))[name]).all()
 
@@ -173,15 +175,15 @@ def test_digest_is_blake2b_of_the_bytes() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"vocab_size": 1}, "vocab_size must be at least 2, got 1"),
-        ({"seq_len": 0}, "seq_len must be at least 1, got 0"),
-        ({"num_layers": -1}, "num_layers must be at least 1, got -1"),
-        ({"num_heads": 0}, "num_heads must be at least 1, got 0"),
-        ({"num_heads": 5}, "12 is not a multiple of 5, 10 or 15 would be"),
-        ({"num_heads": 13}, "12 is not a multiple of 13, 13 would be"),
+        ({"vocab_size": 1}, r"vocab_size\n.*greater than or equal to 2 .*input_value=1,"),
+        ({"seq_len": 0}, r"seq_len\n.*greater than or equal to 1 .*input_value=0,"),
+        ({"num_layers": -1}, r"num_layers\n.*greater than or equal to 1 .*input_value=-1,"),
+        ({"num_heads": 0}, r"num_heads\n.*greater than or equal to 1 .*input_value=0,"),
+        ({"num_heads": 5}, "num_heads = 5 must divide embed_dim = 12; nearest: 4 and 6"),
+        ({"num_heads": 13}, "num_heads = 13 must divide embed_dim = 12; nearest: 12"),
     ],
 )
 def test_shapes_that_are_no_model_are_refused(change: dict[str, Any], message: str) -> None:
     sizes = {"vocab_size": 10, "seq_len": 4, "embed_dim": 12, "num_layers": 1, "num_heads": 3} | change
-    with pytest.raises(ConfigError, match=message):
-        ModelShape(**sizes)
+    with pytest.raises(ValueError, match=message):
+        gpt2_shape(**sizes)

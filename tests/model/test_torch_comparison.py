@@ -5,15 +5,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from crystalline_ray.model.layout import ModelShape, ParameterLayout, initialise
+from crystalline_ray.model.config import ModelShape
+from crystalline_ray.model.layout import ParameterLayout, initialise
 from crystalline_ray.model.transformer import Transformer
+from tests.helpers.model_shapes import gpt2_shape
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 SHAPES = [
-    (ModelShape(vocab_size=1000, seq_len=64, embed_dim=128, num_layers=2, num_heads=4), 4),
-    (ModelShape(vocab_size=131, seq_len=150, embed_dim=36, num_layers=3, num_heads=3), 2),
+    (gpt2_shape(vocab_size=1000, seq_len=64, embed_dim=128, num_layers=2, num_heads=4), 4),
+    (gpt2_shape(vocab_size=131, seq_len=150, embed_dim=36, num_layers=3, num_heads=3), 2),
 ]
 
 # Largest difference of a tensor relative to its largest element. Both sides round each operation between a weight and

@@ -1,80 +1,14 @@
-"""Loss and every gradient with neighbour mixing and turned positions against PyTorch's autograd, in float64."""
+"""Loss and every gradient with each kind of positions against PyTorch's autograd, in float64."""
 
-import math
-from typing import Any
-
-import numpy as np
 import pytest
 
-from crystalline_ray.lattice.fcc import fcc_points
-from crystalline_ray.model.layout import MIXING, ModelShape, ParameterLayout, initialise
-from crystalline_ray.model.transformer import Transformer
+from tests.helpers.model_shapes import gpt2_shape
 
-torch = pytest.importorskip("torch")
-Tensor = Any  # torch is not there for the type checker of a plain environment
-functional = torch.nn.functional
-
-ANGLES = {
-    "clock": [2.0 * math.pi / period for period in (12, 60, 100, 120, 600, 1000)],
-    "rotary": [10_000.0 ** (-pair / 6) for pair in range(6)],
-}
+pytest.importorskip("torch")
 
 
-def turned(x: Tensor, positions: str) -> Tensor:
-    """Pairs (..., T, 12) turned by matrices."""
-    angles = torch.arange(x.shape[-2])[:, None].double() * torch.tensor(ANGLES[positions], dtype=torch.float64)
-    even, odd = x[..., 0::2], x[..., 1::2]
-    first, second = even * angles.cos() - odd * angles.sin(), even * angles.sin() + odd * angles.cos()
-    return torch.stack((first, second), -1).flatten(-2)
-
-
-def slow_loss(shape: ModelShape, p: dict[str, Tensor], inputs: np.ndarray, targets: np.ndarray) -> Tensor:
-    table, (batch, length), width = p["wte.weight"], inputs.shape, shape.embed_dim
-    if shape.neighbour_mixing:
-        points = torch.tensor(fcc_points(shape.vocab_size)).double()
-        touching = (torch.cdist(points, points).pow(2).round() == 2).double()
-        table = table + p[MIXING] * (touching / touching.sum(1, keepdim=True)) @ table
-
-    def norm(x: Tensor, name: str) -> Tensor:
-        return functional.layer_norm(x, (width,), p[f"{name}.weight"], p[f"{name}.bias"])
-
-    def linear(x: Tensor, name: str) -> Tensor:
-        return x @ p[f"{name}.weight"] + p[f"{name}.bias"]
-
-    x = table[torch.tensor(inputs.astype(np.int64))]
-    if shape.positions == "learned":
-        x = x + p["wpe.weight"]
-    for layer in (f"h.{index}" for index in range(shape.num_layers)):
-        qkv = linear(norm(x, f"{layer}.ln_1"), f"{layer}.attn.c_attn")
-        q, k, v = qkv.reshape(batch, length, 3, shape.num_heads, -1).permute(2, 0, 3, 1, 4)
-        if shape.positions != "learned":
-            q, k = (turned(x, shape.positions) for x in (q, k))
-        heads = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + linear(heads.transpose(1, 2).reshape(batch, length, width), f"{layer}.attn.c_proj")
-        hidden = functional.gelu(linear(norm(x, f"{layer}.ln_2"), f"{layer}.mlp.c_fc"), approximate="tanh")
-        x = x + linear(hidden, f"{layer}.mlp.c_proj")
-    logits = norm(x, "ln_f") @ table.T
-    return functional.cross_entropy(
-        logits.flatten(0, 1), torch.tensor(targets.astype(np.int64)).flatten(), reduction="sum"
-    )
-
-
-@pytest.mark.parametrize("mixing", [False, True])
 @pytest.mark.parametrize("positions", ["learned", "rotary", "clock"])
-def test_loss_and_every_gradient_equal_autograd(mixing: bool, positions: str) -> None:
-    shape = ModelShape(131, 70, 36, 2, 3, neighbour_mixing=mixing, positions=positions)  # type: ignore[arg-type]
-    layout, rng = ParameterLayout(shape), np.random.default_rng(5)
-    weights = initialise(layout, seed=3).astype(np.float64)
-    for view in layout.views(weights).values():
-        view += rng.normal(0.0, 0.2, view.shape)
-    inputs, targets = rng.integers(0, 131, (2, 2, 70), dtype=np.int32)
-    gradient = np.empty_like(weights)
-    model = Transformer(shape, 2, dtype=np.float64)
-    loss = model.loss_and_gradient(weights, gradient, inputs, targets, scale=1.0, dropout_seed=None)
-    theirs = {name: torch.tensor(view, requires_grad=True) for name, view in layout.views(weights).items()}
-    expected = slow_loss(shape, theirs, inputs, targets)
-    expected.backward()
-    assert loss == pytest.approx(expected.item(), rel=1e-12)
-    for name, mine in layout.views(gradient).items():
-        reference = theirs[name].grad.numpy()
-        assert np.abs(mine - reference).max() < 1e-11 * np.abs(reference).max(), name
+def test_loss_and_every_gradient_equal_autograd(positions: str) -> None:
+    from tests.helpers.torch_model import compare_with_autograd
+
+    compare_with_autograd(gpt2_shape(131, 70, 36, 2, 3, positions=positions), lambda weights: weights["wte.weight"])

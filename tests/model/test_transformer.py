@@ -3,7 +3,6 @@
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,17 +13,19 @@ from hypothesis import strategies as st
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels import blas, gemm, workspace
 from crystalline_ray.lattice.similarity import similar_ranks
-from crystalline_ray.model import buffers
-from crystalline_ray.model.layout import MIXING, ModelShape, ParameterLayout, initialise
+from crystalline_ray.lattice.tree import write_outline
+from crystalline_ray.model import transformer
+from crystalline_ray.model.config import ModelShape
+from crystalline_ray.model.layout import ParameterLayout, initialise
 from crystalline_ray.model.transformer import Transformer, workspace_size
 from tests.helpers.examples import examples
-from tests.helpers.model_shapes import model_shapes
+from tests.helpers.model_shapes import ALL_ON, SWITCHES, changed, gpt2_shape, model_shapes
 from tests.helpers.smoothed import similar_as
 
-SMALL = ModelShape(vocab_size=23, seq_len=7, embed_dim=12, num_layers=2, num_heads=3)
-LATTICE = replace(SMALL, head="lattice")
-MIXED = replace(SMALL, neighbour_mixing=True)
-CLOCK = replace(SMALL, positions="clock")
+SMALL = gpt2_shape(vocab_size=23, seq_len=7, embed_dim=12, num_layers=2, num_heads=3)
+LATTICE = changed(SMALL, head="lattice")
+SWITCHED = [changed(SMALL, **{name: True}) for name in SWITCHES]
+CLOCK = changed(SMALL, positions="clock")
 
 
 def weights_of(shape: ModelShape, dtype: Any = np.float32, seed: int = 11) -> np.ndarray:
@@ -48,8 +49,8 @@ def tokens_of(shape: ModelShape, batch_size: int, ignored: float = 0.2) -> tuple
 def part_rows(rows: int) -> Iterator[None]:
     """Have models that are made within take this many rows at a time where the batch allows it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(buffers, "_PART_ROWS", rows)
-        patch.setattr(buffers, "_PART_ITEMS", 1)
+        patch.setattr(transformer, "_PART_ROWS", rows)
+        patch.setattr(transformer, "_PART_ITEMS", 1)
         yield
 
 
@@ -147,7 +148,7 @@ def test_parts_give_what_the_whole_micro_batch_gives(shape: ModelShape, cut: tup
 
 @given(st.integers(1, 100), st.integers(1, 3000), st.sampled_from([1, 64, 384, 1000]))
 def test_parts_are_equal_and_as_small_as_kernels_allow(batch: int, length: int, width: int) -> None:
-    part = buffers.sequences_per_part(ModelShape(50, length, width, 1, 1), batch)
+    part = transformer.sequences_per_part(gpt2_shape(50, length, width, 1, 1), batch)
     assert batch % part == 0
     enough = max(512, 512 * 384 / width)
     assert part == batch or part * length >= enough
@@ -166,7 +167,7 @@ def test_dropout_is_another_in_every_part() -> None:
     assert losses[0] != losses[1]
 
 
-@pytest.mark.parametrize("shape", [SMALL, LATTICE, MIXED])
+@pytest.mark.parametrize("shape", [SMALL, LATTICE, *SWITCHED])
 def test_gradient_scales_and_ignores_what_was_in_its_buffer(shape: ModelShape) -> None:
     model, weights, (inputs, targets) = Transformer(shape, 3), weights_of(shape), tokens_of(shape, 3)
     first, second = np.full_like(weights, np.nan), np.zeros_like(weights)
@@ -175,7 +176,7 @@ def test_gradient_scales_and_ignores_what_was_in_its_buffer(shape: ModelShape) -
     np.testing.assert_array_equal(first * np.float32(0.25), second)  # a power of two: the same bits
 
 
-@pytest.mark.parametrize("shape", [SMALL, LATTICE, MIXED, CLOCK])
+@pytest.mark.parametrize("shape", [SMALL, LATTICE, *SWITCHED, CLOCK])
 def test_loss_has_the_bits_of_the_training_forward_pass(shape: ModelShape) -> None:
     weights, (inputs, targets) = weights_of(shape), tokens_of(shape, 3)
     training, evaluating = Transformer(shape, 3, dropout=0.5), Transformer(shape, 3, training=False)
@@ -198,7 +199,7 @@ def test_logits_of_the_lattice_head_are_log_probabilities() -> None:
     np.testing.assert_allclose(np.exp(logits.astype(np.float64)).sum(axis=-1), 1.0, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [SMALL, LATTICE, MIXED, CLOCK])
+@pytest.mark.parametrize("shape", [SMALL, LATTICE, *SWITCHED, CLOCK])
 def test_loss_moves_when_any_tensor_moves(shape: ModelShape) -> None:
     model, weights, (inputs, targets) = Transformer(shape, 3), weights_of(shape), tokens_of(shape, 3)
     before = model.loss(weights, inputs, targets)
@@ -213,7 +214,7 @@ def test_loss_moves_when_any_tensor_moves(shape: ModelShape) -> None:
 @pytest.mark.parametrize("positions", ["learned", "clock"])
 @pytest.mark.parametrize("seq_len", [20, 150])
 def test_later_tokens_do_not_move_a_bit_of_earlier_logits(seq_len: int, positions: Any) -> None:
-    shape = ModelShape(50, seq_len, 24, 2, 3, positions=positions)
+    shape = gpt2_shape(50, seq_len, 24, 2, 3, positions=positions)
     model, weights, (inputs, _) = Transformer(shape, 2, training=False), weights_of(shape), tokens_of(shape, 2)
     before = model.logits(weights, inputs)
     for position in (1, 13, seq_len - 1):
@@ -240,7 +241,7 @@ def test_dropout_depends_on_seed_and_micro_batch_alone() -> None:
 
 
 def test_dropout_keeps_the_loss_on_average() -> None:
-    shape = ModelShape(23, 16, 32, 1, 2)
+    shape = gpt2_shape(23, 16, 32, 1, 2)
     weights, (inputs, targets) = initialise(ParameterLayout(shape), 1) * np.float32(3.0), tokens_of(shape, 8)
     model, gradient = Transformer(shape, 8, dropout=0.05), np.empty_like(weights)
     plain = model.loss(weights, inputs, targets)
@@ -254,7 +255,7 @@ def test_dropout_keeps_the_loss_on_average() -> None:
 
 @pytest.mark.parametrize(
     "shape",
-    [SMALL, LATTICE, ModelShape(300, 70, 48, 1, 4), ModelShape(300, 70, 48, 1, 4, "lattice", True, positions="clock")],
+    [SMALL, LATTICE, gpt2_shape(300, 70, 48, 1, 4), gpt2_shape(300, 70, 48, 1, 4, "lattice", "clock", **ALL_ON)],
 )
 def test_results_have_the_same_bits_wherever_buffers_lie(shape: ModelShape, monkeypatch: pytest.MonkeyPatch) -> None:
     aligned = workspace.aligned_zeros
@@ -277,11 +278,11 @@ def test_results_have_the_same_bits_wherever_buffers_lie(shape: ModelShape, monk
         ({}, False, 1024),
         ({}, True, 512),
         ({"head": "lattice"}, False, 512),
-        ({"neighbour_mixing": True, "positions": "clock"}, False, 512),
+        ({**ALL_ON, "positions": "clock"}, False, 512),
     ],
 )
 def test_a_steady_step_allocates_nothing_over_4_kib(switches: dict[str, Any], smoothed: bool, rows: int) -> None:
-    shape = ModelShape(vocab_size=1000, seq_len=64, embed_dim=64, num_layers=2, num_heads=4, **switches)
+    shape = gpt2_shape(vocab_size=1000, seq_len=64, embed_dim=64, num_layers=2, num_heads=4, **switches)
     weights, (inputs, targets) = weights_of(shape), tokens_of(shape, 16)
     with part_rows(rows):
         model = Transformer(shape, 16, smoothed_by=similar_as(np.float32, 1000, 16) if smoothed else None)
@@ -301,7 +302,7 @@ def test_a_steady_step_allocates_nothing_over_4_kib(switches: dict[str, Any], sm
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("shape", [SMALL, LATTICE, MIXED, CLOCK])
+@pytest.mark.parametrize("shape", [SMALL, LATTICE, *SWITCHED, CLOCK])
 def test_the_size_of_a_workspace_is_known_before_it_is_allocated(
     dropout: float, training: bool, dtype: Any, shape: ModelShape
 ) -> None:
@@ -316,7 +317,7 @@ def test_the_scratch_of_smoothing_is_part_of_the_workspace() -> None:
 
 def test_memory_grows_with_the_context_not_with_its_square() -> None:
     sizes = [
-        workspace_size(ModelShape(100, seq_len, 32, 2, 2), 1, training=training)
+        workspace_size(gpt2_shape(100, seq_len, 32, 2, 2), 1, training=training)
         for training in (True, False)
         for seq_len in (512, 1024)
     ]
@@ -324,7 +325,7 @@ def test_memory_grows_with_the_context_not_with_its_square() -> None:
     assert sizes[3] < 2.2 * sizes[2]
 
 
-@pytest.mark.parametrize("shape", [SMALL, LATTICE, MIXED, CLOCK])
+@pytest.mark.parametrize("shape", [SMALL, LATTICE, *SWITCHED, CLOCK])
 def test_non_finite_weights_give_non_finite_results_and_no_warning(shape: ModelShape) -> None:
     model, weights, (inputs, targets) = Transformer(shape, 3), weights_of(shape), tokens_of(shape, 3)
     gradient = np.empty_like(weights)
@@ -337,16 +338,6 @@ def test_non_finite_weights_give_non_finite_results_and_no_warning(shape: ModelS
     loss = model.loss_and_gradient(weights, gradient, inputs, targets, scale=1.0, dropout_seed=None)
     assert np.isfinite(loss)
     assert np.isfinite(gradient).all()
-
-
-def test_released_buffers_can_be_freed() -> None:
-    model, (inputs, targets) = Transformer(SMALL, 3, training=False), tokens_of(SMALL, 3)
-    memory = bytearray(weights_of(SMALL).tobytes())
-    model.loss(np.frombuffer(memory, np.float32), inputs, targets)
-    with pytest.raises(BufferError):
-        memory.extend(b"more")
-    model.release()
-    memory.extend(b"more")
 
 
 @pytest.mark.parametrize(
@@ -379,10 +370,9 @@ def test_wrong_buffers_and_uses_are_refused() -> None:
         )
     with pytest.raises(ConfigError, match="head = 'full' only"):
         Transformer(LATTICE, 3, smoothed_by="uniform")
-    with pytest.raises(ConfigError, match="batch_size"):
-        Transformer(SMALL, 0)
-    with pytest.raises(ConfigError, match="dropout"):
-        Transformer(SMALL, 1, dropout=1.0)
+    other_tree = write_outline("other", [list(range(12)), list(range(12, 23))])
+    with pytest.raises(ConfigError, match="the head has 34 branches, its tree 25"):
+        Transformer(LATTICE, 3, head_tree=other_tree)
 
 
 def test_a_larger_batch_needs_no_more_products_per_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,7 +386,7 @@ def test_a_larger_batch_needs_no_more_products_per_token(monkeypatch: pytest.Mon
         return multiply(*arguments, **options)
 
     monkeypatch.setattr(gemm, "multiply", counting)
-    shape = ModelShape(vocab_size=100, seq_len=32, embed_dim=32, num_layers=2, num_heads=4)
+    shape = gpt2_shape(vocab_size=100, seq_len=32, embed_dim=32, num_layers=2, num_heads=4)
     per_token = []
     for batch_size in (1, 2, 4, 8, 16, 32):
         model = Transformer(shape, batch_size)
@@ -437,7 +427,7 @@ def test_float32_gradients_are_within_1e_5_of_float64(shape: ModelShape, batch: 
         part = slice(parameter.offset, parameter.offset + parameter.size)
         # a sum over all tokens that cancels, as any bias's may, is as exact as what cancelled
         size = max(np.abs(double[part]).max(), 0.1 * np.abs(double).max())
-        if parameter.name == MIXING:  # one sum over all of two tables
+        if parameter.size == 1:  # one sum over all of two tables
             size = max(size, np.linalg.norm(double[table]) * np.linalg.norm(weights[table]))
         assert np.abs(single[part] - double[part]).max() <= 1e-5 * size, parameter.name
 

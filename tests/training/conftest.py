@@ -5,14 +5,16 @@ from contextlib import AbstractContextManager, contextmanager
 import numpy as np
 import pytest
 
-from crystalline_ray.model.layout import ModelShape, ParameterLayout
+from crystalline_ray.model.config import ModelShape
+from crystalline_ray.model.layout import ParameterLayout
 from crystalline_ray.training.checkpoint import Array
 from crystalline_ray.training.state import TrainingState
+from tests.helpers.model_shapes import gpt2_shape
 
 
 @pytest.fixture
 def shape() -> ModelShape:
-    return ModelShape(vocab_size=40, seq_len=6, embed_dim=8, num_layers=1, num_heads=2)
+    return gpt2_shape(vocab_size=40, seq_len=6, embed_dim=8, num_layers=1, num_heads=2)
 
 
 @pytest.fixture

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from crystalline_ray.model.layout import ModelShape, ParameterLayout
+from crystalline_ray.model.layout import ParameterLayout
 from crystalline_ray.training.checkpoint import Array, load_newest
 from crystalline_ray.training.checkpoint_writer import CheckpointWriter
 from crystalline_ray.training.state import TrainingState
+from tests.helpers.model_shapes import gpt2_shape
 
-SHAPE = ModelShape(vocab_size=64, seq_len=16, embed_dim=32, num_layers=2, num_heads=2)
+SHAPE = gpt2_shape(vocab_size=64, seq_len=16, embed_dim=32, num_layers=2, num_heads=2)
 LAYOUT = ParameterLayout(SHAPE)
 
 

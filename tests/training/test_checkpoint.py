@@ -2,7 +2,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from crystalline_ray.errors import CheckpointError
-from crystalline_ray.model.layout import ModelShape, ParameterLayout, weights_digest
+from crystalline_ray.model.config import ModelShape
+from crystalline_ray.model.layout import ParameterLayout, weights_digest
 from crystalline_ray.storage.sealed import MANIFEST
 from crystalline_ray.training.checkpoint import (
     MODEL,
@@ -26,6 +26,7 @@ from crystalline_ray.training.checkpoint import (
     write_checkpoint,
 )
 from crystalline_ray.training.state import TrainingState
+from tests.helpers.model_shapes import SWITCHES
 
 Save = Callable[[int], Path]
 
@@ -89,9 +90,8 @@ def test_everything_comes_back_bit_for_bit(
 
 def test_a_model_saved_before_there_were_switches_is_the_plain_one(save: Save, shape: ModelShape) -> None:
     path = save(1)
-    switches = ("head", "neighbour_mixing", "positions")
-    older = {name: value for name, value in asdict(shape).items() if name not in switches}
-    rewrite(path / MODEL, lambda _: None, format="pt", model_shape=json.dumps(older))
+    switches = {"head", "head_branches", *SWITCHES}
+    rewrite(path / MODEL, lambda _: None, format="pt", model_shape=shape.model_dump_json(exclude=switches))
     assert load(path).layout.shape == shape
 
 
@@ -258,7 +258,7 @@ def test_weights_that_are_not_those_of_the_digest_are_refused(save: Save) -> Non
     def change_one(tensors: dict[str, Any]) -> None:
         tensors["ln_f.bias"][0] = 1.0
 
-    metadata = {"model_shape": json.dumps(vars(load(path).layout.shape))}
+    metadata = {"model_shape": load(path).layout.shape.model_dump_json()}
     rewrite(path / MODEL, change_one, **metadata)
     with pytest.raises(CheckpointError, match=r"weights_digest is [0-9a-f]{64}, state.json says [0-9a-f]{64}"):
         load(path)

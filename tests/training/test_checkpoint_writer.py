@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from crystalline_ray.config import Config
 from crystalline_ray.errors import CheckpointError, ResourceError
-from crystalline_ray.model.layout import ModelShape, ParameterLayout, weights_digest
+from crystalline_ray.model.config import ModelShape
+from crystalline_ray.model.layout import ParameterLayout, weights_digest
 from crystalline_ray.spheres.plan import plan_spheres
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.storage.sealed import MANIFEST
@@ -25,6 +26,7 @@ from crystalline_ray.training.checkpoint import MODEL, Array, list_checkpoints, 
 from crystalline_ray.training.checkpoint_writer import CheckpointWriter, check_space
 from crystalline_ray.training.state import TrainingState
 from tests.helpers.examples import examples
+from tests.helpers.model_shapes import gpt2_shape
 
 MakeBuffer = Callable[[int], Array]
 MakeState = Callable[[int], TrainingState]
@@ -126,7 +128,7 @@ def test_other_moments_or_another_dtype_are_refused(
 def test_the_last_the_best_and_every_nth_are_kept(
     flags: list[bool], keep_last: int, keep_every: int | None, reopen_at: int
 ) -> None:
-    shape = ModelShape(vocab_size=2, seq_len=1, embed_dim=1, num_layers=1, num_heads=1)
+    shape = gpt2_shape(vocab_size=2, seq_len=1, embed_dim=1, num_layers=1, num_heads=1)
     folder = Path(tempfile.mkdtemp())
     options: dict[str, Any] = {"keep_last": keep_last, "keep_every": keep_every, "moment_names": []}
     writer = CheckpointWriter(folder, shape=shape, tokenizer_json="{}", **options)
@@ -309,7 +311,7 @@ def test_the_next_save_waits_for_the_one_before_and_not_for_ever(
 
 
 def test_a_folder_that_must_not_be_written_is_named() -> None:
-    shape = ModelShape(vocab_size=2, seq_len=1, embed_dim=1, num_layers=1, num_heads=1)
+    shape = gpt2_shape(vocab_size=2, seq_len=1, embed_dim=1, num_layers=1, num_heads=1)
     with tempfile.TemporaryDirectory() as name:
         os.chmod(name, 0o555)
         folder = Path(name) / "checkpoints"
@@ -327,7 +329,7 @@ def test_a_file_in_the_way_is_named(tmp_path: Path, shape: ModelShape) -> None:
 
 
 def test_a_disk_that_cannot_hold_the_checkpoints_is_refused_before_the_run(tmp_path: Path) -> None:
-    planet = ModelShape(vocab_size=1_000_000, seq_len=1024, embed_dim=65_536, num_layers=1000, num_heads=64)
+    planet = gpt2_shape(vocab_size=1_000_000, seq_len=1024, embed_dim=65_536, num_layers=1000, num_heads=64)
     with pytest.raises(
         ResourceError, match=r"has room for .*B, the checkpoints of this run need \d+\.\d PB: .* each, 5"
     ):

@@ -402,7 +402,7 @@ def test_a_resumed_run_keeps_the_tree_it_was_saved_with(
         "crystalline_ray.training.resolve.learn_tree", lambda *_: pytest.fail("another tree was learned")
     )
     assert train(cut, resume=folder).weights_digest == whole.weights_digest
-    outline = load_newest(folder / "checkpoints").layout.shape.head_tree
+    outline = load_newest(folder / "checkpoints").head_tree
     assert outline.startswith(f"{kind}:")
     assert evaluate(load_model(folder)).nats_per_token == pytest.approx(whole.validation_loss, rel=1e-6)
     dataset = prepare(cut, seq_len=16, seed=cut.seed)

@@ -7,14 +7,17 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from crystalline_ray.crystal import token_use
-from crystalline_ray.crystal.token_use import learn_tree, token_features
-from crystalline_ray.data.shards import TokenArray
+from crystalline_ray.crystal import trees
+from crystalline_ray.crystal.trees import learn_tree, token_features
 from crystalline_ray.lattice.learned_trees import frequency_outline
 
 
 def zipf_text(vocab: int, length: int = 2000) -> np.ndarray:
     return (np.minimum(np.random.default_rng(vocab).zipf(1.4, length), vocab) - 1).astype(np.uint16)
+
+
+def in_parts(text: np.ndarray, size: int) -> list[np.ndarray]:
+    return np.split(text, range(size, text.size, size))
 
 
 def slow_information(text: list[int], vocab: int) -> np.ndarray:
@@ -30,13 +33,12 @@ def slow_information(text: list[int], vocab: int) -> np.ndarray:
 
 @pytest.mark.parametrize("at_once", [7, 1 << 20])
 def test_features_are_as_alike_as_what_stands_beside_the_tokens(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_use, "_TOKENS_AT_ONCE", at_once)
-    monkeypatch.setattr(token_use, "_ROWS_AT_ONCE", 5)
+    monkeypatch.setattr(trees, "_ROWS_AT_ONCE", 5)
     vocab, text = 16, zipf_text(15)  # the last token never comes; of 32 directions none is left out
     information = slow_information(text.tolist(), vocab)
     lengths = np.linalg.norm(information, axis=1, keepdims=True)
     expected = information / np.where(lengths > 0, lengths, 1.0)
-    features = token_features(TokenArray([text[:300], text[300:]], text.dtype), vocab)
+    features = token_features(in_parts(text, at_once), vocab)
     assert features.shape == (16, 32)
     np.testing.assert_allclose(features @ features.T, expected @ expected.T, atol=1e-9)
     assert not features[15].any()
@@ -45,9 +47,9 @@ def test_features_are_as_alike_as_what_stands_beside_the_tokens(at_once: int, mo
 def test_a_large_vocabulary_keeps_few_features_and_no_more_contexts_than_the_commonest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(token_use, "CONTEXTS", 40)
+    monkeypatch.setattr(trees, "CONTEXTS", 40)
     text = zipf_text(700, 20_000)
-    features = token_features(TokenArray([text], text.dtype), 700)
+    features = token_features([text], 700)
     assert features.shape == (700, 32)
     lengths = np.linalg.norm(features, axis=1)
     assert lengths[:40] == pytest.approx(1.0)
@@ -55,13 +57,12 @@ def test_a_large_vocabulary_keeps_few_features_and_no_more_contexts_than_the_com
 
 
 def test_trees_come_from_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_use, "CONTEXTS", 40)
+    monkeypatch.setattr(trees, "CONTEXTS", 40)
     text = zipf_text(200)
-    tokens, counts = TokenArray([text], text.dtype), np.bincount(text, minlength=200)
-    outline = learn_tree("embedding", tokens, 200)
-    monkeypatch.setattr(token_use, "_TOKENS_AT_ONCE", 64)
-    assert learn_tree("frequency", tokens, 200) == frequency_outline(counts)
-    assert learn_tree("embedding", tokens, 200) == outline
+    counts = np.bincount(text, minlength=200)
+    outline = learn_tree("embedding", [text], 200)
+    assert learn_tree("frequency", in_parts(text, 64), 200) == frequency_outline(counts)
+    assert learn_tree("embedding", in_parts(text, 64), 200) == outline
     assert outline.startswith("embedding:")
     with pytest.raises(ValueError, match="no tree called 'shells'"):
-        learn_tree("shells", tokens, 200)
+        learn_tree("shells", [text], 200)

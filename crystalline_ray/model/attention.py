@@ -1,0 +1,131 @@
+"""The attention branch of GPT-2: queries, keys and values, which rotary positions turn, attention, and a projection."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from crystalline_ray.crystal.clock import clock_periods
+from crystalline_ray.kernels import gemm
+from crystalline_ray.kernels.attention import AttentionBuffers, attention_backward, attention_forward
+from crystalline_ray.kernels.dropout import Masks
+from crystalline_ray.kernels.rotary import fill_rotations, geometric_periods, rotary_backward, rotary_forward
+from crystalline_ray.kernels.workspace import Array, Space
+from crystalline_ray.model.branch import Activations, Branch, Continuation, Part
+from crystalline_ray.model.config import ModelShape
+
+
+class AttentionActivations(Activations):
+    """inner (N, 3C) are queries, keys and values, turned; outer (N, C) the heads' outputs.
+
+    inverse_totals and shift (B, H, T, 1) are what attention keeps of each query.
+    """
+
+    def __init__(self, space: Space, part: Part, inner: int, outer: int) -> None:
+        super().__init__(space, part, inner, outer)
+        per_query = part.sequences, part.shape.num_heads, part.shape.seq_len, 1
+        self.inverse_totals = space.buffer("inverse_totals", *per_query)
+        self.shift = space.buffer("shift", *per_query)
+
+
+class Attention(Branch):
+    """Causal multi-head self-attention between two linear layers."""
+
+    NORM, INNER, OUTER = "ln_1", "attn.c_attn", "attn.c_proj"
+    SITES = 2
+
+    def __init__(self, space: Space, part: Part) -> None:
+        super().__init__(space, part)
+        shape = part.shape
+        sizes = part.sequences, shape.num_heads, shape.seq_len, shape.head_dim
+        self._tile = AttentionBuffers(space.named("tile"), *sizes, dropout=part.dropout > 0)
+        self._rotations: Array | None = None
+        if shape.positions != "learned":
+            self._rotations = space.kept.buffer(
+                "rotations", *_rotations_shape(shape), fill=lambda rotations: fill_rotations(rotations, _periods(shape))
+            )
+        if part.training:
+            self._dinner = space.buffer("dinner", part.rows, 3 * shape.embed_dim)
+
+    @staticmethod
+    def widths(shape: ModelShape) -> tuple[int, int]:
+        """Return 3C and C."""
+        return 3 * shape.embed_dim, shape.embed_dim
+
+    @staticmethod
+    def continuation(shape: ModelShape, dtype: npt.DTypeLike) -> Continuation:
+        """Return attention that remembers keys and values."""
+        return CachedAttention(shape, dtype).extend
+
+    def activations(self, space: Space) -> AttentionActivations:
+        """Declare what the forward pass leaves."""
+        return AttentionActivations(space, self._part, *self.widths(self._part.shape))
+
+    def work_forward(self, kept: AttentionActivations, masks: Sequence[Masks | None]) -> None:
+        """kept.outer = attention(kept.inner), in which queries and keys are turned afterwards."""
+        qkv = self._sequences(kept.inner)
+        if self._rotations is not None:
+            rotary_forward(qkv, self._rotations)
+        attention_forward(qkv, self._sequences(kept.outer), kept.inverse_totals, kept.shift, self._tile, masks[0])
+
+    def work_backward(self, douter: Array, kept: AttentionActivations, masks: Sequence[Masks | None]) -> Array:
+        """Return the gradient (N, 3C) of queries, keys and values before they were turned."""
+        dqkv = self._sequences(self._dinner)
+        attention_backward(
+            self._sequences(douter),
+            self._sequences(kept.inner),
+            self._sequences(kept.outer),
+            kept.inverse_totals,
+            kept.shift,
+            dqkv,
+            self._tile,
+            masks[0],
+        )
+        if self._rotations is not None:
+            rotary_backward(dqkv, self._rotations)
+        return self._dinner
+
+    def _sequences(self, x: Array) -> Array:
+        return x.reshape(self._part.sequences, self._part.shape.seq_len, x.shape[1])
+
+
+class CachedAttention:
+    """Attention of one growing sequence: keys and values of past tokens are kept, not recomputed."""
+
+    def __init__(self, shape: ModelShape, dtype: npt.DTypeLike) -> None:
+        self._shape = shape
+        self._keys, self._values = np.zeros(
+            (2, shape.num_layers, shape.num_heads, shape.seq_len, shape.head_dim), dtype
+        )
+        self._rotations: Array | None = None
+        if shape.positions != "learned":
+            self._rotations = np.empty(_rotations_shape(shape), dtype)
+            fill_rotations(self._rotations, _periods(shape))
+
+    def extend(self, qkv: Array, layer: int, start: int) -> Array:
+        """Return the heads' outputs (n, C) for n tokens from position `start` on, given qkv (n, 3C)."""
+        count, heads, stop = len(qkv), self._shape.num_heads, start + len(qkv)
+        if self._rotations is not None:
+            rotary_forward(qkv[None], self._rotations[:, start:stop])
+        q, k, v = qkv.reshape(count, 3, heads, -1).transpose(1, 2, 0, 3)
+        self._keys[layer, :, start:stop] = k
+        self._values[layer, :, start:stop] = v
+        scores = np.empty((heads, count, stop), qkv.dtype)
+        gemm.multiply(q, self._keys[layer, :, :stop].swapaxes(-1, -2), scores)
+        scores /= math.sqrt(self._shape.head_dim)
+        scores[:, np.triu(np.ones((count, stop), np.bool_), start + 1)] = -np.inf
+        np.subtract(scores, scores.max(axis=-1, keepdims=True), out=scores)
+        np.exp(scores, out=scores)
+        scores /= scores.sum(axis=-1, keepdims=True)
+        out = np.empty((heads, count, self._shape.head_dim), qkv.dtype)
+        gemm.multiply(scores, self._values[layer, :, :stop], out)
+        return np.ascontiguousarray(out.transpose(1, 0, 2)).reshape(count, -1)
+
+
+def _rotations_shape(shape: ModelShape) -> tuple[int, int, int]:
+    return 2, shape.seq_len, 2 * shape.embed_dim
+
+
+def _periods(shape: ModelShape) -> npt.NDArray[np.float64]:
+    return (clock_periods if shape.positions == "clock" else geometric_periods)(shape.head_dim // 2)

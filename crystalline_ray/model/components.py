@@ -1,0 +1,80 @@
+"""The components of a model, in order: embedding, blocks of branches, a last normalisation, head."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from crystalline_ray.kernels.workspace import Array, Space
+from crystalline_ray.model.attention import Attention
+from crystalline_ray.model.branch import Branch, BranchViews, Part, Stream
+from crystalline_ray.model.config import ModelShape
+from crystalline_ray.model.embedding import Embedding, EmbeddingViews, TableReader
+from crystalline_ray.model.head import HEADS, SmoothedBy
+from crystalline_ray.model.mlp import Mlp
+from crystalline_ray.model.parameters import Declaration, NormViews, Views, declare_norm, norm_of
+
+BLOCK: tuple[type[Branch], ...] = (Attention, Mlp)
+"""The branches of each block."""
+
+_LAST_NORM = "ln_f"
+
+
+class ModelViews(NamedTuple):
+    """All parameters of a model, branches block by block; the full head's table is the token table itself."""
+
+    embedding: EmbeddingViews
+    branches: tuple[BranchViews, ...]
+    norm: NormViews
+    head: Array
+
+    def read_by(self, reader: TableReader) -> "ModelViews":
+        """Return the parameters with the token table as the embedding, and a head that is tied to it, read it."""
+        embedding = reader.read(self.embedding)
+        tied = self.head is self.embedding.tokens
+        return self._replace(embedding=embedding, head=embedding.tokens if tied else self.head)
+
+
+def parameters(shape: ModelShape) -> Iterator[Declaration]:
+    """Yield all parameters of a model in the order of its components, that of the table's transform last."""
+    yield from Embedding.parameters(shape)
+    for layer in range(shape.num_layers):
+        for branch in BLOCK:
+            yield from branch.parameters(shape, f"h.{layer}.")
+    yield from declare_norm(_LAST_NORM, shape.embed_dim)
+    yield from HEADS[shape.head].parameters(shape)
+    yield from TableReader.parameters(shape)
+
+
+def bind(shape: ModelShape, views: Views) -> ModelViews:
+    """Return the parameters as the components read them, or write their gradients to."""
+    return ModelViews(
+        Embedding.bind(shape, views),
+        tuple(branch.bind(views, f"h.{layer}.") for layer in range(shape.num_layers) for branch in BLOCK),
+        norm_of(views, _LAST_NORM),
+        views[HEADS[shape.head].TABLE],
+    )
+
+
+class Components:
+    """All components, and what the forward pass leaves, for one part of a micro-batch.
+
+    The head works in the memory of the stream and of the scratch of other components, of which one works at a time.
+    Without training all blocks share one set of activations.
+    """
+
+    def __init__(self, space: Space, part: Part, head_tree: str, smoothed_by: SmoothedBy | None) -> None:
+        layers, rows, width = part.shape.num_layers, part.rows, part.shape.embed_dim
+        passing = space.during("blocks")
+        self.stream = Stream(passing, rows, width)
+        self.table = TableReader(space, part.shape)
+        self.embedding = Embedding(passing.during("embedding"), part)
+        kinds = tuple(kind(passing.during(kind.__name__), part) for kind in BLOCK)
+        self.branches = kinds * layers
+        places = [(own, space.named(f"{layer}.{type(own).__name__}")) for layer in range(layers) for own in kinds]
+        self.folded = [own.folded(place.named("folded")) for own, place in places]
+        left = [own.activations(place) for own, place in (places if part.training else places[: len(kinds)])]
+        self.activations = left if part.training else left * layers
+        self.normalised = space.buffer("normalised", rows, width)
+        self.inverse_deviation = space.buffer("inverse_deviation", rows, 1)
+        self.out = space.buffer("out", rows, width)
+        self.dout = space.buffer("dout", rows, width) if part.training else None
+        self.head = HEADS[part.shape.head](space.during("head"), part, rows, head_tree, smoothed_by)

@@ -1,0 +1,115 @@
+"""The token table, learned positions, and what the table passes through before it is read."""
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from crystalline_ray.kernels.dropout import Masks, dropout_backward, dropout_forward
+from crystalline_ray.kernels.embedding import embedding_backward, embedding_forward
+from crystalline_ray.kernels.runs import RunIndices
+from crystalline_ray.kernels.workspace import Array, Space, Tokens
+from crystalline_ray.model.branch import Part, Stream
+from crystalline_ray.model.config import ModelShape
+from crystalline_ray.model.parameters import Declaration, Views
+
+TOKEN_TABLE = "wte.weight"
+_POSITION_TABLE = "wpe.weight"
+
+
+class TableTransform(Protocol):
+    """A map of the token table (V, C) with one parameter (1,) that is 0 at first, where it changes nothing."""
+
+    def __init__(self, space: Space, vocab_size: int, width: int) -> None:
+        """Declare the buffers."""
+
+    def forward(self, table: Array, parameter: Array, /) -> Array:
+        """Return what is read instead of the table, valid until the next call."""
+
+    def backward(self, dtable: Array, table: Array, parameter: Array, dparameter: Array, /) -> None:
+        """Turn dtable (V, C), the gradient of what was read, into that of the table; overwrite dparameter."""
+
+
+def table_transform(shape: ModelShape) -> tuple[str, type[TableTransform]] | None:
+    """Return what the token table passes through before it is read, if anything, and the name of its parameter."""
+    if shape.neighbour_mixing:
+        from crystalline_ray.crystal.mixing import Mixing
+
+        return "wte.mixing", Mixing
+    return None
+
+
+class EmbeddingViews(NamedTuple):
+    """Token table (V, C), position table (T, C) and the parameter of the table's transform, if there are any."""
+
+    tokens: Array
+    positions: Array | None
+    transform: Array | None
+
+
+class TableReader:
+    """The token table as the embedding, and a head that is tied to it, read it."""
+
+    def __init__(self, space: Space, shape: ModelShape) -> None:
+        found = table_transform(shape)
+        self._transform = found[1](space.named("table"), shape.vocab_size, shape.embed_dim) if found else None
+
+    @staticmethod
+    def parameters(shape: ModelShape) -> Iterator[Declaration]:
+        """Yield the parameter of the transform."""
+        if found := table_transform(shape):
+            yield Declaration(found[0], (1,), "zeros")
+
+    def read(self, weights: EmbeddingViews) -> EmbeddingViews:
+        """Return the weights with the table as it is read."""
+        if self._transform is None or weights.transform is None:
+            return weights
+        return weights._replace(tokens=self._transform.forward(weights.tokens, weights.transform))
+
+    def unread(self, weights: EmbeddingViews, gradient: EmbeddingViews) -> None:
+        """Turn the gradient of the table as it is read into that of `weights`, and spoil what `read` has returned."""
+        if self._transform and weights.transform is not None and gradient.transform is not None:
+            self._transform.backward(gradient.tokens, weights.tokens, weights.transform, gradient.transform)
+
+
+class Embedding:
+    """The first of a model's components: tokens become the residual stream."""
+
+    SITES = 1
+
+    def __init__(self, space: Space, part: Part) -> None:
+        rows, width = part.rows, part.shape.embed_dim
+        self._batch = part.sequences, part.shape.seq_len
+        self._tokens = space.buffer("tokens", *self._batch, dtype=np.int64)
+        if part.training:
+            self._gathered = space.buffer("gathered", 2, rows, width)
+            self._indices = RunIndices(space.named("runs"), rows)
+
+    @staticmethod
+    def parameters(shape: ModelShape) -> Iterator[Declaration]:
+        """Yield the tables."""
+        yield Declaration(TOKEN_TABLE, (shape.vocab_size, shape.embed_dim), "normal")
+        if shape.positions == "learned":
+            yield Declaration(_POSITION_TABLE, (shape.seq_len, shape.embed_dim), "normal")
+
+    @staticmethod
+    def bind(shape: ModelShape, views: Views) -> EmbeddingViews:
+        """Return the views of the tables."""
+        found = table_transform(shape)
+        return EmbeddingViews(views[TOKEN_TABLE], views.get(_POSITION_TABLE), views[found[0]] if found else None)
+
+    def forward(self, weights: EmbeddingViews, tokens: Tokens, stream: Stream, masks: Masks | None) -> None:
+        """Fill stream.x with the embeddings of tokens (B, T)."""
+        embedding_forward(tokens, weights.tokens, weights.positions, self._sequences(stream.x), self._tokens)
+        if masks is not None:
+            dropout_forward(stream.x, masks, stream.rows)
+
+    def backward(self, gradient: EmbeddingViews, tokens: Tokens, stream: Stream, masks: Masks | None) -> None:
+        """Add to the gradients of the tables, given that of the stream in stream.x, which may be destroyed."""
+        if masks is not None:
+            dropout_backward(stream.x, masks, stream.rows)
+        tables = gradient.tokens, gradient.positions
+        embedding_backward(self._sequences(stream.x), tokens, *tables, self._gathered, self._indices)
+
+    def _sequences(self, x: Array) -> Array:
+        return x.reshape(*self._batch, x.shape[1])

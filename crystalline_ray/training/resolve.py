@@ -59,7 +59,7 @@ def specify(config: Config, plan: SpherePlan, dataset: Dataset, head_tree: str) 
     branches = token_tree(vocab_size, head_tree).num_branches if config.head == "lattice" else 0
     shape = ModelShape.of(config, vocab_size, branches)
     sequences = count_sequences(config, count_windows(dataset.train, config.seq_len))
-    return RunOf(config, shape, plan, dataset.folder, sequences)
+    return RunOf(config, shape, plan, dataset.folder, sequences, head_tree)
 
 
 def count_sequences(config: Config, windows: int) -> int:

@@ -53,7 +53,7 @@ def test_the_public_names_are_there_and_no_other_is() -> None:
     assert all(hasattr(crystalline_ray, name) for name in crystalline_ray.__all__)
     assert set(crystalline_ray.__all__) <= set(dir(crystalline_ray))
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
-        _ = crystalline_ray.trian  # type: ignore[attr-defined]
+        _ = crystalline_ray.trian
 
 
 def test_training_on_strings_leaves_a_report_and_a_model_that_writes(

@@ -104,4 +104,4 @@ class Model:
 
     @cached_property
     def _transformer(self) -> Transformer:
-        return Transformer(self._trained.shape, 1, training=False)
+        return Transformer(self._trained.shape, 1, training=False, head_tree=self._trained.head_tree)

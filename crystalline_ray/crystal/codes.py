@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crystalline_ray.kernels.operands import round_to_bfloat16
-from crystalline_ray.lattice.voronoi import LARGEST_GAUGE, MODULUS, VORONOI_CODES, VoronoiCode
+from crystalline_ray.lattice.quantize import LARGEST_GAUGE, MODULUS, VORONOI_CODES, VoronoiCode
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8]

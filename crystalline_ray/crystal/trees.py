@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crystalline_ray.lattice.learned_trees import frequency_outline, principal_axes, similarity_outline
+from crystalline_ray.lattice.tree import frequency_outline, principal_axes, similarity_outline
 
 CONTEXTS = 256
 """How many of the commonest tokens say, as neighbours, how a token is used."""

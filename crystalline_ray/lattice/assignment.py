@@ -16,19 +16,17 @@ def assign(affinity: Integers, capacities: Integers) -> Integers:
     Successive shortest paths (Ahuja, Magnanti and Orlin, "Network Flows", 1993, section 9.7) on a graph of the groups
     alone, as what an item is worth to another depends on nothing but the two groups (Tokuyama and Nakano, "Efficient
     Algorithms for the Hitchcock Transportation Problem", SIAM J. Comput. 24, 1995). Every item begins where it is worth
-    most once each group charges a price, whatever the prices: that is optimal for the loads which it gives. Then, along
-    the path of least loss from a group with too many items to one with too few, all that tie for it go, which keeps it
-    optimal. Good prices leave little to do.
+    most once each group charges a price, which is optimal for the loads it gives. Then, along the path of least loss
+    from a group with too many items to one with too few, all that tie for it go, which keeps it optimal.
 
     Affinities must be in [0, 2**31). Raises ValueError if the capacities do not add up to n or one is negative.
     """
     count, groups = affinity.shape
     if capacities.shape != (groups,) or capacities.sum() != count or (capacities < 0).any():
         raise ValueError(f"capacities of {groups} groups must add up to {count} items, got {capacities.tolist()}")
-    group = _priced(affinity, capacities).argmax(axis=0)
+    group: Integers = _priced(affinity, capacities).argmax(axis=0)
     excess = np.bincount(group, minlength=groups) - capacities
-    gains = np.full((groups, groups), _UNREACHED)
-    np.maximum.at(gains, group, affinity - np.take_along_axis(affinity, group[:, None], axis=1))
+    gains = np.stack([_best_gains(affinity, group, source) for source in range(groups)])
     while (excess > 0).any():
         path = _best_path(gains, excess)
         moves = []
@@ -42,14 +40,14 @@ def assign(affinity: Integers, capacities: Integers) -> Integers:
         excess[path[-1]] += moved
         for source in path:
             gains[source] = _best_gains(affinity, group, source)
-    assigned: Integers = group
-    return assigned
+    return group
 
 
 def _priced(affinity: Integers, capacities: Integers) -> Integers:
     """What items are worth to groups, less their prices, n-fold, int64 (G, n).
 
-    A price is the group's mean affinity, and then what leaves it as many items as fit, at the others' prices.
+    Good prices leave little to do. One is the group's mean affinity, and then what leaves it as many items as fit, at
+    the others' prices.
     """
     count = len(affinity)
     worth: Integers = np.ascontiguousarray(count * affinity.T) - affinity.sum(axis=0)[:, None]
@@ -74,12 +72,11 @@ def _best_path(gains: Integers, excess: Integers) -> list[int]:
     before = np.arange(excess.size)
     while True:
         through = reached[:, None] + gains
-        reach = through.max(axis=0)
-        better = reach > reached
+        better = through.max(axis=0) > reached
         if not better.any():
             break
         np.copyto(before, through.argmax(axis=0), where=better)
-        np.maximum(reached, reach, out=reached)
+        np.maximum(reached, through.max(axis=0), out=reached)
     path = [int(np.where(excess < 0, reached, 2 * _UNREACHED).argmax())]
     while before[path[-1]] != path[-1]:
         path.append(int(before[path[-1]]))

@@ -27,9 +27,8 @@ def enumerate_within(
     Some that are longer by rounding, relatively 1e-9 at most, are passed too: the visitor has to look exactly.
 
     Args:
-        mu: (m, m) unit lower triangular, Gram-Schmidt coefficients.
-        lengths: (m,), squared lengths of the orthogonalised vectors.
-        target: (m,), coefficients of the target in terms of them.
+        mu, lengths: Gram-Schmidt coefficients, (m, m) unit lower triangular, and squared lengths (m,).
+        target: (m,), coefficients of the target in terms of the orthogonalised vectors.
         bound: where the ellipsoid ends at first.
         half: whether one of x and -x is enough, and 0 is not wanted; the target must then be 0.
         visit: takes vectors (K, m), shortest first, and returns the bound from then on, never a larger one.

@@ -5,8 +5,8 @@ and |b*_i|^2 >= (delta - mu_(i, i-1)^2) |b*_(i-1)|^2. Then |b_1| is at most (del
 length of the shortest vector.
 
 `lll_exact` calculates in integers only. `lll_floating` decides by float64 what to do, does it to the integer basis, and
-checks its result in integers. Which one is faster depends on the basis; from 10 to 60 dimensions they differed by less
-than four times, either way. Both work on rows of n + m entries, those of the basis and then those of the transform.
+checks its result in integers. Either may be up to four times faster, depending on the basis. Both work on rows of n + m
+entries, those of the basis and then those of the transform.
 """
 
 import math
@@ -42,14 +42,10 @@ class Reduction(NamedTuple):
 
 
 def lll_exact(basis: npt.ArrayLike, delta: float | Fraction = DELTA) -> Reduction:
-    """Return a (delta, 1/2)-reduced basis, by integers throughout.
+    """Return a (delta, 1/2)-reduced basis of m independent rows of n integers, m <= n, by integers throughout.
 
-    Args:
-        basis: m rows of n integers, m <= n, independent.
-        delta: above 1/4 and below 1; the closer to 1, the shorter the vectors and the longer it takes.
-
-    Raises:
-        ValueError: basis or delta are not so.
+    delta is above 1/4 and below 1; the closer to 1, the shorter the vectors and the longer it takes. Raises ValueError
+    if basis or delta are not so.
     """
     rows = integer_rows(basis)
     matrix, size = _with_transform(rows), len(rows[0])

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from crystalline_ray.lattice.encodings import ulam_coordinates, ulam_ranks
 from crystalline_ray.lattice.integers import Floats, IntegerInput, Integers, checked_count, checked_integers
-from crystalline_ray.lattice.ulam import ulam_coordinates, ulam_ranks
 
 GCD_WEIGHT = 0.7
 ULAM_WEIGHT = 0.3
@@ -40,14 +40,9 @@ class SimilarRanks(NamedTuple):
     weights: Floats
 
 
-class _Candidates(NamedTuple):
-    """What may be among the most similar ranks of some rows, all (rows, M): ranks, which of them are in the vocabulary
-    and not listed twice, and how far they lie on the spiral from the row's rank, squared.
-    """
-
-    ranks: Integers
-    usable: npt.NDArray[np.bool_]
-    squared: Integers
+_Candidates = tuple[Integers, npt.NDArray[np.bool_], Integers]
+"""All (rows, M): ranks that may be among the most similar ones of a row's rank, which of them are in the vocabulary and
+not listed twice, and how far they lie from it on the spiral, squared."""
 
 
 def similarity(first: IntegerInput, second: IntegerInput) -> Floats:
@@ -181,7 +176,7 @@ def _candidates(rows: Integers, offsets: Integers, fractions: Integers, radius: 
     row, column = np.nonzero(usable)
     distances: Integers = np.zeros(related.shape, np.int64)
     distances[row, column] = _squared(ulam_coordinates(related[row, column]) - places[row])
-    return _Candidates(
+    return (
         np.concatenate((near, related), axis=1),
         np.concatenate((near < vocab_size, distances > radius * radius), axis=1),
         np.concatenate((np.broadcast_to(_squared(offsets), near.shape), distances), axis=1),
@@ -191,7 +186,7 @@ def _candidates(rows: Integers, offsets: Integers, fractions: Integers, radius: 
 def _all_others(rows: Integers, vocab_size: int) -> _Candidates:
     ranks = np.broadcast_to(np.arange(vocab_size), (len(rows), vocab_size))
     squared = _squared(ulam_coordinates(rows)[:, None] - ulam_coordinates(ranks[0]))
-    return _Candidates(ranks, ranks != rows[:, None], squared)
+    return ranks, ranks != rows[:, None], squared
 
 
 def _keep_largest(rows: Integers, given: _Candidates, bound: float, found: SimilarRanks) -> Integers:

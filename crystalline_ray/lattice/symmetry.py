@@ -12,12 +12,11 @@ from crystalline_ray.lattice.integers import Floats, IntegerInput, Integers, che
 GROUPS = 12
 
 _END_OF_ROWS = 1 << 58
-_END_OF_RANKS = GROUPS * _END_OF_ROWS
 
 
 def symmetry_groups(ranks: IntegerInput) -> Integers:
     """Return the groups in [0, 12) of ranks of any shape; ValueError outside [0, 12 * 2**58)."""
-    row, column = np.divmod(checked_integers(ranks, "ranks", _END_OF_RANKS), GROUPS)
+    row, column = np.divmod(checked_integers(ranks, "ranks", GROUPS * _END_OF_ROWS), GROUPS)
     return _turn(row, column)
 
 
@@ -50,8 +49,7 @@ def group_shares(counts: Integers) -> Floats:
     if checked.ndim != 1 or not checked.any():
         raise ValueError(f"token counts must be one row with a positive entry, got shape {checked.shape}")
     totals = np.bincount(symmetry_groups(np.arange(len(checked))), weights=checked, minlength=GROUPS)
-    shares: Floats = totals / totals.sum()
-    return shares
+    return np.asarray(totals / totals.sum())
 
 
 def _turn(row: Integers, column: Integers) -> Integers:

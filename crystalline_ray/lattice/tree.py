@@ -2,10 +2,11 @@
 
 The first branch is the symmetry group. In the tree by shells, the members of a group are taken in the order of their
 ranks, which is that of their distance from the origin of the lattice, and split into twelve consecutive parts whose
-sizes differ by at most one; so is every part, until a part is one token. Other trees have an outline. A node has a
-branch for each part that is not empty, and never one alone. Nodes are numbered level by level and, within a level,
-from left to right, and so are the branches of all of them together. A softmax over the tree has a row for each branch
-(Morin and Bengio, "Hierarchical probabilistic neural network language model", AISTATS 2005).
+sizes differ by at most one; so is every part, until a part is one token. Other trees have an outline: a text forms one
+with short paths to common tokens, or one with tokens of like use side by side. A node has a branch for each part that
+is not empty, and never one alone. Nodes are numbered level by level and, within a level, from left to right, and so are
+the branches of all of them together. A softmax over the tree has a row for each branch (Morin and Bengio,
+"Hierarchical probabilistic neural network language model", AISTATS 2005).
 
 An outline is `NAME:DATA`, where DATA is base64 of how many branches the root and then each branch have below them (a
 byte each, 0 at a token), and of the tokens from left to right (four bytes each, little-endian). It cannot change,
@@ -13,6 +14,8 @@ hashes and compares fast, and is saved as it is.
 """
 
 import base64
+import heapq
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -20,7 +23,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from crystalline_ray.lattice.integers import Integers, checked_count
+from crystalline_ray.lattice.integers import Floats, Integers, checked_count
 from crystalline_ray.lattice.symmetry import GROUPS, group_members
 
 FAN_OUT = 12
@@ -109,6 +112,35 @@ def write_outline(name: str, root: list[Branch]) -> str:
     return f"{name}:{base64.b64encode(data).decode()}"
 
 
+def frequency_outline(counts: Integers) -> str:
+    """Return the outline of a tree with a 12-ary Huffman tree in every group, from how often each token occurs, (V,).
+
+    Within its group no tree has a shorter mean path (Huffman, "A method for the construction of minimum-redundancy
+    codes", Proc. IRE 1952). Of equally frequent parts single tokens come together first, the highest ranks before the
+    others, which keeps the longest path short.
+    """
+    return _by_group("frequency", len(counts), lambda members: _huffman(members, counts))
+
+
+def similarity_outline(features: Floats) -> str:
+    """Return the outline of a tree whose nodes hold tokens with like rows of features, float64 (V, F).
+
+    Every part is split into twelve as evenly as in the tree by shells: in halves along its principal axis, these in
+    halves along theirs, and the quarters in thirds. Ties are in the order of the ranks.
+    """
+    return _by_group("embedding", len(features), lambda members: _clusters(members, features))
+
+
+def principal_axes(x: Floats, count: int) -> Floats:
+    """Return the `count` orthonormal directions (F, count) in which x'x (F, F) is largest, the largest first.
+
+    Of the two senses of each the one is taken in which its largest component is positive.
+    """
+    axes: Floats = np.linalg.eigh(x)[1][:, ::-1][:, :count]
+    largest = np.abs(axes).argmax(axis=0)
+    return axes * np.where(np.take_along_axis(axes, largest[None], axis=0) < 0, -1.0, 1.0)
+
+
 def read_outline(outline: str, vocab_size: int) -> tuple[Integers, Integers]:
     """Return the tokens from left to right, (V,), and the branches below the root and each branch, (1 + R,), as int64.
 
@@ -193,3 +225,42 @@ def _tabulate(tokens: Integers, counts: Integers) -> TokenTree:
 def _count_up(counts: Integers) -> Integers:
     """Return 0, 1, ... count - 1 for each count, one after the other."""
     return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def _by_group(name: str, vocab_size: int, grow: Callable[[Integers], Branch]) -> str:
+    groups = [group_members(group, vocab_size) for group in range(GROUPS)]
+    return write_outline(name, [grow(members) for members in groups if len(members)])
+
+
+def _huffman(members: Integers, counts: Integers) -> Branch:
+    waiting: list[tuple[int, int, Branch]] = [
+        (counts.item(token), number, token) for number, token in enumerate(members[::-1].tolist())
+    ]
+    heapq.heapify(waiting)
+    made = len(waiting)
+    # the first node takes so many that all others are full
+    take = 2 + (made - 2) % (FAN_OUT - 1)
+    while len(waiting) > 1:
+        parts = [heapq.heappop(waiting) for _ in range(min(take, len(waiting)))]
+        heapq.heappush(waiting, (sum(part[0] for part in parts), made, [part[2] for part in reversed(parts)]))
+        made, take = made + 1, FAN_OUT
+    return waiting[0][2]
+
+
+def _clusters(members: Integers, features: Floats) -> Branch:
+    if len(members) <= FAN_OUT:
+        return members.tolist() if len(members) > 1 else members.item()
+    sizes = np.diff(np.arange(FAN_OUT + 1) * len(members) // FAN_OUT)
+    return [_clusters(part, features) for part in _cut(members, sizes, features)]
+
+
+def _cut(members: Integers, sizes: Integers, features: Floats) -> list[Integers]:
+    """Cut the members into parts of these sizes along principal axes, each part in the order of its ranks."""
+    if len(sizes) == 1:
+        return [members]
+    centred = features[members] - features[members].mean(axis=0)
+    along = (centred @ principal_axes(centred.T @ centred, 1))[:, 0]
+    ordered = members[np.argsort(along, kind="stable")]
+    sizes = sizes.reshape(2 if len(sizes) % 2 == 0 else len(sizes), -1)
+    parts = np.split(ordered, np.cumsum(sizes.sum(axis=1))[:-1])
+    return [cut for part, own in zip(parts, sizes, strict=True) for cut in _cut(np.sort(part), own, features)]

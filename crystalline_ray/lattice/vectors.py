@@ -39,9 +39,7 @@ def shortest_vector(basis: npt.ArrayLike) -> LatticeVector:
     rows: Rows = reduced.basis.tolist()
     lengths = [inner(row, row) for row in rows]
     first = [int(i == lengths.index(min(lengths))) for i in range(len(rows))]
-    search = _Search(rows, [0] * len(rows[0]), 1, first)
-    search.run(excluding_zero=True)
-    shortest = search.result(reduced.transform)
+    shortest = _Search(rows, [0] * len(rows[0]), 1, first).best(reduced.transform, excluding_zero=True)
     if next(entry for entry in shortest.vector if entry) < 0:
         return LatticeVector(*(integer_array([-entry for entry in part.tolist()]) for part in shortest))
     return shortest
@@ -58,9 +56,9 @@ def nearest_plane(basis: npt.ArrayLike, target: npt.ArrayLike) -> LatticeVector:
     ValueError if the basis is misshapen, not of integers, or dependent, or the target is misshapen or not finite.
     """
     rows = integer_rows(basis)
-    goal, denominator = _rational_target(target, len(rows[0]))
-    coefficients = _nearest_plane(GramSchmidt(rows, goal), denominator)
-    return LatticeVector(integer_array(_combine(coefficients, rows)), integer_array(coefficients))
+    coefficients = _nearest_plane(rows, *_rational_target(target, len(rows[0])))
+    vector = [inner(coefficients, list(column)) for column in zip(*rows, strict=True)]
+    return LatticeVector(integer_array(vector), integer_array(coefficients))
 
 
 def closest_vector(basis: npt.ArrayLike, target: npt.ArrayLike) -> LatticeVector:
@@ -72,10 +70,8 @@ def closest_vector(basis: npt.ArrayLike, target: npt.ArrayLike) -> LatticeVector
     reduced = lll_floating(basis)
     rows: Rows = reduced.basis.tolist()
     goal, denominator = _rational_target(target, len(rows[0]))
-    first = _nearest_plane(GramSchmidt(rows, goal), denominator)
-    search = _Search(rows, goal, denominator, first)
-    search.run(excluding_zero=False)
-    return search.result(reduced.transform)
+    search = _Search(rows, goal, denominator, _nearest_plane(rows, goal, denominator))
+    return search.best(reduced.transform, excluding_zero=False)
 
 
 class _Search:
@@ -90,21 +86,20 @@ class _Search:
         self._form = GramSchmidt(rows, self._goal.tolist())
         self._best = np.array(first, dtype=object) - self._origin
         self._distance = self._distances(self._best[None])[0]
-        self._step = self._smallest_difference()
+        # divides the differences between the squared distances of any two lattice vectors
+        gram, products, scale = self._rows @ self._rows.T, self._rows @ self._goal, denominator
+        squares = scale * scale * gram
+        self._step = math.gcd(*squares.diagonal(), *(2 * squares).flat, *(2 * scale * products))
 
-    def run(self, excluding_zero: bool) -> None:
-        """Replace the best vector by better ones until there are none."""
-        size = len(self._rows)
-        form, unit = self._form, self._form.d[1]
+    def best(self, transform: Basis, excluding_zero: bool) -> LatticeVector:
+        """Return the best vector; `transform` makes the rows out of the basis that its coefficients are for."""
+        size, form = len(self._rows), self._form
         mu: Floats = np.eye(size)
         for i in range(size):
             mu[i, :i] = [float(form.mu(i, j)) for j in range(i)]
-        lengths = np.array([form.d[i + 1] / (form.d[i] * unit) for i in range(size)])
+        lengths = np.array([form.d[i + 1] / (form.d[i] * form.d[1]) for i in range(size)])
         target = np.array([float(form.mu(size, j) / self._denominator) for j in range(size)])
         enumerate_within(mu, lengths, target, self._bound(), excluding_zero, self._visit)
-
-    def result(self, transform: Basis) -> LatticeVector:
-        """Return the best vector; `transform` makes the rows out of the basis that its coefficients are for."""
         coefficients = self._origin + self._best
         vector, own = coefficients @ self._rows, coefficients @ transform.astype(object)
         return LatticeVector(integer_array(vector.tolist()), integer_array(own.tolist()))
@@ -123,21 +118,15 @@ class _Search:
         squared: Basis = (offsets * offsets).sum(axis=1)
         return squared
 
-    def _smallest_difference(self) -> int:
-        """Return a divisor of the differences between the squared distances of any two lattice vectors."""
-        gram, products = self._rows @ self._rows.T, self._rows @ self._goal
-        scale = self._denominator
-        return math.gcd(*(scale * scale * gram.diagonal()), *(2 * scale * scale * gram).flat, *(2 * scale * products))
-
     def _bound(self) -> float:
         """Return what a better vector's squared distance is at most, within the span, in units of |b_1|^2."""
         outside = self._form.squared_length(len(self._rows))
         return float((self._distance - self._step - outside) / (self._denominator**2 * self._form.d[1]))
 
 
-def _nearest_plane(form: GramSchmidt, denominator: int) -> list[int]:
-    """Return coefficients; the form is that of the basis and, as its last row, denominator * target."""
-    size = len(form.lam) - 1
+def _nearest_plane(rows: Rows, goal: list[int], denominator: int) -> list[int]:
+    """Return the coefficients of Babai's point for the target goal / denominator."""
+    form, size = GramSchmidt(rows, goal), len(rows)
     offsets = [form.mu(size, j) / denominator for j in range(size)]
     coefficients = [0] * size
     for i in range(size - 1, -1, -1):
@@ -145,10 +134,6 @@ def _nearest_plane(form: GramSchmidt, denominator: int) -> list[int]:
         for j in range(i):
             offsets[j] -= coefficients[i] * form.mu(i, j)
     return coefficients
-
-
-def _combine(coefficients: list[int], rows: Rows) -> list[int]:
-    return [inner(coefficients, list(column)) for column in zip(*rows, strict=True)]
 
 
 def _rational_target(target: npt.ArrayLike, size: int) -> tuple[list[int], int]:

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from crystalline_ray.lattice.encodings import ulam_coordinates
 from crystalline_ray.lattice.fcc import fcc_points
 from crystalline_ray.lattice.similarity import similarity_row
 from crystalline_ray.lattice.symmetry import GROUPS, symmetry_groups
-from crystalline_ray.lattice.ulam import ulam_coordinates
 from crystalline_ray.views.crystal import Crystal
 from crystalline_ray.views.picture import picture
 

@@ -28,8 +28,8 @@ from crystalline_ray.config import Config
 from crystalline_ray.crystal.codes import SPAN, Bfloat16Codec, Codec, LatticeCodec
 from crystalline_ray.data.dataset import prepare
 from crystalline_ray.engine.local import LocalEngine
+from crystalline_ray.lattice.quantize import VORONOI_CODES
 from crystalline_ray.lattice.tree import SHELLS
-from crystalline_ray.lattice.voronoi import VORONOI_CODES
 from crystalline_ray.model.layout import initialise
 from crystalline_ray.spheres.messages import StepRequest
 from crystalline_ray.training.facts import figures

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.crystal.codes import BLOCK, SPAN, Bfloat16Codec, Codec, LatticeCodec, make_codec
-from crystalline_ray.lattice.voronoi import VORONOI_CODES
+from crystalline_ray.lattice.quantize import VORONOI_CODES
 from tests.helpers.examples import examples
 
 # Conway and Sloane, "Sphere Packings, Lattices and Groups", table 2.3.

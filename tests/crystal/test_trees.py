@@ -9,7 +9,7 @@ import pytest
 
 from crystalline_ray.crystal import trees
 from crystalline_ray.crystal.trees import learn_tree, token_features
-from crystalline_ray.lattice.learned_trees import frequency_outline
+from crystalline_ray.lattice.tree import frequency_outline
 
 
 def zipf_text(vocab: int, length: int = 2000) -> np.ndarray:

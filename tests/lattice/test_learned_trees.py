@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crystalline_ray.lattice.learned_trees import frequency_outline, principal_axes, similarity_outline
 from crystalline_ray.lattice.symmetry import group_members, symmetry_groups
-from crystalline_ray.lattice.tree import TokenTree, token_tree
+from crystalline_ray.lattice.tree import TokenTree, frequency_outline, principal_axes, similarity_outline, token_tree
 from tests.helpers.examples import examples
 
 

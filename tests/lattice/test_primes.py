@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crystalline_ray.lattice.primes import first_primes, prime_decoding, prime_encoding, primes_below
+from crystalline_ray.lattice.encodings import first_primes, prime_decoding, prime_encoding, primes_below
 from tests.helpers.examples import examples
 
 

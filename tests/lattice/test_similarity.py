@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.lattice import similarity as similarity_module
+from crystalline_ray.lattice.encodings import ulam_coordinates
 from crystalline_ray.lattice.similarity import crystalline_score, similar_ranks, similarity, similarity_row
-from crystalline_ray.lattice.ulam import ulam_coordinates
 from tests.helpers.examples import examples
 
 RANKS = st.integers(0, 10**6)

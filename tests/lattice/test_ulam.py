@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crystalline_ray.lattice.ulam import ulam_coordinates, ulam_ranks
+from crystalline_ray.lattice.encodings import ulam_coordinates, ulam_ranks
 from tests.helpers.examples import examples
 
 LAST = 2**61 - 1

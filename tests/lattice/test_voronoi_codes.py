@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crystalline_ray.lattice.voronoi import LARGEST_GAUGE, MODULUS, VORONOI_CODES, VoronoiCode
+from crystalline_ray.lattice.quantize import LARGEST_GAUGE, MODULUS, VORONOI_CODES, VoronoiCode
 from tests.helpers.examples import examples
 
 CODES = pytest.mark.parametrize("name", sorted(VORONOI_CODES))

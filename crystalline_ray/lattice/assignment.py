@@ -44,7 +44,7 @@ def assign(affinity: Integers, capacities: Integers) -> Integers:
 
 
 def _priced(affinity: Integers, capacities: Integers) -> Integers:
-    """What items are worth to groups, less their prices, n-fold, int64 (G, n).
+    """Return the worth of items to groups, less their prices, n-fold, int64 (G, n).
 
     Good prices leave little to do. One is the group's mean affinity, and then what leaves it as many items as fit, at
     the others' prices.
@@ -60,14 +60,14 @@ def _priced(affinity: Integers, capacities: Integers) -> Integers:
 
 
 def _best_gains(affinity: Integers, group: Integers, source: int) -> Integers:
-    """What the best item of `source` would gain in each group, int64 (G,)."""
+    """Return the gain of the best item of `source` in each group, int64 (G,)."""
     own = affinity[group == source]
     gains: Integers = np.max(own - own[:, source, None], axis=0, initial=_UNREACHED)
     return gains
 
 
 def _best_path(gains: Integers, excess: Integers) -> list[int]:
-    """The groups along the path of most gain from any with an excess to any with a lack (Bellman and Ford)."""
+    """Return the groups along the path of most gain from any with an excess to any with a lack (Bellman and Ford)."""
     reached = np.where(excess > 0, 0, _UNREACHED)
     before = np.arange(excess.size)
     while True:

@@ -29,10 +29,10 @@ LARGEST_VALUE = 2.0**20
 """Up to here float32 holds half-integers, and sums of up to 16 coordinates, exactly."""
 
 MODULUS = 16
-"""Of the digits: 4 bits."""
+"""Modulus of the digits: 4 bits."""
 
 LARGEST_GAUGE = MODULUS - 1.01
-"""Of a vector that is certain to decode to its nearest point, whatever is rounded on the way."""
+"""Gauge up to which a vector is certain to decode to its nearest point, whatever is rounded on the way."""
 
 _LARGEST_SUM = 2.0**24
 _BLOCK_VALUES = 1 << 16

@@ -1,1 +1,1 @@
-"""The tree of kissing spheres: who coordinates whom, and what each one does. No engine in here."""
+"""The tree of kissing spheres: plan, roles, messages and shared memory. No engine in here."""

@@ -12,7 +12,7 @@ MAX_SPHERES = 1885
 
 
 class BatchConfig(Section):
-    """How much text a step and a run process."""
+    """The amount of text that a step and a run process."""
 
     batch_size: Annotated[int, COMMON, PLAN, Also("bs batch micro_batch_size")] = Field(8, ge=1, le=65_536)
     """Sequences per micro-batch, which one leaf processes at a time."""
@@ -67,7 +67,7 @@ class BatchConfig(Section):
 
 
 class LossConfig(Section):
-    """What training makes small. Losses are reported as plain cross-entropy all the same."""
+    """The loss that training minimises. Losses are reported as plain cross-entropy all the same."""
 
     smoothing: Annotated[Literal["none", "crystal", "uniform"], PLAN, Also("label_smoothing")] = "none"
     """Label smoothing: which tokens share the target's probability. none: the target keeps it all; crystal: its most
@@ -83,7 +83,7 @@ class LossConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """How the weights follow the gradient."""
+    """The update of the weights by the gradient."""
 
     optimizer: Annotated[Literal["adamw", "sgd"], PLAN, Also("optim")] = "adamw"
     """Update rule. adamw: Adam with decoupled weight decay; sgd: descent with momentum."""
@@ -138,7 +138,7 @@ class ArithmeticConfig(Section):
 
 
 class TreeConfig(Section):
-    """Who computes. Nothing in here changes a bit of the result."""
+    """The spheres and their cores. Nothing in here changes a bit of the result."""
 
     engine: Annotated[Literal["ray", "local"], COMMON, Also("backend")] = "ray"
     """Host of the spheres. ray: each one is a Ray actor; local: all are in this process."""

@@ -1,4 +1,4 @@
-"""How a sphere reaches other spheres; engines provide it, so spheres know no Ray."""
+"""The way from a sphere to others; engines provide it, so spheres know no Ray."""
 
 from collections.abc import Collection
 from typing import Any, Protocol

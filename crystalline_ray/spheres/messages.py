@@ -126,7 +126,7 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class BatchMessage:
-    """One micro-batch.
+    """A micro-batch.
 
     Attributes:
         index: number of the micro-batch in the run, the key of its dropout.

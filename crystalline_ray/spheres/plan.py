@@ -1,4 +1,4 @@
-"""The tree of spheres as a pure function of the cores: who is there, who coordinates whom, and where each one runs.
+"""The tree of spheres as a pure function of the cores: its spheres, their parents, and the core of each.
 
 Kissing spheres: twelve touch the one in the middle, and twelve touch each of those, so no sphere has more than twelve
 children. One root, up to 12 level-1 spheres, up to 144 on level 2, up to 1728 on level 3. A level's spheres become
@@ -28,7 +28,7 @@ Place = tuple[int, int | None]
 
 @dataclass(frozen=True, slots=True)
 class SphereSpec:
-    """One sphere of the tree. `core` is None where it is not to be pinned."""
+    """A sphere of the tree. `core` is None where it is not to be pinned."""
 
     id: int
     level: int
@@ -92,7 +92,7 @@ class SpherePlan:
 
 
 class Occupancy(NamedTuple):
-    """How evenly a step's work units fill the leaves."""
+    """The evenness with which a step's work units fill the leaves."""
 
     rounds: int
     """Units that the busiest leaf processes."""

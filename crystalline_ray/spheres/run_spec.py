@@ -1,4 +1,4 @@
-"""What every sphere of a run is told when it is made."""
+"""The specification of a run, which every sphere is given when it is made."""
 
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,6 +1,6 @@
-"""Who may take whose work: a control whose leaves are too few for its groups borrows idle ones from others.
+"""Borrowed work: a control whose leaves are too few for its groups uses idle leaves of others.
 
-Borrowing changes who computes a gradient, never what is added to what.
+Borrowing changes which leaf computes a gradient, never the order of the sum.
 """
 
 from collections.abc import Sequence

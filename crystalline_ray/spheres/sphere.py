@@ -19,7 +19,7 @@ from crystalline_ray.spheres.segment_owner import SegmentOwner
 
 
 class Sphere:
-    """One sphere of a run, whatever its role: answers a message by its type.
+    """A sphere of a run, whatever its role: answers a message by its type.
 
     Args:
         run: the run.

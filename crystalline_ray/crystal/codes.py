@@ -153,7 +153,8 @@ class LatticeCodec(Codec):
         words = self._words[: values.size].reshape(planes.shape)
         np.copyto(words, planes, casting="unsafe")
         np.bitwise_and(words, MODULUS - 1, out=words)
-        low, high = np.split(words, 2, axis=2)  # digits that share a byte
+        middle = words.shape[2] // 2  # the first half's digits share their bytes with the second's
+        low, high = words[:, :, :middle], words[:, :, middle:]
         np.multiply(high, MODULUS, out=high)
         np.add(low, high, out=low)
         np.copyto(_digit_bytes(codes, dimension), low, casting="unsafe")
@@ -162,7 +163,8 @@ class LatticeCodec(Codec):
         count, dimension = len(codes), self._code.dimension
         planes = self._planes[: values.size].reshape(dimension, count, -1)
         digits = self._digits[: values.size].reshape(planes.shape)
-        low, high = np.split(digits, 2, axis=2)
+        middle = digits.shape[2] // 2
+        low, high = digits[:, :, :middle], digits[:, :, middle:]
         packed = _digit_bytes(codes, dimension)
         np.bitwise_and(packed, MODULUS - 1, out=low)
         np.floor_divide(packed, MODULUS, out=high)

@@ -11,27 +11,19 @@ from crystalline_ray.lattice.integers import Floats, IntegerInput, Integers, che
 
 GROUPS = 12
 
-_END_OF_ROWS = 1 << 58
+_END_OF_RANKS = 12 << 58
 
 
 def symmetry_groups(ranks: IntegerInput) -> Integers:
     """Return the groups in [0, 12) of ranks of any shape; ValueError outside [0, 12 * 2**58)."""
-    row, column = np.divmod(checked_integers(ranks, "ranks", GROUPS * _END_OF_ROWS), GROUPS)
+    row, column = np.divmod(checked_integers(ranks, "ranks", _END_OF_RANKS), GROUPS)
     return _turn(row, column)
-
-
-def symmetry_ranks(groups: IntegerInput, rows: IntegerInput) -> Integers:
-    """Return the rank of each group in each row, the inverse of (`symmetry_groups`, rank // 12); shapes broadcast.
-
-    ValueError if a group is outside [0, 12) or a row outside [0, 2**58).
-    """
-    row = checked_integers(rows, "rows", _END_OF_ROWS)
-    return GROUPS * row + _turn(row, checked_integers(groups, "symmetry groups", GROUPS))
 
 
 def group_members(group: int, vocab_size: int) -> Integers:
     """Return the ranks of one group below vocab_size, ascending; ValueError if the group is outside [0, 12)."""
-    ranks = symmetry_ranks(group, np.arange(-(-checked_count(vocab_size, "vocab_size") // GROUPS)))
+    rows = np.arange(-(-checked_count(vocab_size, "vocab_size") // GROUPS))
+    ranks = GROUPS * rows + _turn(rows, checked_integers(group, "symmetry groups", GROUPS))
     return ranks[ranks < vocab_size]
 
 

@@ -36,7 +36,7 @@ from crystalline_ray.training.facts import figures
 from crystalline_ray.training.resolve import plan_for, specify
 
 STEPS = 50
-PIECES = 16
+SPANS = 16
 VECTORS = 200_000
 KNOWN_MOMENTS = {"z": 1 / 12, "d3": 0.0787, "e8": 0.0717}
 NAMES = {"z": "scalar", "d3": "D3", "e8": "E8", "bfloat16": "bfloat16"}
@@ -105,7 +105,7 @@ def speeds(codecs: dict[str, Codec], values: Floats, rounds: int) -> dict[str, t
 
 def measure(rounds: int) -> list[dict[str, Any]]:
     """Return the figures of each code."""
-    normal = np.random.Generator(np.random.Philox(1)).standard_normal(PIECES * SPAN, dtype=np.float32)
+    normal = np.random.Generator(np.random.Philox(1)).standard_normal(SPANS * SPAN, dtype=np.float32)
     gradient = group_gradient(STEPS)
     codecs: dict[str, Codec] = {name: LatticeCodec(code) for name, code in VORONOI_CODES.items()}
     codecs["bfloat16"] = Bfloat16Codec()

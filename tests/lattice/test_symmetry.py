@@ -9,7 +9,6 @@ from crystalline_ray.lattice.symmetry import (
     group_shares,
     group_sizes,
     symmetry_groups,
-    symmetry_ranks,
 )
 from tests.helpers.examples import examples
 
@@ -20,9 +19,10 @@ def test_rows_of_twelve_run_forth_and_back() -> None:
 
 @examples(40)
 @given(st.lists(st.integers(0, 12 * 2**58 - 1), max_size=20))
-def test_group_and_row_give_the_rank_back(ranks: list[int]) -> None:
-    array = np.array(ranks, np.int64)
-    assert symmetry_ranks(symmetry_groups(array), array // GROUPS).tolist() == ranks
+def test_every_other_row_runs_backwards_however_far_out(ranks: list[int]) -> None:
+    rows = [divmod(rank, 12) for rank in ranks]
+    expected = [11 - column if row % 2 else column for row, column in rows]
+    assert symmetry_groups(np.array(ranks, np.int64)).tolist() == expected
 
 
 @examples(40)
@@ -62,7 +62,13 @@ def test_counts_of_no_text_are_refused(counts: list[int]) -> None:
         group_shares(np.array(counts, np.int64))
 
 
-@pytest.mark.parametrize(("group", "row"), [(12, 0), (-1, 0), (0, -1)])
-def test_places_outside_the_rows_are_refused(group: int, row: int) -> None:
-    with pytest.raises(ValueError, match=r"got (12|-1)"):
-        symmetry_ranks(group, row)
+@pytest.mark.parametrize("group", [12, -1])
+def test_groups_that_are_none_are_refused(group: int) -> None:
+    with pytest.raises(ValueError, match=r"symmetry groups .* got (12|-1)"):
+        group_members(group, 100)
+
+
+@pytest.mark.parametrize("rank", [-1, 12 * 2**58])
+def test_ranks_outside_the_rows_are_refused(rank: int) -> None:
+    with pytest.raises(ValueError, match=f"ranks .* got {rank}"):
+        symmetry_groups(rank)

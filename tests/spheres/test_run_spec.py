@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.config import Config
+from crystalline_ray.model.config import ModelShape
 from crystalline_ray.spheres.plan import plan_spheres
-from crystalline_ray.spheres.run_spec import RunSpec, model_shape
+from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.steps import Steps
 from tests.helpers.examples import examples
 
@@ -36,7 +37,7 @@ def test_steps_hold_every_sequence_once(equal_groups: bool, batch_size: int, rou
 def test_the_library_of_products_must_be_decided() -> None:
     for blas in ("auto", "numpy", "mkl"):
         config = Config.model_validate({"blas": blas})
-        run = RunSpec(config, model_shape(config, 300, "shells"), plan_spheres([[None]]), Path(), 12)
+        run = RunSpec(config, ModelShape.of(config, 300), plan_spheres([[None]]), Path(), 12)
         if blas != "auto":
             assert run.blas == blas
             continue

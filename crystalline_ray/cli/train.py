@@ -93,11 +93,10 @@ def _show_end(console: "Console", report: "RunReport", config: Config) -> None:
         console.line(f"sample of {config.sample_tokens} tokens:")
         console.line(write_sample(load_model(folder), config.sample_prompt or "", config.sample_tokens, config.seed))
     console.show(render_report(report))
-    if report.steps < report.total_steps:
-        console.line(f"go on:     {command('train --resume', folder)}")
-    else:
-        console.line(f"let it write:  {command('generate', folder, '--prompt', 'Once')}")
-        console.line(f"write with it: {command('chat', folder)}")
+    prompt = ["--prompt", config.sample_prompt] if config.sample_prompt else []
+    unfinished = report.steps < report.total_steps
+    console.line(f"next: {command('train --resume' if unfinished else 'chat', folder)}")
+    console.line(f"      {command('generate', folder, *prompt)}")
 
 
 COMMANDS = (train_command,)

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from crystalline_ray.errors import CheckpointError, DamageError
+from crystalline_ray.errors import CheckpointError, DamageError, ResourceError
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.layout import ParameterLayout, weights_digest
@@ -64,6 +64,17 @@ def folder_name(step: int) -> str:
 def open_store(folder: Path) -> Store:
     """Return the store of the checkpoints in a folder."""
     return Store(LocalFileSystem(), str(folder))
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether a process is writing checkpoints to a folder."""
+    if not folder.is_dir():
+        return False
+    try:
+        with open_store(folder).lock():
+            return False
+    except ResourceError:
+        return True
 
 
 def list_checkpoints(folder: Path) -> dict[int, Path]:

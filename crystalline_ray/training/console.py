@@ -6,7 +6,8 @@ import os
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Self, TextIO
 
 from rich.console import Console as RichConsole
@@ -77,13 +78,8 @@ class Console:
 
     def __call__(self, event: Event) -> None:
         """Show what is worth it of an event."""
-        try:
+        with self._if_open():
             self._show(event)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            # The terminal was closed, which SIGHUP says too: it ends the run, and nobody is there to read.
-            self._live, self._rich.quiet = None, True
 
     def line(self, text: str) -> None:
         """Show one line, above the progress bar if there is one; control characters in it are made visible."""
@@ -124,7 +120,8 @@ class Console:
         self._stage = stage, done
         self._next_progress = now + self._seconds
         amount = f": {done:,} of {total:,}" if total else f": {done:,}" if done else ""
-        self._update(stage + amount, done, total or None)
+        with self._if_open():
+            self._update(stage + amount, done, total or None)
 
     def finish(self) -> None:
         """Take down the progress bar; a second call does nothing."""
@@ -132,6 +129,16 @@ class Console:
         self._stage = "", 0
         if live is not None:
             live.stop()
+
+    @contextmanager
+    def _if_open(self) -> Iterator[None]:
+        """Show nothing more once the terminal is closed: SIGHUP says so too and ends the run."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            self._live, self._rich.quiet = None, True
 
     def _show(self, event: Event) -> None:
         match event:

@@ -13,9 +13,9 @@ from crystalline_ray.model.config import Architecture
 from crystalline_ray.model.layout import initialise
 from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.run_spec import RunOf
-from crystalline_ray.training.checkpoint import LoadedCheckpoint, describe_shape
+from crystalline_ray.training.checkpoint import LoadedCheckpoint, describe_shape, is_locked
 from crystalline_ray.training.resolve import count_sequences
-from crystalline_ray.training.run_folder import command, find_model, load_checkpoint
+from crystalline_ray.training.run_folder import CHECKPOINTS, command, find_model, load_checkpoint
 from crystalline_ray.training.schedule import learning_rate, smoothing_weight
 from crystalline_ray.training.state import TrainingState
 
@@ -29,7 +29,12 @@ def load_start(config: Config, resume: Path | None) -> LoadedCheckpoint | None:
     Raises CheckpointError or InputError if there is none that is intact.
     """
     if resume is not None:
-        return load_checkpoint(resume)
+        try:
+            return load_checkpoint(resume)
+        except CheckpointError as error:
+            if is_locked(resume / CHECKPOINTS):
+                raise CheckpointError(f"another process is training {resume}, which has no checkpoint yet") from error
+            raise
     if config.init_from is None:
         return None
     return load_checkpoint(find_model(config.init_from, config.runs_dir), with_moments=False)

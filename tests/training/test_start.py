@@ -44,8 +44,9 @@ MODEL = ("tokenizer", "seq_len", "embed_dim", "num_layers", "num_heads")
 @pytest.fixture
 def make_config(corpus_file: Path, cache_folder: Path, tmp_path: Path) -> Callable[..., Config]:
     def make(without: tuple[str, ...] = (), **fields: Any) -> Config:
-        given = {name: value for name, value in (TINY | fields).items() if name not in without}
-        return Config(**({"text": (corpus_file,), "cache_dir": cache_folder, "runs_dir": tmp_path / "runs"} | given))
+        where = {"text": (corpus_file,), "cache_dir": cache_folder, "runs_dir": tmp_path / "runs"}
+        given: dict[str, Any] = {name: value for name, value in (TINY | where | fields).items() if name not in without}
+        return Config(**given)
 
     return make
 

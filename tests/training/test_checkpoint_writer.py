@@ -19,7 +19,7 @@ from crystalline_ray.errors import CheckpointError, ResourceError
 from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.layout import ParameterLayout, weights_digest
 from crystalline_ray.spheres.plan import plan_spheres
-from crystalline_ray.spheres.run_spec import RunSpec
+from crystalline_ray.spheres.run_spec import RunOf
 from crystalline_ray.storage.sealed import MANIFEST
 from crystalline_ray.training import checkpoint, checkpoint_writer
 from crystalline_ray.training.checkpoint import MODEL, Array, list_checkpoints, load_newest
@@ -56,10 +56,10 @@ def save(make_buffer: MakeBuffer, make_state: MakeState) -> Save:
     return write
 
 
-def make_run(shape: ModelShape, total_steps: int, **fields: Any) -> RunSpec:
+def make_run(shape: ModelShape, total_steps: int, **fields: Any) -> RunOf:
     """A run with two moments that saves every tenth step."""
     config = Config(checkpoint_every=10, **fields)
-    return RunSpec(config, shape, plan_spheres([[None]]), Path(), total_steps * config.global_batch_size)
+    return RunOf(config, shape, plan_spheres([[None]]), Path(), total_steps * config.global_batch_size)
 
 
 def await_background() -> None:

@@ -18,7 +18,7 @@ from crystalline_ray.errors import ConfigError
 from crystalline_ray.lattice.tree import token_tree
 from crystalline_ray.model.config import ModelShape
 from crystalline_ray.progress import Progress
-from crystalline_ray.training.facts import facts, figures
+from crystalline_ray.screen import facts, figures
 
 _WARM_UP_STEPS = 3
 _FEWEST_STEPS = 3

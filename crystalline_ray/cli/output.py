@@ -31,7 +31,7 @@ def print_json(value: object) -> None:
 
 def print_written(text: str) -> None:
     """Write a model's text at once, and on a terminal nothing that would steer it."""
-    from crystalline_ray.training.console import printable
+    from crystalline_ray.screen import printable
 
     click.echo(printable(text, sys.stdout.encoding) if sys.stdout.isatty() else text, nl=False)
     sys.stdout.flush()

@@ -1,11 +1,9 @@
 """The facts of a run in words, for all who show them: its start, its report, the plan of its tree."""
 
-from collections.abc import Iterable, Iterator, Sequence
-
-from rich.table import Table
-from rich.text import Text
+from collections.abc import Iterator, Sequence
 
 from crystalline_ray.data.dataset import Dataset
+from crystalline_ray.screen import short_count
 from crystalline_ray.spheres.hooks import similar_tokens
 from crystalline_ray.spheres.plan import occupancy
 from crystalline_ray.spheres.run_spec import RunSpec
@@ -91,25 +89,6 @@ def idle_leaves(run: RunSpec) -> tuple[str, ...]:
     )
 
 
-def facts(rows: Iterable[tuple[str, str]], indent: str = "") -> Table:
-    """Return names and values in two columns; a value may take several lines."""
-    table = Table.grid(padding=(0, 2))
-    for name, value in rows:
-        table.add_row(Text(indent + name, style="dim"), Text(value, overflow="fold"))
-    return table
-
-
-def figures(corner: str, columns: Iterable[str], rows: Iterable[Sequence[str]] = ()) -> Table:
-    """Lay out rows of figures: their names on the left, under `corner`, then right-aligned columns."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(corner, overflow="fold")
-    for column in columns:
-        table.add_column(column, justify="right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
 def token_groups(sizes: Sequence[int], shares: Sequence[float]) -> str:
     """Say how many tokens the symmetry groups have, and how much of the text the largest and the smallest share is."""
     least, most = min(sizes), max(sizes)
@@ -124,24 +103,3 @@ def of_micro_batches(measured: int, all_of_them: int) -> str:
     """Say over how much of the validation part a loss was measured."""
     part = "all" if measured == all_of_them else f"{measured:,} of"
     return f"{part} {all_of_them:,} micro-batches"
-
-
-def plural(role: str) -> str:
-    """Return the name of several spheres of a role."""
-    return "leaves" if role == "leaf" else role + "s"
-
-
-def duration(seconds: float) -> str:
-    """Return a time span as 0:42, 12:05 or 3:12:05."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def short_count(number: float) -> str:
-    """Return a number with about three digits: 987, 12.3k, 4.56M."""
-    for limit, unit in ((1e3, ""), (1e6, "k"), (1e9, "M")):
-        if number < limit * 0.9995:
-            scaled = number / limit * 1e3
-            return f"{scaled:.0f}" if not unit else f"{scaled:.3g}{unit}"
-    return f"{number / 1e9:.3g}G"

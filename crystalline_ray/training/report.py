@@ -121,15 +121,12 @@ class Reporting:
         if state is None:
             raise RuntimeError("a run reports after its last state is saved")
         codec, plain_bytes = make_codec(config.gradient_compression), run.layout.size * np.dtype(np.float32).itemsize
+        shared = RunReport.model_fields.keys() & TrainingState.model_fields.keys()
         return RunReport(
+            **state.model_dump(include=shared),
             run=name,
             steps=state.step,
-            total_steps=state.total_steps,
             stopped=self._stopped,
-            train_loss=state.train_loss,
-            first_validation_loss=state.first_validation_loss,
-            validation_loss=state.validation_loss,
-            best_validation_loss=state.best_validation_loss,
             validation_batches=validated.micro_batches if validated else None,
             periodic_batches=self._periodic.micro_batches if self._periodic else None,
             all_batches=validated.of if validated else None,
@@ -137,10 +134,6 @@ class Reporting:
             crystalline_score=validated.result.crystalline_score if validated else None,
             tokens=state.tokens_seen,
             tokens_per_second=self._meter.mean_tokens_per_second if self._meter else 0.0,
-            elapsed_seconds=state.elapsed_seconds,
-            weights_digest=state.weights_digest,
-            restarts=state.restarts,
-            skipped_steps=state.skipped_steps,
             group_sizes=dataset.summary["group_sizes"],
             group_shares=dataset.summary["group_shares"],
             routing=RoutingReport.of(run, dataset, state.step),

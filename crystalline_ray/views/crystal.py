@@ -10,8 +10,8 @@ from rich.text import Text
 
 from crystalline_ray.lattice.fcc import contact_counts, contact_neighbours, fcc_points, fcc_shells
 from crystalline_ray.lattice.symmetry import group_sizes
+from crystalline_ray.screen import figures
 from crystalline_ray.streams import Purpose, generator
-from crystalline_ray.training.facts import figures
 
 Floats = npt.NDArray[np.floating[Any]]
 

@@ -21,7 +21,7 @@ from crystalline_ray.config import Config
 from crystalline_ray.engine.arithmetic import chosen_arithmetic
 from crystalline_ray.engine.cores import allowed_cores, detect_topology, proc_entry
 from crystalline_ray.progress import Progress
-from crystalline_ray.training.facts import facts
+from crystalline_ray.screen import facts
 from crystalline_ray.training.resolve import plan_for
 from crystalline_ray.views.tree import PlanView, ranges
 

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from crystalline_ray.engine.base import SphereStats
-from crystalline_ray.training.facts import duration, facts, of_micro_batches, plural, short_count, token_groups
+from crystalline_ray.screen import duration, facts, plural, short_count
+from crystalline_ray.training.facts import of_micro_batches, token_groups
 from crystalline_ray.training.report import RunReport
 
 _ANY_WIDTH = 1000

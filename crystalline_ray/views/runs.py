@@ -9,7 +9,7 @@ from rich.text import Text
 
 from crystalline_ray.config import Config, load_config
 from crystalline_ray.errors import InputError
-from crystalline_ray.training.facts import duration, figures, short_count
+from crystalline_ray.screen import duration, figures, short_count
 from crystalline_ray.training.metrics import read_metrics
 from crystalline_ray.training.report import RunReport
 from crystalline_ray.training.run_folder import CONFIG, METRICS, REPORT

@@ -27,12 +27,12 @@ from typing import IO, Any, NamedTuple, cast
 from rich.table import Table
 from rounds import exit_status, middle_half, parse_rounds, parser_of_rounds, show
 
+from crystalline_ray import screen
 from crystalline_ray.bench.work import STANDARD
 from crystalline_ray.bench.worker import measuring_core
 from crystalline_ray.engine.process import SINGLE_THREAD
 from crystalline_ray.errors import DeadlineError, InputError, SphereError
 from crystalline_ray.kernels.blas import mkl_library
-from crystalline_ray.training import facts
 from crystalline_ray.training.console import Console
 
 WARM_UP_ROUNDS = 3
@@ -177,7 +177,7 @@ def figures(
 def table(results: Iterable[dict[str, Any]]) -> Table:
     """Lay out the figures for people."""
     columns = ("tokens/s", "ms a step", "ratio", "middle half", "peak MiB", "memory", "loss")
-    rows = facts.figures("model and contestant", columns)
+    rows = screen.figures("model and contestant", columns)
     for result in results:
         ratio, loss = result["ratio"], result["loss"]
         rows.add_row(

@@ -31,8 +31,8 @@ from crystalline_ray.engine.local import LocalEngine
 from crystalline_ray.lattice.quantize import VORONOI_CODES
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.layout import initialise
+from crystalline_ray.screen import figures
 from crystalline_ray.spheres.messages import StepRequest
-from crystalline_ray.training.facts import figures
 from crystalline_ray.training.resolve import plan_for, specify
 
 STEPS = 50

@@ -33,8 +33,8 @@ from crystalline_ray.model.branch import Part
 from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.head import HEADS as HEAD_KINDS
 from crystalline_ray.model.layout import ParameterLayout, initialise
+from crystalline_ray.screen import figures
 from crystalline_ray.training.console import Console
-from crystalline_ray.training.facts import figures
 
 VOCABULARY = 12**4
 ROWS = 4096

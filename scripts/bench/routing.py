@@ -28,10 +28,10 @@ from crystalline_ray.data.shards import TokenArray
 from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.layout import ParameterLayout, initialise
 from crystalline_ray.model.transformer import Transformer
+from crystalline_ray.screen import figures
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, plan_spheres
 from crystalline_ray.spheres.routed_batches import find_routes
 from crystalline_ray.spheres.run_spec import RunSpec
-from crystalline_ray.training.facts import figures
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ZIPF_EXPONENT = 1.3

@@ -10,10 +10,10 @@ from typing import TextIO
 import pytest
 from rich.table import Table
 
+from crystalline_ray.screen import duration, short_count
 from crystalline_ray.spheres.messages import EvaluationResult, StepResult
 from crystalline_ray.training.console import Console
 from crystalline_ray.training.events import Interrupted, Recovered, Stepped, Validated, Waiting
-from crystalline_ray.training.facts import duration, short_count
 from crystalline_ray.training.meter import Meter
 from crystalline_ray.training.state import TrainingState
 

@@ -1,0 +1,199 @@
+"""What a person sees: a bar on a terminal, plain lines in a log file or a notebook; numbers and tables in words."""
+
+import errno
+import math
+import os
+import sys
+import time
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Self, TextIO
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+_PLAIN_WIDTH = 100
+_REFRESH_SECONDS, _PLAIN_SECONDS = 0.1, 5.0
+
+
+class Screen:
+    """Shows work on standard output, or on standard error when `json_output` keeps that for one JSON object.
+
+    Its `progress` is a `Progress`. On a terminal there is a live progress bar, drawn at most ten times a second by the
+    calling thread. Elsewhere there are plain lines without control characters, one in five seconds at most. Use it as a
+    context manager: an error must not leave the terminal without its cursor.
+    """
+
+    def __init__(
+        self,
+        *,
+        json_output: bool = False,
+        file: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        stream = file or (sys.stderr if json_output else sys.stdout)
+        # Asked here and not left to rich, which lets FORCE_COLOR put control characters into log files.
+        self.is_terminal = stream.isatty() and os.environ.get("TERM") not in (None, "", "dumb")
+        self._encoding = getattr(stream, "encoding", None) or "utf-8"
+        self._json_output = json_output
+        self._clock = clock
+        self._rich = Console(
+            file=stream,
+            markup=False,
+            emoji=False,
+            highlight=False,
+            force_terminal=self.is_terminal,
+            force_jupyter=False,
+            width=None if self.is_terminal else _PLAIN_WIDTH,
+        )
+        self._seconds = _REFRESH_SECONDS if self.is_terminal else _PLAIN_SECONDS
+        self._live: Progress | None = None
+        self._task = TaskID(0)
+        self._stage = "", 0
+        self._next_progress = -math.inf
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.finish()
+
+    def line(self, text: str) -> None:
+        """Show one line, above the progress bar if there is one; control characters in it are made visible."""
+        self._rich.print(Text(self._printable(text)), soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Show something worth knowing, such as a choice that was made for the user."""
+        self._marked("note", "cyan", text)
+
+    def warning(self, text: str) -> None:
+        """Show something that costs the user speed or results."""
+        self._marked("warning", "yellow", text)
+
+    def header(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
+        """Show what is about to run: (name, value) rows such as ("model", "4 layers ...")."""
+        self.finish()
+        self._rich.print(Text(self._printable(title), style="bold"), soft_wrap=True)
+        self.show(facts(((name, self._printable(value)) for name, value in rows), indent="  "))
+
+    def show(self, renderable: RenderableType) -> None:
+        """Show a table, a tree or a report."""
+        if self.is_terminal:
+            self._rich.print(renderable)
+            return
+        with self._rich.capture() as capture:
+            self._rich.print(renderable)
+        # rich fills cells up to the width of the table, which only makes a log file wider.
+        for text in capture.get().splitlines():
+            self.line(text.rstrip())
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Show how far a stage before or between the steps is. `total` 0 is unknown."""
+        finished = bool(total) and done >= total
+        changed = stage != self._stage[0]
+        now = self._clock()
+        if self._stage == (stage, done) or not (changed or finished or now >= self._next_progress):
+            return
+        self._stage = stage, done
+        self._next_progress = now + self._seconds
+        amount = f": {done:,} of {total:,}" if total else f": {done:,}" if done else ""
+        with self._if_open():
+            self._update(stage + amount, done, total or None)
+
+    def finish(self) -> None:
+        """Take down the progress bar; a second call does nothing."""
+        live, self._live = self._live, None
+        self._stage = "", 0
+        if live is not None:
+            live.stop()
+
+    @contextmanager
+    def _if_open(self) -> Iterator[None]:
+        """Show nothing more once the terminal is closed: SIGHUP says so too and ends the run."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            self._live, self._rich.quiet = None, True
+
+    def _update(self, status: str, done: int | None, total: int | None) -> None:
+        """Show a state that the next one replaces: in the bar, or elsewhere as a line."""
+        if not self.is_terminal:
+            self.line(status)
+            return
+        if self._live is None:
+            self._live = Progress(
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[status]}", markup=False),
+                console=self._rich,
+                # Drawn by the caller: a refreshing thread would take turns with the one that coordinates.
+                auto_refresh=False,
+                transient=True,
+                expand=True,
+                redirect_stdout=not self._json_output,
+            )
+            self._task = self._live.add_task("", total=total, status=status)
+            self._live.start()
+        self._live.update(self._task, completed=done, total=total, status=self._printable(status))
+        self._live.refresh()
+
+    def _marked(self, mark: str, style: str, text: str) -> None:
+        self._rich.print(Text.assemble((f"{mark}: ", style), self._printable(text)), soft_wrap=True)
+
+    def _printable(self, text: str) -> str:
+        return printable(text, self._encoding)
+
+
+def printable(text: str, encoding: str) -> str:
+    """Make visible, as \\x1b, what would steer a terminal or break it: a model's text or a file's name may hold it."""
+    visible = "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t"
+        else character
+        for character in text
+    )
+    return visible.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def facts(rows: Iterable[tuple[str, str]], indent: str = "") -> Table:
+    """Return names and values in two columns; a value may take several lines."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        table.add_row(Text(indent + name, style="dim"), Text(value, overflow="fold"))
+    return table
+
+
+def figures(corner: str, columns: Iterable[str], rows: Iterable[Sequence[str]] = ()) -> Table:
+    """Lay out rows of figures: their names on the left, under `corner`, then right-aligned columns."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(corner, overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def plural(role: str) -> str:
+    """Return the name of several spheres of a role."""
+    return "leaves" if role == "leaf" else role + "s"
+
+
+def duration(seconds: float) -> str:
+    """Return a time span as 0:42, 12:05 or 3:12:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def short_count(number: float) -> str:
+    """Return a number with about three digits: 987, 12.3k, 4.56M."""
+    for limit, unit in ((1e3, ""), (1e6, "k"), (1e9, "M")):
+        if number < limit * 0.9995:
+            scaled = number / limit * 1e3
+            return f"{scaled:.0f}" if not unit else f"{scaled:.3g}{unit}"
+    return f"{number / 1e9:.3g}G"

@@ -66,7 +66,7 @@ class TrainingLoop:
             if self.interruption.signal is None:
                 self._validate()
                 self._validate_at_the_end()
-            else:
+            if self.interruption.signal is not None:
                 self.say(Interrupted(self.interruption.signal, self.state.step))
         except InputError:
             raise
@@ -125,27 +125,34 @@ class TrainingLoop:
         if best is None or result.loss <= best:
             best, self._best_step = result.loss, self.state.step
         first = result.loss if first is None else first
-        self._keep(result, self._few_batches, first_validation_loss=first, best_validation_loss=best)
+        self._keep(result, first_validation_loss=first, best_validation_loss=best)
 
     def _validate_at_the_end(self) -> None:
         """Measure over more micro-batches, all unless configured; not compared with the best, which is of fewer."""
         batches = min(self._all_batches, self.run.config.final_eval_batches or self._all_batches)
         if batches > self._few_batches:
-            self._keep(self._evaluate(batches), batches)
+            result = self._evaluate(batches, may_stop=True)
+            if len(result.losses) > self._few_batches:
+                self._keep(result)
 
-    def _evaluate(self, batches: int) -> EvaluationResult:
-        """Measure the loss over the first micro-batches, and show how far it is where that takes several rounds."""
+    def _evaluate(self, batches: int, *, may_stop: bool = False) -> EvaluationResult:
+        """Measure the loss over the first micro-batches, and show how far it is where that takes several rounds.
+
+        It may stop after fewer when a signal comes: whoever sent it waits for the checkpoint.
+        """
         found, size = EvaluationResult(), _ROUNDS_PER_REPORT * len(self.run.plan.leaves)
         with self.meter.paused():
             for start in range(0, batches, size):
+                if may_stop and self.interruption.signal is not None:
+                    break
                 if batches > size:
                     self.progress("validating", start, batches)
                 stop = min(start + size, batches)
                 found += self.engine.evaluate(EvaluationRequest(self.state.step, self.state.version, stop, start))
         return found
 
-    def _keep(self, result: EvaluationResult, batches: int, **losses: float) -> None:
+    def _keep(self, result: EvaluationResult, **losses: float) -> None:
         self.state = self.state.model_copy(update={"validation_loss": result.loss, **losses})
         targets, num_bytes = len(self.dataset.validation) - 1, self.dataset.validation_bytes
         bits_per_byte = None if num_bytes is None else result.loss / math.log(2) * targets / num_bytes
-        self.say(Validated(self.state, result, bits_per_byte, batches, self._all_batches))
+        self.say(Validated(self.state, result, bits_per_byte, len(result.losses), self._all_batches))

@@ -1,5 +1,7 @@
 """What the loop says, in which order, and over how much it validates."""
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,19 @@ def test_the_last_validation_can_be_limited(run: Callable[..., tuple[RunReport, 
     fewer, events = run(eval_batches=3, final_eval_batches=2, name="fewer")
     assert [event.micro_batches for event in events if isinstance(event, Validated)] == [3, 3, 3]
     assert fewer.validation_batches == 3
+
+
+def test_a_signal_shortens_the_last_validation(run: Callable[..., tuple[RunReport, list[Event]]]) -> None:
+    class Stopping(list[tuple[str, int, int]]):
+        """What a person does who has watched enough."""
+
+        def append(self, seen: tuple[str, int, int]) -> None:
+            if seen[:2] == ("validating", 16):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    report, _ = run(Stopping(), eval_batches=3)
+    assert report.all_batches is not None
+    assert (report.validation_batches, report.steps, report.stopped) == (24, 4, "SIGTERM")
 
 
 class BreakError(Exception):

@@ -8,15 +8,14 @@ and one for either gradient. What is summed, in which order, follows from the ta
 """
 
 import math
-from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.runs import Indices, RunIndices, each_run, find_runs, sort_rows
-from crystalline_ray.kernels.softmax import exponentials
-from crystalline_ray.kernels.workspace import Array, Space, Tokens, row_blocks
+from crystalline_ray.kernels.softmax import exponentials, log2_losses
+from crystalline_ray.kernels.workspace import Array, Space, Tokens, row_blocks, row_starts
 from crystalline_ray.lattice.tree import FAN_OUT, TokenTree
 
 _LOG2_E = math.log2(math.e)
@@ -51,9 +50,27 @@ def lattice_head_forward(
 ) -> float:
     """Return the sum of -log p(target) in nats over the rows with a target >= 0.
 
-    x (N, C); table (R, C); targets (N,) below V, which is the caller's to check.
+    x (N, C); table (R, C); targets (N,) below V, which is the caller's to check. Leaves exponentials of the scores in
+    buffers.powers and their sums in buffers.totals.
     """
-    return _losses(x, table, targets, tree, buffers)
+    scores, count = buffers.scores, _rows_with_target(targets)
+    _sort_by_place(targets, tree, buffers)
+    np.take(x, buffers.runs.order, axis=0, out=buffers.x, mode="clip")
+    # where a path has ended or a row has no target, one branch is certain; where a node has few, the rest is impossible
+    scores.fill(-np.inf)
+    scores[:, :, 0] = 0.0
+    buffers.own.fill(0)
+    for level in range(len(scores)):
+        if count:
+            _score_level(table, tree, level, count, buffers)
+        np.multiply(scores[level], _LOG2_E, out=scores[level])
+    levels, rows, fan_out = scores.shape
+    np.add(buffers.own, row_starts(levels * rows, fan_out).reshape(levels, rows), out=buffers.own)
+    np.take(scores.reshape(-1), buffers.own, out=buffers.picked, mode="clip")
+    for level in range(len(scores)):
+        exponentials(scores[level], buffers.powers[level], buffers.totals[level], buffers.shift[level])
+    bits = log2_losses(buffers.totals[:, :, 0], buffers.shift[:, :, 0], buffers.picked, buffers.wide)
+    return _LN_2 * float(bits.sum())
 
 
 def lattice_head_forward_backward(
@@ -68,7 +85,7 @@ def lattice_head_forward_backward(
     """Return what `lattice_head_forward` does; with gradients dx (N, C) and dtable (R, C), overwrite dx with scale *
     its gradient, and add that of the table to dtable: nothing to rows of nodes that no target passes.
     """
-    loss, (dx, dtable), scores = _losses(x, table, targets, tree, buffers), gradients, buffers.scores
+    loss, (dx, dtable), scores = lattice_head_forward(x, table, targets, tree, buffers), gradients, buffers.scores
     count = _rows_with_target(targets)
     np.divide(scale, buffers.totals, out=buffers.totals)
     np.multiply(buffers.powers, buffers.totals, out=scores)
@@ -108,32 +125,6 @@ def lattice_log_probabilities(x: Array, table: Array, tree: TokenTree, out: Arra
         for start, stop in pairwise(tree.level_starts[1:].tolist()):
             logs[:, start:stop] += logs[:, tree.parents[start:stop]]
         out[rows] = logs[:, tree.leaves]
-
-
-def _losses(x: Array, table: Array, targets: Tokens, tree: TokenTree, buffers: LatticeHeadBuffers) -> float:
-    """Return the loss; leave exponentials of the scores in buffers.powers and their sums in buffers.totals."""
-    scores, count = buffers.scores, _rows_with_target(targets)
-    _sort_by_place(targets, tree, buffers)
-    np.take(x, buffers.runs.order, axis=0, out=buffers.x, mode="clip")
-    # where a path has ended or a row has no target, one branch is certain; where a node has few, the rest is impossible
-    scores.fill(-np.inf)
-    scores[:, :, 0] = 0.0
-    buffers.own.fill(0)
-    for level in range(len(scores)):
-        if count:
-            _score_level(table, tree, level, count, buffers)
-        np.multiply(scores[level], _LOG2_E, out=scores[level])
-    np.add(buffers.own, _row_starts(*scores.shape), out=buffers.own)
-    np.take(scores.reshape(-1), buffers.own, out=buffers.picked, mode="clip")
-    for level in range(len(scores)):
-        exponentials(scores[level], buffers.powers[level], buffers.totals[level], buffers.shift[level])
-    nats, term = buffers.wide
-    np.copyto(nats, buffers.totals[:, :, 0])
-    np.log2(nats, out=nats)
-    for part, apply in ((buffers.shift[:, :, 0], np.add), (buffers.picked, np.subtract)):
-        np.copyto(term, part)
-        apply(nats, term, out=nats)
-    return _LN_2 * float(nats.sum())
 
 
 def _sort_by_place(targets: Tokens, tree: TokenTree, buffers: LatticeHeadBuffers) -> None:
@@ -184,8 +175,3 @@ def _nodes(tree: TokenTree, level: int, count: int, buffers: LatticeHeadBuffers)
 
 def _rows_with_target(targets: Tokens) -> int:
     return int(np.count_nonzero(targets >= 0))
-
-
-@lru_cache(maxsize=16)
-def _row_starts(levels: int, rows: int, fan_out: int) -> Indices:
-    return np.arange(0, levels * rows * fan_out, fan_out).reshape(levels, rows)

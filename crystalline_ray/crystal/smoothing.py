@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crystalline_ray.kernels.workspace import Array, Space
+from crystalline_ray.kernels.workspace import Array, Space, row_starts
 
 Places = npt.NDArray[np.int64]
 
@@ -35,23 +35,18 @@ class SparseSmoothing:
     """
 
     def __init__(self, space: Space, ranks: npt.NDArray[np.int32], weights: npt.NDArray[Any], rows: int) -> None:
-        vocab_size, k = ranks.shape
-
-        def count_up(starts: Places) -> None:
-            starts[:] = np.arange(0, rows * vocab_size, vocab_size)
-
+        _, k = ranks.shape
         self._table = ranks, weights
         self._weights = space.buffer("weights", rows, k)
         self._items = space.buffer("items", rows, k)
         self._tokens = space.buffer("tokens", rows, dtype=np.int64)
-        self._starts = space.kept.buffer("starts", rows, dtype=np.int64, fill=count_up)
         self._places = space.buffer("places", rows, k, dtype=np.int64)
         self._ranks = space.buffer("ranks", rows, k, dtype=np.int32)
 
     def backward(self, dlogits: Array, own: Places, shares: Array) -> None:
         """Subtract shares * Q(target, .) from dlogits, as `kernels.head.Smoothing` says."""
         count, flat = len(own), dlogits.reshape(-1)
-        tokens, starts, ranks = self._tokens[:count], self._starts[:count], self._ranks[:count]
+        tokens, ranks, starts = self._tokens[:count], self._ranks[:count], row_starts(*dlogits.shape)
         weights, items, places = self._weights[:count], self._items[:count], self._places[:count]
         np.subtract(own, starts, out=tokens)
         for table, rows in zip(self._table, (ranks, weights), strict=True):

@@ -167,28 +167,21 @@ def generate(
     if len(prompt) == 0:
         raise InputError("cannot continue an empty prompt: give at least one token")
     generator.prefill(prompt[-generator.shape.seq_len :])
-    return _continue(generator, [int(token) for token in prompt], max_new_tokens, sampling, seed, stop_token)
+    text, half = [int(token) for token in prompt], max(1, generator.shape.seq_len // 2)
 
+    def tokens() -> Iterator[int]:
+        for position in range(max_new_tokens):
+            if position > 0 and generator.free:
+                generator.step(text[-1])
+            elif position > 0:
+                generator.prefill(text[-half:])
+            token = generator.draw(sampling, random_generator(seed, Purpose.SAMPLE, position).random())
+            if token == stop_token:
+                return
+            text.append(token)
+            yield token
 
-def _continue(
-    generator: Generator,
-    text: list[int],
-    max_new_tokens: int,
-    sampling: Sampling,
-    seed: int,
-    stop_token: int | None,
-) -> Iterator[int]:
-    half = max(1, generator.shape.seq_len // 2)
-    for position in range(max_new_tokens):
-        if position > 0 and generator.free:
-            generator.step(text[-1])
-        elif position > 0:
-            generator.prefill(text[-half:])
-        token = generator.draw(sampling, random_generator(seed, Purpose.SAMPLE, position).random())
-        if token == stop_token:
-            return
-        text.append(token)
-        yield token
+    return tokens()
 
 
 def _norm(x: Array, norm: NormViews) -> Array:

@@ -44,9 +44,10 @@ def set_flush_to_zero(enabled: bool) -> bool:
 
 @contextmanager
 def flush_to_zero() -> Iterator[bool]:
-    """Flush denormals in the calling thread for the duration; yields whether the platform can."""
+    """Flush denormals in the calling thread for the duration, then as before; yields whether the platform can."""
+    before = not np.float32(1e-40) * np.float32(0.5)
     active = set_flush_to_zero(True)
     try:
         yield active
     finally:
-        set_flush_to_zero(False)
+        set_flush_to_zero(before)

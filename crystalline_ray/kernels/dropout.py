@@ -4,6 +4,7 @@ A mask is a function of (seed, micro-batch, site, part, block of rows), so the b
 instead of storing it, and no mask depends on which worker computes it.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,12 +38,20 @@ class Masks:
         kept = words.astype("<u8", copy=False).view("<u2")[: mask.size] >= threshold
         np.multiply(kept.reshape(mask.shape), mask.dtype.type(_LEVELS / (_LEVELS - threshold)), out=mask)
 
+    def blocks(self, rows: int, scratch: Array) -> Iterator[tuple[slice, Array]]:
+        """Yield the blocks of some rows and the mask of each, which is valid until the next one.
+
+        scratch (R, C) with R at least `rows` or `rows_per_block(C)`.
+        """
+        for number, block in enumerate(row_blocks(rows, rows_per_block(scratch.shape[1], scratch.itemsize))):
+            mask = scratch[: block.stop - block.start]
+            self.fill(mask, number)
+            yield block, mask
+
 
 def dropout_forward(x: Array, masks: Masks, scratch: Array) -> None:
-    """Multiply x (N, C) in place by the masks of a site; scratch (R, C) with R at least N or `rows_per_block(C)`."""
-    for block, rows in enumerate(row_blocks(x.shape[0], rows_per_block(x.shape[1], x.itemsize))):
-        mask = scratch[: rows.stop - rows.start]
-        masks.fill(mask, block)
+    """Multiply x (N, C) in place by the masks of a site; scratch as `Masks.blocks` takes it."""
+    for rows, mask in masks.blocks(len(x), scratch):
         np.multiply(x[rows], mask, out=x[rows])
 
 

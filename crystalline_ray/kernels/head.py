@@ -6,7 +6,6 @@ the loss and both gradients are done with it before the next block. So the pair 
 """
 
 import math
-from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,8 +13,8 @@ import numpy.typing as npt
 
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.operands import Operands, unrounded
-from crystalline_ray.kernels.softmax import exponentials
-from crystalline_ray.kernels.workspace import Array, Space, Tokens, row_blocks, rows_per_block
+from crystalline_ray.kernels.softmax import exponentials, log2_losses
+from crystalline_ray.kernels.workspace import Array, Space, Tokens, row_blocks, row_starts, rows_per_block
 
 _LOG2_E = math.log2(math.e)
 _LN_2 = math.log(2.0)
@@ -142,7 +141,9 @@ def _losses(
         exponentials(block, powers, totals[rows], shift[rows])
         if scale is not None:
             np.multiply(powers, scales[rows, None] / totals[rows], out=block)
-    loss = _sum_of_nats(totals[:, 0], shift[:, 0], picked, targets, buffers.wide[:, :count])
+    bits = log2_losses(totals[:, 0], shift[:, 0], picked, buffers.wide[:, :count])
+    np.copyto(bits, 0.0, where=targets < 0)  # a row without a target may hold anything, not only numbers
+    loss = _LN_2 * float(bits.sum())
     if scale is not None:
         np.take(flat, own, out=picked, mode="clip")
         np.subtract(picked, scales, out=picked)
@@ -165,24 +166,5 @@ def _own_logits(targets: Tokens, vocab_size: int, index: npt.NDArray[np.int64]) 
     """Fill index with the places of the targets' logits among all of the block; without a target, of token 0's."""
     np.copyto(index, targets)
     np.maximum(index, 0, out=index)
-    np.add(index, _row_starts(len(index), vocab_size), out=index)
+    np.add(index, row_starts(len(index), vocab_size), out=index)
     return index
-
-
-@lru_cache(maxsize=16)
-def _row_starts(rows: int, vocab_size: int) -> npt.NDArray[np.int64]:
-    return np.arange(0, rows * vocab_size, vocab_size)
-
-
-def _sum_of_nats(totals: Array, shift: Array, picked: Array, targets: Tokens, wide: npt.NDArray[np.float64]) -> float:
-    """Sum ln 2 * (log2(totals) + shift - picked) over the rows with a target, in float64."""
-    nats, term = wide
-    np.copyto(nats, totals)
-    np.log2(nats, out=nats)
-    for sign, part in ((1.0, shift), (-1.0, picked)):
-        np.copyto(term, part)
-        np.multiply(term, sign, out=term)
-        np.add(nats, term, out=nats)
-    # a row without a target may hold anything, not only numbers
-    np.copyto(nats, 0.0, where=targets < 0)
-    return _LN_2 * float(nats.sum())

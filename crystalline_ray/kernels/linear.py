@@ -5,7 +5,7 @@ import numpy as np
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.dropout import Masks
 from crystalline_ray.kernels.operands import Operands, unrounded
-from crystalline_ray.kernels.workspace import Array, row_blocks, rows_per_block
+from crystalline_ray.kernels.workspace import Array
 
 
 def linear_forward(x: Array, weight: Array, bias: Array, out: Array, operands: Operands = unrounded) -> None:
@@ -48,9 +48,7 @@ def residual_forward(
     if masks is not None:
         branch, block = scratch
         linear_forward(y, weight, bias, branch, operands)
-        for number, rows in enumerate(row_blocks(len(x), rows_per_block(x.shape[1], x.itemsize))):
-            mask = block[: rows.stop - rows.start]
-            masks.fill(mask, number)
+        for rows, mask in masks.blocks(len(x), block):
             np.multiply(branch[rows], mask, out=mask)
             np.add(x[rows], mask, out=x[rows])
         return
@@ -62,8 +60,6 @@ def residual_backward(dx: Array, dbranch: Array, masks: Masks | None, scratch: A
     """Return the gradient of the branch: dx itself without dropout, else dbranch, overwritten by the masked dx."""
     if masks is None:
         return dx
-    for number, rows in enumerate(row_blocks(dx.shape[0], rows_per_block(dx.shape[1], dx.itemsize))):
-        mask = scratch[: rows.stop - rows.start]
-        masks.fill(mask, number)
+    for rows, mask in masks.blocks(len(dx), scratch):
         np.multiply(dx[rows], mask, out=dbranch[rows])
     return dbranch

@@ -16,13 +16,6 @@ Floats = NDArray[np.float32]
 BLOCK = 32_768
 
 
-class UpdateWorkspace:
-    """Scratch shared by all updates of one sphere."""
-
-    def __init__(self) -> None:
-        self.scratch = np.empty(BLOCK, np.float32)
-
-
 def adamw_update(
     weights: tuple[Floats, Floats],
     mean: tuple[Floats, Floats],
@@ -35,7 +28,7 @@ def adamw_update(
     betas: tuple[float, float],
     epsilon: float,
     weight_decay: float,
-    workspace: UpdateWorkspace,
+    scratch: Floats,
 ) -> None:
     """One AdamW step (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2).
 
@@ -47,6 +40,7 @@ def adamw_update(
         update: number of this update, from 1, for the bias correction.
         learning_rate: scaled by the schedule; multiplies the decay as well.
         betas: decay rates of the two means.
+        scratch: float32 (BLOCK,).
     """
     beta1, beta2 = betas
     # sqrt(v / d) + epsilon = (sqrt(v) + epsilon sqrt(d)) / sqrt(d), so the bias correction d costs no pass over v
@@ -59,20 +53,20 @@ def adamw_update(
     for start in range(0, gradient.size, BLOCK):
         block = slice(start, min(start + BLOCK, gradient.size))
         m, v, w = mean[1][block], square[1][block], weights[1][block]
-        scratch = workspace.scratch[: m.size]
-        np.multiply(gradient[block], share, out=scratch)
+        term = scratch[: m.size]
+        np.multiply(gradient[block], share, out=term)
         np.multiply(mean[0][block], beta1, out=m)
-        np.add(m, scratch, out=m)
-        np.square(scratch, out=scratch)
-        np.multiply(scratch, square_share, out=scratch)
+        np.add(m, term, out=m)
+        np.square(term, out=term)
+        np.multiply(term, square_share, out=term)
         np.multiply(square[0][block], beta2, out=v)
-        np.add(v, scratch, out=v)
-        np.sqrt(v, out=scratch)
-        np.add(scratch, eps, out=scratch)
-        np.divide(m, scratch, out=scratch)
-        np.multiply(scratch, rate, out=scratch)
+        np.add(v, term, out=v)
+        np.sqrt(v, out=term)
+        np.add(term, eps, out=term)
+        np.divide(m, term, out=term)
+        np.multiply(term, rate, out=term)
         np.multiply(weights[0][block], keep, out=w)
-        np.subtract(w, scratch, out=w)
+        np.subtract(w, term, out=w)
 
 
 def sgd_update(
@@ -84,7 +78,7 @@ def sgd_update(
     learning_rate: float,
     momentum: float,
     weight_decay: float,
-    workspace: UpdateWorkspace,
+    scratch: Floats,
 ) -> None:
     """One step of SGD with momentum and decoupled weight decay (arXiv 1711.05101, algorithm 1).
 
@@ -93,16 +87,17 @@ def sgd_update(
         gradient: float32 vector; left as it is.
         clip_coefficient: factor of the gradient, at most 1.
         momentum: share of the last velocity that is kept; 0 gives plain SGD.
+        scratch: float32 (BLOCK,).
     """
     rate, mu, clip = np.float32(learning_rate), np.float32(momentum), np.float32(clip_coefficient)
     keep = np.float32(1.0 - learning_rate * weight_decay)
     for start in range(0, gradient.size, BLOCK):
         block = slice(start, min(start + BLOCK, gradient.size))
         v, w = velocity[1][block], weights[1][block]
-        scratch = workspace.scratch[: v.size]
+        term = scratch[: v.size]
         np.multiply(velocity[0][block], mu, out=v)
-        np.multiply(gradient[block], clip, out=scratch)
-        np.add(v, scratch, out=v)
-        np.multiply(v, rate, out=scratch)
+        np.multiply(gradient[block], clip, out=term)
+        np.add(v, term, out=v)
+        np.multiply(v, rate, out=term)
         np.multiply(weights[0][block], keep, out=w)
-        np.subtract(w, scratch, out=w)
+        np.subtract(w, term, out=w)

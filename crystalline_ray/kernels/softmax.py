@@ -8,6 +8,7 @@ scores are noticed: whoever calls has NumPy's warnings about it off.
 """
 
 import numpy as np
+import numpy.typing as npt
 
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.workspace import Array
@@ -37,6 +38,21 @@ def exponentials(scores: Array, out: Array, totals: Array, shift: Array, mask: A
     np.subtract(scores, shift, out=scores)
     _exponentiate(scores, out, mask)
     gemm.row_sums(out, totals)
+
+
+def log2_losses(totals: Array, shift: Array, picked: Array, wide: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return log2(totals) + shift - picked, -log2 p of the picked scores, in float64 in wide (2, ...).
+
+    totals and shift are those of `exponentials`, all three of one shape, which is also that of wide[0].
+    """
+    bits: npt.NDArray[np.float64] = wide[0]
+    term = wide[1]
+    np.copyto(bits, totals)
+    np.log2(bits, out=bits)
+    for part, apply in ((shift, np.add), (picked, np.subtract)):
+        np.copyto(term, part)
+        apply(bits, term, out=bits)
+    return bits
 
 
 def repeat_exponentials(scores: Array, out: Array, shift: Array, mask: Array | None = None) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -167,3 +168,11 @@ def row_blocks(rows: int, block: int) -> Iterator[slice]:
     """Cut range(rows) into consecutive slices of `block` rows, the last one possibly shorter."""
     for start in range(0, rows, block):
         yield slice(start, min(start + block, rows))
+
+
+@lru_cache(maxsize=16)
+def row_starts(rows: int, width: int) -> npt.NDArray[np.int64]:
+    """Return where each row begins among the items of an array (rows, width)."""
+    starts = np.arange(0, rows * width, width)
+    starts.flags.writeable = False
+    return starts

@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from crystalline_ray.kernels.optimizers import UpdateWorkspace, adamw_update, sgd_update
+from crystalline_ray.kernels.optimizers import BLOCK, adamw_update, sgd_update
 from crystalline_ray.model.layout import ParameterLayout
 from crystalline_ray.spheres.config import OptimizerConfig
 from crystalline_ray.spheres.memory import Floats, Memory
@@ -55,7 +55,7 @@ class SegmentOwner:
         self._gradients: dict[int, Floats] = {}
         self._optimizer = optimizer
         self._memory = memory
-        self._workspace = UpdateWorkspace()
+        self._scratch = np.empty(BLOCK, np.float32)
 
     def commit(self, order: Commit) -> CommitProtocol:
         """Reduce the segments, agree with the other owners on the norm, update; repeatable, as it reads one version.
@@ -124,7 +124,7 @@ class SegmentOwner:
                 learning_rate=learning_rate,
                 momentum=settings.momentum,
                 weight_decay=decay,
-                workspace=self._workspace,
+                scratch=self._scratch,
             )
             return
         adamw_update(
@@ -138,5 +138,5 @@ class SegmentOwner:
             betas=(settings.beta1, settings.beta2),
             epsilon=settings.epsilon,
             weight_decay=decay,
-            workspace=self._workspace,
+            scratch=self._scratch,
         )

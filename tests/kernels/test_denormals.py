@@ -53,3 +53,11 @@ def test_an_error_inside_the_block_switches_it_off_too() -> None:
     with pytest.raises(ZeroDivisionError), flush_to_zero():
         _ = 1 // 0
     assert denormal_products() == 64
+
+
+def test_a_thread_that_flushed_before_flushes_on() -> None:
+    set_flush_to_zero(True)
+    with flush_to_zero():
+        assert denormal_products() == 0
+    assert denormal_products() == 0
+    set_flush_to_zero(False)

@@ -10,6 +10,7 @@ from crystalline_ray.config import SECTIONS, Config, load_config, resume_config
 from crystalline_ray.config_section import Also
 from crystalline_ray.config_sources import Given
 from crystalline_ray.errors import ConfigError
+from tests.helpers.model_shapes import ALL_ON
 
 
 def from_yaml(tmp_path: Path, text: str, environ: Mapping[str, str] | None = None, **flags: Any) -> Config:
@@ -204,7 +205,7 @@ def test_digest_follows_what_decides_the_weights_and_nothing_else() -> None:
     assert len(digest) == 64
     other: dict[str, Any] = {
         "tokenizer": "char", "vocab_size": 300, "validation_fraction": 0.2, "seq_len": 64,
-        "embed_dim": 64, "dropout": 0.1, "neighbour_mixing": True, "embedding_init": "lattice",
+        "embed_dim": 64, "dropout": 0.1, **ALL_ON, "embedding_init": "lattice",
         "positions": "clock",
         "batch_size": 4, "global_batch_size": 48, "sum_unit": 2, "routing": "symmetry", "steps": 9,
         "optimizer": "sgd", "learning_rate": 0.1, "schedule": "linear", "warmup_steps": 3, "seed": 7,

@@ -52,6 +52,4 @@ def load_model(path: Path) -> TrainedModel:
             f"{loaded.path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {shape.vocab_size}"
         )
     run = loaded.path.resolve().parent.parent if loaded.path == path else path
-    return TrainedModel(
-        run, loaded.state, loaded.layout, loaded.weights, tokenizer, loaded.head_tree, loaded.skipped
-    )
+    return TrainedModel(run, loaded.state, loaded.layout, loaded.weights, tokenizer, loaded.head_tree, loaded.skipped)

@@ -22,6 +22,7 @@ from crystalline_ray.cli import main
 from crystalline_ray.config import SECTIONS, Config, load_config
 from crystalline_ray.config_section import COMMON, PLAN
 from crystalline_ray.spheres.plan import plan_spheres
+from tests.helpers.model_shapes import SWITCHES
 
 TINY = [
     "--engine", "local", "--tokenizer", "char", "--seq-len", "16", "--embed-dim", "16", "--num-layers", "1",
@@ -95,8 +96,11 @@ def test_resume_goes_on_with_the_run_that_was_saved_last_or_named(
         assert [sphere["role"] for sphere in report["spheres"]] == ["root", "leaf"]
 
 
+SWITCH_FLAGS = ["--" + name.replace("_", "-") for name in SWITCHES]
+
+
 @pytest.mark.parametrize(
-    "switches", ["--head lattice", "--neighbour-mixing --embedding-init lattice --positions clock"]
+    "switches", ["--head lattice", " ".join((*SWITCH_FLAGS, "--embedding-init lattice --positions clock"))]
 )
 def test_a_model_of_the_crystal_is_trained_saved_resumed_and_used(
     switches: str, workplace: Path, corpus_file: Path, capsys: pytest.CaptureFixture[str]

@@ -78,7 +78,7 @@ class _Clock:
 def timed_kernels() -> Iterator[dict[str, KernelTime]]:
     """Time every kernel for the duration, at the cost of two clock readings a call; yields the times by name.
 
-    Kernels are the functions `*_forward`, `*_backward` and `*_update` that the model and the segment owners import
+    Kernels are the functions `*_forward`, `*_backward` and `*_update` that model, crystal and segment owners import
     from the kernels by name, and the segment owners' `reduce`. Products are the functions of the gemm seam called
     `*multiply*` or `*product*`; one that the model asks for without a kernel appears as a kernel itself. All names are
     put back at the end.

@@ -7,6 +7,7 @@ tree if the text formed one (`head_tree.txt`), `state.json`, and, written last, 
 SHA-256 of each. Nothing is pickled, so loading a stranger's checkpoint runs no code.
 """
 
+import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -20,10 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from crystalline_ray.errors import CheckpointError, DamageError, ResourceError
-from crystalline_ray.lattice.tree import SHELLS
+from crystalline_ray.lattice.tree import SHELLS, token_tree
 from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.layout import ParameterLayout, weights_digest
-from crystalline_ray.storage.sealed import Store, seal
+from crystalline_ray.storage.sealed import Files, Store, seal
 from crystalline_ray.training.state import TrainingState
 
 MODEL, OPTIMIZER, TOKENIZER, TREE, STATE = (
@@ -107,11 +108,11 @@ def load(path: Path, *, with_moments: bool = True) -> LoadedCheckpoint:
     try:
         with open_store(path.parent).opened(path.name, without=() if with_moments else (OPTIMIZER,)) as files:
             state = read_state(files[STATE])
-            layout = ParameterLayout(_read_shape(files[MODEL]))
+            shape, head_tree = _read_shape(files)
+            layout = ParameterLayout(shape)
             weights = _read_buffers(files[MODEL], layout, ("",))[""]
             moments = _read_buffers(files[OPTIMIZER], layout, None) if with_moments else {}
             tokenizer_json = files[TOKENIZER].read_text(encoding="utf-8")
-            head_tree = files[TREE].read_text(encoding="utf-8") if TREE in files else SHELLS
     except (DamageError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path.name}: {error}") from error
     except OSError as error:
@@ -165,13 +166,21 @@ def read_state(path: Path) -> TrainingState:
         raise DamageError(f"{path.name} is not understood: {field} {first['msg']}".rstrip()) from error
 
 
-def _read_shape(path: Path) -> ModelShape:
-    with safe_open(path, framework="numpy") as file:
+def _read_shape(files: Files) -> tuple[ModelShape, str]:
+    """Return the shape of the model and the outline of its head's tree, which older versions kept in the shape."""
+    with safe_open(files[MODEL], framework="numpy") as file:
         metadata = file.metadata() or {}
     try:
-        return ModelShape.model_validate_json(metadata["model_shape"])
-    except (ValueError, KeyError) as error:
-        raise DamageError(f"{path.name} names no model shape") from error
+        # A file that does not say where its positions come from is older than the choice.
+        fields = {"positions": "learned"} | json.loads(metadata["model_shape"])
+        outline = fields.pop("head_tree", SHELLS)
+        if TREE in files:
+            outline = files[TREE].read_text(encoding="utf-8")
+        if fields.get("head") == "lattice":
+            fields["head_branches"] = token_tree(fields["vocab_size"], outline).num_branches
+        return ModelShape.model_validate(fields), outline
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DamageError(f"{MODEL} names no model shape, or another one than {TREE}") from error
 
 
 def _read_buffers(path: Path, layout: ParameterLayout, moments: Collection[str] | None) -> dict[str, Array]:

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from crystalline_ray.errors import CheckpointError
+from crystalline_ray.lattice.tree import SHELLS, token_tree, write_outline
 from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.layout import ParameterLayout, weights_digest
 from crystalline_ray.storage.sealed import MANIFEST
@@ -90,9 +91,42 @@ def test_everything_comes_back_bit_for_bit(
 
 def test_a_model_saved_before_there_were_switches_is_the_plain_one(save: Save, shape: ModelShape) -> None:
     path = save(1)
-    switches = {"head", "head_branches", *SWITCHES}
+    switches = {"head", "head_branches", "positions", *SWITCHES}
     rewrite(path / MODEL, lambda _: None, format="pt", model_shape=shape.model_dump_json(exclude=switches))
     assert load(path).layout.shape == shape
+    assert shape.positions == "learned"
+
+
+@pytest.mark.parametrize("kind", ["shells", "learned"])
+def test_a_model_saved_when_its_shape_held_the_tree_keeps_it(
+    tmp_path: Path, shape: ModelShape, make_state: Callable[[int], TrainingState], kind: str
+) -> None:
+    learned = write_outline("learned", [[*range(first, first + 4)] for first in range(0, shape.vocab_size, 4)])
+    outline = SHELLS if kind == "shells" else learned
+    branches = token_tree(shape.vocab_size, outline).num_branches
+    lattice = shape.model_copy(update={"head": "lattice", "head_branches": branches})
+    layout = ParameterLayout(lattice)
+    weights = np.zeros(layout.size, np.float32)
+    write_checkpoint(tmp_path, state=make_state(3), layout=layout, weights=weights, moments={}, tokenizer_json="{}")
+    path = tmp_path / "step_00000003"
+    older = lattice.model_dump(exclude={"head_branches"}) | {"head_tree": outline}
+    rewrite(path / MODEL, lambda _: None, format="pt", model_shape=json.dumps(older))
+    loaded = load(path)
+    assert (loaded.layout.shape, loaded.head_tree) == (lattice, outline)
+
+
+@pytest.mark.parametrize("outline", ["learned:AAAA", "learned:\u2603", "nonsense", write_outline("short", [0, 1])])
+def test_an_outline_that_is_no_tree_over_the_tokens_is_refused(
+    tmp_path: Path, shape: ModelShape, make_state: Callable[[int], TrainingState], outline: str
+) -> None:
+    layout = ParameterLayout(shape.model_copy(update={"head": "lattice"}))
+    weights = np.zeros(layout.size, np.float32)
+    write_checkpoint(
+        tmp_path, state=make_state(3), layout=layout, weights=weights, moments={}, tokenizer_json="{}",
+        head_tree=outline,
+    )  # fmt: skip
+    with pytest.raises(CheckpointError, match=f"step_00000003: {MODEL} names no model shape, or another .* {TREE}"):
+        load(tmp_path / "step_00000003")
 
 
 def test_tensors_carry_gpt2_names_and_shapes(save: Save, shape: ModelShape) -> None:

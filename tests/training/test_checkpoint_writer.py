@@ -56,7 +56,7 @@ def save(make_buffer: MakeBuffer, make_state: MakeState) -> Save:
     return write
 
 
-def make_run(shape: ModelShape, total_steps: int, **fields: Any) -> RunOf:
+def make_run(shape: ModelShape, total_steps: int, **fields: Any) -> RunOf[Config]:
     """A run with two moments that saves every tenth step."""
     config = Config(checkpoint_every=10, **fields)
     return RunOf(config, shape, plan_spheres([[None]]), Path(), total_steps * config.global_batch_size)

@@ -7,7 +7,7 @@ from tests.helpers.bench_scripts import load_script
 
 def test_e8_errs_less_than_d3_and_d3_less_than_the_scalar_quantiser(monkeypatch: pytest.MonkeyPatch) -> None:
     script = load_script("codec")
-    for name, value in {"STEPS": 1, "PIECES": 2, "VECTORS": 10_000}.items():
+    for name, value in {"STEPS": 1, "SPANS": 2, "VECTORS": 10_000}.items():
         monkeypatch.setattr(script, name, value)
     scalar, d3, e8, bfloat16 = sorted(script.measure(1), key=lambda result: -result["error_normal"])
     assert [result["code"] for result in (scalar, d3, e8, bfloat16)] == ["scalar", "D3", "E8", "bfloat16"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import threading
 
 import pytest
 
@@ -25,3 +26,16 @@ def test_a_signal_during_training_is_noted_and_a_second_one_ends_it() -> None:
         assert interruption.signal == "SIGINT"
         with pytest.raises(Stopped):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_a_thread_leaves_signals_to_the_main_one() -> None:
+    entered = []
+
+    def work() -> None:
+        with Interruption().handled(patiently=True):
+            entered.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(60)
+    assert entered == [signal.getsignal(signal.SIGTERM)]

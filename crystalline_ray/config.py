@@ -101,7 +101,7 @@ class Config(DataConfig, SphereConfig, RunConfig):
 SECTIONS = {
     part.__name__.removesuffix("Config"): part
     for part in Config.__mro__
-    if part.__name__.endswith("Config") and part is not Config and get_annotations(part)
+    if issubclass(part, Section) and part.__name__.endswith("Config") and part is not Config and get_annotations(part)
 }
 """The parts of `Config` under the headings that help texts use."""
 

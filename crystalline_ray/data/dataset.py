@@ -17,7 +17,6 @@ from pyarrow.fs import LocalFileSystem
 from crystalline_ray.data.config import DataConfig
 from crystalline_ray.data.corpus import Corpus, read_corpus
 from crystalline_ray.data.documents import Document
-from crystalline_ray.data.encoding import count_bytes, encode_documents
 from crystalline_ray.data.files import STANDARD_INPUT
 from crystalline_ray.data.ranks import frequency_ranks
 from crystalline_ray.data.shards import TokenArray, map_shard, renumber_shard, token_dtype, write_shards
@@ -200,8 +199,8 @@ def _build(
         "train_documents": len(parts.train),
         "validation_documents": len(parts.validation),
         "split": mode,
-        "bytes": count_bytes(documents, tokenizer),
-        "validation_bytes": count_bytes(parts.validation, tokenizer),
+        "bytes": tokenizer.count_bytes(documents),
+        "validation_bytes": tokenizer.count_bytes(parts.validation),
         "tokenizer": tokenizer.kind,
         "vocab_size": tokenizer.vocab_size,
         "group_sizes": group_sizes(counts.size).tolist(),
@@ -219,7 +218,7 @@ def _write_part(
     counts = np.zeros(tokenizer.vocab_size, np.int64)
 
     def counted() -> Iterator[NDArray[np.int32]]:
-        for tokens in encode_documents(documents, tokenizer, stage=f"tokenizing {part} text", progress=progress):
+        for tokens in tokenizer.encode_documents(documents, stage=f"tokenizing {part} text", progress=progress):
             np.add(counts, np.bincount(tokens, minlength=counts.size), out=counts)
             yield tokens
 

@@ -8,8 +8,12 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from crystalline_ray.data.documents import Document
+from crystalline_ray.data.documents import Document, content
+from crystalline_ray.data.shards import TokenArray, token_dtype
 from crystalline_ray.errors import TokenizerError
+from crystalline_ray.progress import Progress, silent
+
+_CHUNK_LENGTH = 2 << 20  # encoded at once: enough spans for many cores, and about 150 MB in the library
 
 
 class TokenizerBase(ABC):
@@ -46,6 +50,35 @@ class TokenizerBase(ABC):
         """Return the tokens of `text`, int32 (n,). Raises TokenizerError if it cannot be encoded."""
         return self.encode_batch([text])[0]
 
+    def encode_documents(
+        self, documents: Sequence[Document], *, stage: str = "tokenizing", progress: Progress = silent
+    ) -> Iterator[NDArray[np.int32]]:
+        """Yield the tokens of all documents in order, int32 (n,) at a time, each followed by `end_of_text` if any.
+
+        Documents are encoded in parallel and in bounded memory. Raises TokenizerError for one that cannot be encoded.
+        """
+        total, done = sum(map(len, documents)), 0
+        separator = np.array([] if self.end_of_text is None else [self.end_of_text], np.int32)
+        progress(stage, done, total)
+        for chunk in self._chunks(documents):
+            encoded = zip(self.encode_batch([span for span, _ in chunk]), chunk, strict=True)
+            yield np.concatenate([part for own, (_, ends) in encoded for part in (own, separator)[: 1 + ends]])
+            done += sum(len(span) for span, _ in chunk)
+            progress(stage, done, total)
+
+    def tokenise(self, documents: Sequence[Document], progress: Progress = silent) -> tuple[TokenArray, int | None]:
+        """Return the tokens of the documents in memory, to evaluate on, and the number of their bytes.
+
+        Raises TokenizerError for a document that cannot be encoded.
+        """
+        dtype = token_dtype(self.vocab_size)
+        parts = [tokens.astype(dtype) for tokens in self.encode_documents(documents, progress=progress)]
+        return TokenArray(parts, dtype), self.count_bytes(documents)
+
+    def count_bytes(self, documents: Sequence[Document]) -> int | None:
+        """Return the number of UTF-8 bytes of all texts; None if the tokens are integers."""
+        return None if self.kind == "none" else sum(content(document)[0] for document in documents)
+
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the text of `tokens`; bytes that are no UTF-8 become U+FFFD. Raises TokenizerError: unknown token."""
         stream = self.stream()
@@ -54,6 +87,21 @@ class TokenizerBase(ABC):
     def stream(self, *, continued: bool = False) -> "TokenStream":
         """Return a decoder that takes one token at a time; `continued`: its text goes on from that of other tokens."""
         return TokenStream(self, continued)
+
+    def _chunks(self, documents: Sequence[Document]) -> Iterator[list[tuple[Document, bool]]]:
+        """Yield lists of (span of a document, whether the document ends with it)."""
+        chunk: list[tuple[Document, bool]] = []
+        size = 0
+        for document in documents:
+            spans = list(self.spans(document))
+            for number, span in enumerate(spans, 1):
+                chunk.append((span, number == len(spans)))
+                size += len(span)
+                if size >= _CHUNK_LENGTH:
+                    yield chunk
+                    chunk, size = [], 0
+        if chunk:
+            yield chunk
 
 
 class TokenStream:

@@ -12,7 +12,6 @@ from crystalline_ray.config import load_config
 from crystalline_ray.data.batches import ValidationBatches
 from crystalline_ray.data.corpus import Corpus, read_corpus
 from crystalline_ray.data.dataset import prepare
-from crystalline_ray.data.encoding import tokenise
 from crystalline_ray.engine.process import check_single_thread
 from crystalline_ray.errors import DataError
 from crystalline_ray.generation.load import TrainedModel
@@ -58,7 +57,7 @@ def evaluate(model: TrainedModel, corpus: Corpus | None = None, progress: Progre
     """
     config = load_config(model.run / CONFIG)
     if corpus is not None:
-        tokens, num_bytes = tokenise(corpus.documents, model.tokenizer, progress=progress)
+        tokens, num_bytes = model.tokenizer.tokenise(corpus.documents, progress)
         if len(tokens) < 2:
             raise DataError(f"the text is too short: {len(tokens)} tokens leave nothing to predict")
     else:

@@ -16,7 +16,6 @@ import pytest
 from crystalline_ray.data.config import DataConfig
 from crystalline_ray.data.corpus import text_corpus
 from crystalline_ray.data.dataset import Dataset, default_cache_dir, open_dataset, prepare
-from crystalline_ray.data.encoding import encode_documents, tokenise
 from crystalline_ray.data.symbols import CharTokenizer
 from crystalline_ray.data.tokenizer import Tokenizer, train_tokenizer
 from crystalline_ray.errors import DataError, ResourceError, TokenizerError
@@ -374,11 +373,11 @@ def test_chunks_do_not_change_the_tokens(monkeypatch: pytest.MonkeyPatch, kind: 
     texts = ["".join(DOCUMENTS), *DOCUMENTS, "x"]
     tokenizer = train_tokenizer(DataConfig(tokenizer=kind, vocab_size=300), texts)
     whole = np.concatenate([part for text in texts for part in (tokenizer.encode(text), [tokenizer.end_of_text])])
-    monkeypatch.setattr("crystalline_ray.data.encoding._CHUNK_LENGTH", 500)
-    chunks = list(encode_documents(texts, tokenizer))
+    monkeypatch.setattr("crystalline_ray.data.tokenizer_base._CHUNK_LENGTH", 500)
+    chunks = list(tokenizer.encode_documents(texts))
     assert len(chunks) > 20
     assert np.concatenate(chunks).tolist() == whole.tolist()
-    tokens, num_bytes = tokenise(texts, tokenizer)
+    tokens, num_bytes = tokenizer.tokenise(texts)
     assert tokens.read(0, len(tokens)).tolist() == whole.tolist()
     assert num_bytes == sum(len(text.encode()) for text in texts)
 

@@ -17,7 +17,6 @@ from crystalline_ray.data import integers as integers_module
 from crystalline_ray.data.config import DataConfig
 from crystalline_ray.data.corpus import read_corpus, text_corpus, token_corpus
 from crystalline_ray.data.dataset import Dataset, open_dataset, prepare
-from crystalline_ray.data.encoding import tokenise
 from crystalline_ray.data.symbols import IntegerTokenizer
 from crystalline_ray.data.tokenizer import parse_tokenizer
 from crystalline_ray.errors import DataError, TokenizerError
@@ -322,9 +321,9 @@ def test_text_of_integers_is_their_digits_and_spaces(tokenizer: IntegerTokenizer
     assert [more.feed(token) for token in (0, 9)] == [" 9", " 0"]
     assert stream.flush() == more.flush() == ""
     assert parse_tokenizer(tokenizer.to_json()).to_json() == tokenizer.to_json()
-    long = tokenise([" ".join(["1 2 3"] * 20_000)], tokenizer)[0]
+    long = tokenizer.tokenise([" ".join(["1 2 3"] * 20_000)])[0]
     assert (np.bincount(long.read(0, len(long)))[[8, 7, 6, 5]] == [20_000, 20_000, 20_000, 1]).all()
-    tokens, num_bytes = tokenise(["9 0", np.array([3])], tokenizer)
+    tokens, num_bytes = tokenizer.tokenise(["9 0", np.array([3])])
     assert (tokens.read(0, 5).tolist(), num_bytes) == ([0, 9, 5, 6, 5], None)
 
 

@@ -16,7 +16,6 @@ from crystalline_ray.data.bpe import END_OF_TEXT, BpeTokenizer
 from crystalline_ray.data.config import DataConfig
 from crystalline_ray.data.dataset import FORMAT, Dataset, open_dataset, prepare
 from crystalline_ray.data.documents import only_texts
-from crystalline_ray.data.encoding import tokenise
 from crystalline_ray.data.ranks import frequency_ranks
 from crystalline_ray.data.shards import map_shard, renumber_shard, write_shard
 from crystalline_ray.data.split import split
@@ -108,7 +107,7 @@ def test_tokens_are_those_of_the_saved_tokenizer(prepared: Dataset) -> None:
         tokens = part.read(0, len(part))
         ends = np.flatnonzero(tokens == loaded.end_of_text)
         texts = [loaded.decode(one[one != loaded.end_of_text]) for one in np.split(tokens, ends[:-1] + 1)]
-        again, _ = tokenise(texts, loaded)
+        again, _ = loaded.tokenise(texts)
         assert set(texts) <= set(DOCUMENTS)
         assert again.read(0, len(again)).tolist() == tokens.tolist()
 

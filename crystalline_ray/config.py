@@ -57,7 +57,11 @@ class RunConfig(Section):
 
 
 class Config(DataConfig, SphereConfig, RunConfig):
-    """Everything that a training run can be told."""
+    """Everything that a training run can be told.
+
+    >>> Config(batch_size=4).global_batch_size
+    48
+    """
 
     OPERATIONAL: ClassVar[frozenset[str]] = (
         frozenset(TreeConfig.model_fields)

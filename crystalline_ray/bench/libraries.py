@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
+from crystalline_ray.engine.process import ThreadpoolController
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.blas import mkl_architecture, mkl_library
 

@@ -4,13 +4,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from threadpoolctl import threadpool_limits
-
-from crystalline_ray.engine.cores import proc_entry
-from crystalline_ray.engine.process import prepare_worker
+from crystalline_ray.engine.process import one_worker_thread, pin_to
+from crystalline_ray.engine.procfs import proc_entry
 from crystalline_ray.errors import ConfigError, ResourceError
 from crystalline_ray.kernels import gemm
-from crystalline_ray.kernels.denormals import flush_to_zero
 
 
 def measuring_core(core: int | None = None) -> int:
@@ -30,11 +27,11 @@ def measuring_core(core: int | None = None) -> int:
 
 @contextmanager
 def as_worker(core: int, blas: gemm.Library) -> Iterator[None]:
-    """Set up the calling thread as a leaf's (`prepare_worker`) for the duration, then give it back cores and BLAS."""
+    """Set up the calling thread as a leaf's for the duration: on a core, with one thread of BLAS."""
     cores = os.sched_getaffinity(0)
-    with threadpool_limits(limits=1, user_api="blas"), flush_to_zero(), gemm.using(gemm.library()):
+    with one_worker_thread(blas):
         try:
-            prepare_worker(core, blas)
+            pin_to(core)
             yield
         finally:
             os.sched_setaffinity(0, cores)

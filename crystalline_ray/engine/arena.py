@@ -8,6 +8,8 @@ import errno
 import mmap
 import os
 import shutil
+import stat
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +44,7 @@ class Arena:
             ResourceError: not enough shared memory.
         """
         check_room(self.folder.parent, self.layout)
-        self.folder.mkdir(mode=0o700)
+        private_folder(self.folder)
         for part, size in (self.layout.sizes | {BOARD: self.board_bytes}).items():
             descriptor = os.open(self.folder / part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             try:
@@ -66,11 +68,6 @@ class Arena:
         """Map the board of the level-1 spheres, writable."""
         return self._map(BOARD, writable=True)
 
-    def remove(self) -> None:
-        """Unlink the files; processes that have them mapped keep their memory until they exit."""
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
-
     def _map(self, part: str, writable: bool) -> memoryview:
         flags, access = (os.O_RDWR, mmap.ACCESS_WRITE) if writable else (os.O_RDONLY, mmap.ACCESS_READ)
         descriptor = os.open(self.folder / part, flags)
@@ -84,7 +81,21 @@ def arena_root() -> Path:
     """Return the folder arenas live in: shared memory where the system has it, else the temporary folder."""
     if _PREFERRED.is_dir() and os.access(_PREFERRED, os.W_OK):
         return _PREFERRED
-    return Path(os.environ.get("TMPDIR", "/tmp"))
+    return Path(tempfile.gettempdir())
+
+
+def private_folder(path: Path) -> None:
+    """Make a folder that only this user may enter; never take over one that is there.
+
+    Raises ResourceError if it cannot be made so.
+    """
+    try:
+        path.mkdir(mode=0o700)
+    except OSError as error:
+        raise ResourceError(f"cannot make the folder {path}: {error.strerror}") from error
+    made = path.lstat()
+    if (made.st_uid, made.st_mode) != (os.getuid(), stat.S_IFDIR | 0o700):
+        raise ResourceError(f"{path}: not a folder that this user alone may enter: {stat.filemode(made.st_mode)}")
 
 
 def check_room(root: Path, layout: MemoryLayout) -> None:

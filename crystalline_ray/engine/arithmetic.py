@@ -1,27 +1,29 @@
 """Which library computes matrix products, from which numbers: what the configuration leaves open is decided here."""
 
-from typing import Literal
+from typing import Literal, TypeVar
 
-from crystalline_ray.config import Config
-from crystalline_ray.engine.cores import proc_entry
+from crystalline_ray.engine.procfs import proc_entry
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels.blas import mkl_library
 from crystalline_ray.kernels.gemm import Library
+from crystalline_ray.spheres.config import ArithmeticConfig
 
 Precision = Literal["float32", "bfloat16"]
 """Of the operands of matrix products."""
+
+_Arithmetic = TypeVar("_Arithmetic", bound=ArithmeticConfig)
 
 _BFLOAT16_FLAGS = ("amx_bf16", "avx512_bf16")
 _INSTALL = "pip install mkl"
 
 
-def decide_arithmetic(config: Config) -> Config:
+def decide_arithmetic(config: _Arithmetic) -> _Arithmetic:
     """Return the configuration with `auto` replaced as `chosen_arithmetic` says. Raises ConfigError as it does."""
     precision, blas = chosen_arithmetic(config)
     return config.model_copy(update={"blas": blas, "precision": precision})
 
 
-def chosen_arithmetic(config: Config) -> tuple[Precision, Library]:
+def chosen_arithmetic(config: ArithmeticConfig) -> tuple[Precision, Library]:
     """Return the precision and the library of products: as configured, `auto` as this machine offers.
 
     Raises ConfigError if the configuration asks for what is not installed.
@@ -38,7 +40,7 @@ def chosen_arithmetic(config: Config) -> tuple[Precision, Library]:
     return precision, blas
 
 
-def warnings_about(config: Config) -> tuple[str, ...]:
+def warnings_about(config: ArithmeticConfig) -> tuple[str, ...]:
     """Return what is to be said of a configuration that would be slower than its alternative."""
     if config.precision == "bfloat16" and not has_bfloat16():
         return (

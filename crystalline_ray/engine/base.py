@@ -1,8 +1,9 @@
 """The seam between a run and whoever hosts its spheres. Every engine gives the same bits."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Any, Self
 
 from crystalline_ray.progress import Progress
 from crystalline_ray.spheres.memory import Memory
@@ -28,26 +29,46 @@ class SphereStats:
     batches: int
 
 
-class Engine(Protocol):
-    """Hosts the spheres of one run; a context manager that leaves nothing behind."""
+class Engine(ABC):
+    """Hosts the spheres of one run; a context manager that leaves nothing behind.
+
+    Attributes:
+        memory: weights and moments; they must be there before the first step.
+        warnings: what is to be said of a tree that fits its machine badly.
+        report_waiting: called about once a second with a sphere and the seconds of silence, once a step or an
+            evaluation has made no progress for five seconds.
+    """
 
     memory: Memory
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
     report_waiting: Callable[[str, float], None]
-    """Called about once a second with a sphere and the seconds it has been waited for, from five seconds on."""
 
+    def __init__(self) -> None:
+        self.report_waiting = lambda sphere, seconds: None
+
+    @abstractmethod
     def start(self, progress: Progress) -> None:
-        """Make all spheres; weights and moments must be in `memory` before the first step."""
+        """Make all spheres."""
 
     def step(self, request: StepRequest) -> StepResult:
-        """Run one optimizer step; afterwards version + 1 is in `memory` if it was applied."""
+        """Run one optimizer step; afterwards version + 1 is in `memory` if it was applied.
+
+        Raises:
+            SphereError: a sphere died or is silent; the last committed version is intact.
+        """
+        result: StepResult = self._ask(request)
+        return result
 
     def evaluate(self, request: EvaluationRequest) -> EvaluationResult:
-        """Return the validation loss."""
+        """Return the validation loss. Raises SphereError as `step`."""
+        result: EvaluationResult = self._ask(request)
+        return result
 
+    @abstractmethod
     def stats(self) -> list[SphereStats]:
         """Return the work of every sphere, in the order of the plan."""
 
+    @abstractmethod
     def close(self) -> None:
         """Stop all spheres and release the memory."""
 
@@ -56,3 +77,7 @@ class Engine(Protocol):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    @abstractmethod
+    def _ask(self, request: StepRequest | EvaluationRequest) -> Any:
+        """Let the root answer a request."""

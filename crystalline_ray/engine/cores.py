@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-SYSTEM = Path("/")
+from crystalline_ray.engine.procfs import SYSTEM, read_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +57,11 @@ def detect_topology(affinity: Collection[int] | None = None, system: Path = SYST
     numa_nodes = {
         core: int(folder.name.removeprefix("node"))
         for folder in (system / "sys/devices/system/node").glob("node[0-9]*")
-        for core in _cpu_list(_read(folder / "cpulist"))
+        for core in _cpu_list(read_text(folder / "cpulist"))
     }
     cores = []
     for core in affinity:
-        siblings = _read(system / f"sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
+        siblings = read_text(system / f"sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
         cores.append(Core(core, numa_nodes.get(core, 0), tuple(_cpu_list(siblings)) or (core,)))
 
     def pinning_order(core: Core) -> tuple[int, int, int]:
@@ -71,23 +71,19 @@ def detect_topology(affinity: Collection[int] | None = None, system: Path = SYST
     return Topology(tuple(sorted(cores, key=pinning_order)), _cpu_quota(system))
 
 
-def proc_entry(file: str, name: str) -> str:
-    """Return the first value of `name` in a file of `name: value` lines under /proc, '' if there is none."""
-    entries = (line.partition(":") for line in _read(SYSTEM / "proc" / file).splitlines())
-    return next((value.strip() for found, _, value in entries if found.strip() == name), "")
-
-
 def _cpu_quota(system: Path) -> float | None:
     """The tightest CPU bandwidth limit, in cores, of this process's control group and the groups around it."""
     limits: list[tuple[str, ...]] = []
-    for line in _read(system / "proc/self/cgroup").splitlines():
+    for line in read_text(system / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if not controllers:  # version 2
             folders = _with_parents(system / "sys/fs/cgroup", path)
-            limits += [tuple((_read(folder / "cpu.max") or "max 0").split()) for folder in folders]
+            limits += [tuple((read_text(folder / "cpu.max") or "max 0").split()) for folder in folders]
         elif "cpu" in controllers.split(","):
             folders = _with_parents(system / "sys/fs/cgroup/cpu", path)
-            limits += [(_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")) for folder in folders]
+            limits += [
+                (read_text(folder / "cpu.cfs_quota_us"), read_text(folder / "cpu.cfs_period_us")) for folder in folders
+            ]
     # "max" (version 2) and -1 (version 1) stand for no limit.
     quotas = [int(quota) / int(period) for quota, period in limits if quota.isdecimal() and period.isdecimal()]
     return min(quotas, default=None)
@@ -106,11 +102,3 @@ def _cpu_list(text: str) -> Iterator[int]:
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")
         yield from range(int(first), int(last or first) + 1)
-
-
-def _read(path: Path) -> str:
-    """The stripped content, or '' where the kernel has no such file or does not show it to this process."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""

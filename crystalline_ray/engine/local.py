@@ -6,17 +6,13 @@ from collections.abc import Callable, Collection, Generator
 from contextlib import ExitStack
 from typing import Any
 
-from threadpoolctl import threadpool_limits
-
 from crystalline_ray.engine.base import Engine, SphereStats
-from crystalline_ray.engine.process import check_single_thread
+from crystalline_ray.engine.process import one_worker_thread
 from crystalline_ray.errors import SphereError
-from crystalline_ray.kernels import gemm
-from crystalline_ray.kernels.denormals import flush_to_zero
 from crystalline_ray.progress import Progress
 from crystalline_ray.spheres.hooks import place_similar_tokens
 from crystalline_ray.spheres.memory import Memory, Part
-from crystalline_ray.spheres.messages import EvaluationRequest, EvaluationResult, Posts, StepRequest, StepResult
+from crystalline_ray.spheres.messages import EvaluationRequest, Posts, StepRequest
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.segment_owner import CommitProtocol, Squares
@@ -34,9 +30,8 @@ class LocalEngine(Engine):
     """
 
     def __init__(self, run: RunSpec) -> None:
+        super().__init__()
         self.memory = Memory(memory_layout(run), _anonymous_buffer)
-        self.warnings: tuple[str, ...] = ()
-        self.report_waiting: Callable[[str, float], None] = lambda sphere, seconds: None
         self._run = run
         self._link = _LocalLink(len(run.plan.spheres))
         self._started = 0.0
@@ -44,26 +39,13 @@ class LocalEngine(Engine):
 
     def start(self, progress: Progress) -> None:
         """Make all spheres."""
-        self._settings.enter_context(threadpool_limits(limits=1, user_api="blas"))
-        self._settings.enter_context(flush_to_zero())
-        self._settings.enter_context(gemm.using(self._run.blas))
-        check_single_thread()
+        self._settings.enter_context(one_worker_thread(self._run.blas))
         place_similar_tokens(self._run, self.memory, progress)
         total = len(self._run.plan.spheres)
         for number in range(total):
             self._link.spheres.append(Sphere(self._run, number, self.memory, self._link))
             progress("Starting spheres", number + 1, total)
         self._started = time.perf_counter()
-
-    def step(self, request: StepRequest) -> StepResult:
-        """Run one optimizer step."""
-        result: StepResult = self._link.call(_ROOT, request)
-        return result
-
-    def evaluate(self, request: EvaluationRequest) -> EvaluationResult:
-        """Return the validation loss."""
-        result: EvaluationResult = self._link.call(_ROOT, request)
-        return result
 
     def stats(self) -> list[SphereStats]:
         """Return each sphere's share of this thread's time."""
@@ -77,6 +59,9 @@ class LocalEngine(Engine):
         """Drop the spheres and restore the thread's settings."""
         self._settings.close()
         self._link.spheres.clear()
+
+    def _ask(self, request: StepRequest | EvaluationRequest) -> Any:
+        return self._link.call(_ROOT, request)
 
 
 class _LocalLink:
@@ -103,7 +88,7 @@ class _LocalLink:
             self._replies[ticket] = reply
         return ticket
 
-    def receive(self, tickets: Collection[int], timeout: float) -> tuple[int, Any]:
+    def receive(self, tickets: Collection[int]) -> tuple[int, Any]:
         ticket = next(iter(tickets))
         while ticket not in self._replies:
             if not self._halted:
@@ -113,6 +98,9 @@ class _LocalLink:
             for other, (sphere, protocol, _) in halted.items():
                 self._advance(other, sphere, protocol, [squares[number] for number in range(SYMMETRY_GROUPS)])
         return ticket, self._replies.pop(ticket)
+
+    def beat(self) -> None:
+        """Nobody watches: who is late here is the caller."""
 
     def call(self, sphere: int, message: object) -> Any:
         """Let a sphere act on a message."""

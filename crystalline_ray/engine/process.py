@@ -1,41 +1,46 @@
-"""How a process that computes is set up: its core, its BLAS threads, its denormals."""
+"""How a thread that computes is set up: its core, its BLAS threads, its denormals."""
 
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 
-from threadpoolctl import ThreadpoolController, threadpool_limits
-
+from crystalline_ray.engine.environment import environment
 from crystalline_ray.errors import ResourceError
 from crystalline_ray.kernels import gemm
-from crystalline_ray.kernels.denormals import set_flush_to_zero
+from crystalline_ray.kernels.denormals import flush_to_zero
+
+with environment({}):  # it sets a variable of OpenMP's
+    from threadpoolctl import ThreadpoolController as ThreadpoolController
 
 # Read by the BLAS libraries when NumPy is first imported.
 SINGLE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
-def prepare_worker(core: int | None, blas: gemm.Library) -> None:
-    """Pin the calling thread to a core, choose BLAS and allow it one thread, flush denormals.
+@contextmanager
+def one_worker_thread(blas: gemm.Library = "numpy") -> Iterator[None]:
+    """Compute as a leaf does for the duration, then restore what was: BLAS on one thread, denormals flushed to zero.
+
+    It takes some microseconds, so that it may be entered for every token.
+
+    Args:
+        blas: library that computes matrix products.
 
     Raises:
-        ResourceError: the core or the library is not available, or BLAS keeps more than one thread.
+        ResourceError: the library is not available, or BLAS keeps more than one thread.
     """
-    if core is not None:
-        pin_to(core)
-    try:
-        gemm.use(blas)
-    except OSError as error:
-        raise ResourceError(f"cannot compute with {blas}: {error}") from error
-    limit_blas()
-    set_flush_to_zero(True)
-
-
-def limit_blas() -> None:
-    """Allow the BLAS libraries of this process one thread each.
-
-    Raises:
-        ResourceError: BLAS keeps more than one thread.
-    """
-    threadpool_limits(limits=1, user_api="blas")
-    check_single_thread()
+    with ExitStack() as settings:
+        try:
+            settings.enter_context(gemm.using(blas))
+        except OSError as error:
+            raise ResourceError(f"cannot compute with {blas}: {error}") from error
+        libraries = _loaded_libraries(blas)
+        settings.enter_context(libraries.limit(limits=1))
+        settings.enter_context(flush_to_zero())
+        for library in libraries.info():
+            if library["num_threads"] != 1:
+                raise ResourceError(f"BLAS {library['filepath']} runs {library['num_threads']} threads instead of 1")
+        yield
 
 
 def pin_to(core: int) -> None:
@@ -50,8 +55,7 @@ def pin_to(core: int) -> None:
         raise ResourceError(f"cannot pin process {os.getpid()} to core {core}: {error}; use --no-pin") from error
 
 
-def check_single_thread() -> None:
-    """Raise ResourceError if a BLAS library of this process runs more than one thread."""
-    for library in ThreadpoolController().select(user_api="blas").info():
-        if library["num_threads"] != 1:
-            raise ResourceError(f"BLAS {library['filepath']} runs {library['num_threads']} threads instead of 1")
+@lru_cache
+def _loaded_libraries(blas: gemm.Library) -> ThreadpoolController:
+    """Find the BLAS libraries of the process, among them `blas`, which must be loaded; it takes milliseconds."""
+    return ThreadpoolController().select(user_api="blas")

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from crystalline_ray.config import load_config
 from crystalline_ray.data.batches import ValidationBatches
 from crystalline_ray.data.corpus import Corpus, read_corpus
 from crystalline_ray.data.dataset import prepare
-from crystalline_ray.engine.process import check_single_thread
+from crystalline_ray.engine.process import one_worker_thread
 from crystalline_ray.errors import DataError
 from crystalline_ray.generation.load import TrainedModel
-from crystalline_ray.kernels.denormals import flush_to_zero
 from crystalline_ray.lattice.similarity import crystalline_score
 from crystalline_ray.model.transformer import Transformer
 from crystalline_ray.progress import Progress, silent
@@ -70,7 +68,7 @@ def evaluate(model: TrainedModel, corpus: Corpus | None = None, progress: Progre
             )
         tokens, num_bytes = dataset.validation, dataset.validation_bytes
     batches = ValidationBatches(tokens, model.shape.seq_len, config.batch_size)
-    with threadpool_limits(limits=1, user_api="blas"), flush_to_zero():
+    with one_worker_thread():
         return _measure(model, batches, config.batch_size, num_bytes, progress)
 
 
@@ -82,7 +80,6 @@ def read_texts(model: TrainedModel, paths: Sequence[Path], progress: Progress = 
 def _measure(
     model: TrainedModel, batches: ValidationBatches, batch_size: int, num_bytes: int | None, progress: Progress
 ) -> Evaluation:
-    check_single_thread()
     transformer = Transformer(model.shape, batch_size, training=False, head_tree=model.head_tree)
     scored = model.shape.head == "full"
     inputs, targets = np.empty((2, batch_size, model.shape.seq_len), np.int32)

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 
 from crystalline_ray.data.tokenizer import Tokenizer
+from crystalline_ray.engine.process import one_worker_thread
 from crystalline_ray.errors import TokenizerError
 from crystalline_ray.generation.generator import Generator, Sampling, generate
 from crystalline_ray.generation.load import TrainedModel
@@ -44,7 +44,6 @@ class TextSession:
         self._line_break = next(text for text in ("\n", " ", "") if _knows(tokenizer, text))
         self._sampling = sampling
         self._seed = seed
-        self._libraries = ThreadpoolController()
 
     @property
     def ended(self) -> bool:
@@ -84,7 +83,7 @@ class TextSession:
         before = len(self.context)
         while True:
             # As in training, for the same bits; the caller's own products between two tokens keep their threads.
-            with self._libraries.limit(limits=1, user_api="blas"):
+            with one_worker_thread():
                 token = next(tokens, None)
             if token is None:
                 break

@@ -11,6 +11,7 @@ import platform
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import numpy as np
 
@@ -20,34 +21,38 @@ _ARM_FLUSH = 1 << 24
 _CONTROL_WORD = {"x86_64": (28, _X86_FLUSH), "AMD64": (28, _X86_FLUSH), "aarch64": (0, _ARM_FLUSH)}
 
 
-def set_flush_to_zero(enabled: bool) -> bool:
-    """Switch flush-to-zero on or off for the calling thread.
-
-    Returns whether it is on afterwards: always False on platforms without a known control register.
-    """
-    place = _CONTROL_WORD.get(platform.machine())
-    library = ctypes.util.find_library("m")
-    if place is None or library is None or platform.libc_ver()[0] != "glibc":
-        return False
-    offset, mask = place
-    # NumPy probes the smallest denormal once; asking now keeps that probe out of the flushed state.
-    _ = np.finfo(np.float32).smallest_subnormal, np.finfo(np.float64).smallest_subnormal
-    libm = ctypes.CDLL(library)
-    environment = (ctypes.c_uint8 * _ENVIRONMENT_BYTES)()
-    if libm.fegetenv(ctypes.byref(environment)) != 0:
-        return False
-    (word,) = struct.unpack_from("<I", environment, offset)
-    word = word | mask if enabled else word & ~mask
-    struct.pack_into("<I", environment, offset, word)
-    return libm.fesetenv(ctypes.byref(environment)) == 0 and enabled
-
-
 @contextmanager
 def flush_to_zero() -> Iterator[bool]:
-    """Flush denormals in the calling thread for the duration, then as before; yields whether the platform can."""
-    before = not np.float32(1e-40) * np.float32(0.5)
-    active = set_flush_to_zero(True)
+    """Flush denormals in the calling thread for the duration, then restore its mode; yields whether the platform can.
+
+    It yields False, and changes nothing, on platforms without a known control register.
+    """
+    before = _swap(-1)
     try:
-        yield active
+        yield before is not None
     finally:
-        set_flush_to_zero(before)
+        if before is not None:
+            _swap(before)
+
+
+def _swap(flags: int) -> int | None:
+    """Set the flags that flush to these; return what they were, None where nothing is known of them."""
+    place, libm = _CONTROL_WORD.get(platform.machine()), _libm()
+    if place is None or libm is None:
+        return None
+    offset, mask = place
+    environment = (ctypes.c_uint8 * _ENVIRONMENT_BYTES)()
+    if libm.fegetenv(ctypes.byref(environment)) != 0:
+        return None
+    (word,) = struct.unpack_from("<I", environment, offset)
+    struct.pack_into("<I", environment, offset, (word & ~mask) | (flags & mask))
+    return word & mask if libm.fesetenv(ctypes.byref(environment)) == 0 else None
+
+
+@lru_cache(maxsize=1)
+def _libm() -> ctypes.CDLL | None:
+    """The C library's mathematics, where it is glibc's."""
+    # NumPy probes the smallest denormal once; asking now keeps that probe out of the flushed state.
+    _ = np.finfo(np.float32).smallest_subnormal, np.finfo(np.float64).smallest_subnormal
+    name = ctypes.util.find_library("m")
+    return ctypes.CDLL(name) if name is not None and platform.libc_ver()[0] == "glibc" else None

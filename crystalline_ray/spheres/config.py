@@ -151,7 +151,7 @@ class TreeConfig(Section):
     pin: bool = True
     """Pin each leaf to its core."""
     deadline_seconds: Annotated[float, Also("deadline timeout")] = Field(300.0, gt=0, le=86_400)
-    """Seconds without progress after which a sphere counts as failed."""
+    """Seconds of silence after which a sphere that owes work counts as failed."""
 
 
 class SphereConfig(ModelConfig, BatchConfig, LossConfig, OptimizerConfig, ArithmeticConfig, TreeConfig):

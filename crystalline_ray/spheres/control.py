@@ -97,7 +97,7 @@ class _Control:
         self._spec, self._run, self._memory = spec, run, memory
         self._slots = gradient_slots(run)[spec.id]
         self._children = [child.id for child in run.plan.children(spec.id)] or [spec.id]
-        self._dispatcher = Dispatcher(link, spec.id, run.config.deadline_seconds)
+        self._dispatcher = Dispatcher(link, spec.id)
 
     def _evaluate(self, jobs: EvaluationJobs) -> EvaluationResult:
         self._dispatcher.run(jobs, [Worker(child) for child in self._children], _nothing)

@@ -49,19 +49,17 @@ class Dispatcher:
     Args:
         link: the way to the workers.
         own: id of the control's own sphere; work sent to it runs inside `send`, so it is chosen last.
-        deadline: seconds a worker may take for one job.
     """
 
-    def __init__(self, link: Link, own: int, deadline: float) -> None:
+    def __init__(self, link: Link, own: int) -> None:
         self._link = link
         self._own = own
-        self._deadline = deadline
 
     def run(self, jobs: Jobs, workers: Sequence[Worker], idle: Callable[[], None]) -> None:
         """Run all jobs; call `idle` before each wait.
 
         Raises:
-            DeadlineError, SphereError: a worker is late or dead.
+            DeadlineError, SphereError: a worker is silent or dead.
         """
         waiting: dict[int, tuple[int, Worker]] = {}
         following = finished = 0
@@ -70,7 +68,7 @@ class Dispatcher:
             if not waiting:
                 raise SphereError(f"sphere {self._own}: no worker is allowed to take job {following} of {jobs.count}")
             idle()
-            ticket, reply = self._link.receive(waiting, self._deadline)
+            ticket, reply = self._link.receive(waiting)
             number, worker = waiting.pop(ticket)
             worker.in_flight -= 1
             jobs.finish(number, reply)

@@ -1,6 +1,7 @@
 """A leaf: forward and backward passes of micro-batches, nothing else."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -24,6 +25,7 @@ class LeafSphere:
             micro-batches; dropout is keyed by the seed together with the micro-batch's number.
         smoothed_by: tokens that share the probability of a target, if any do.
         head_tree: outline of the lattice head's tree.
+        beat: called after every micro-batch.
     """
 
     def __init__(
@@ -33,8 +35,10 @@ class LeafSphere:
         config: SphereConfig,
         smoothed_by: SmoothedBy | None = None,
         head_tree: str = SHELLS,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self.batches = 0
+        self._beat = beat
         self._memory = memory
         self._seed = config.seed
         self._transformer = Transformer(
@@ -65,6 +69,7 @@ class LeafSphere:
             )
             if position:
                 np.add(region, gradient, out=region)
+            self._beat()
         self.batches += len(unit.batches)
         total = Total(loss, sum(batch.tokens for batch in unit.batches), math.isfinite(loss))
         return GradientMessage(unit.step, unit.region, total)
@@ -76,5 +81,6 @@ class LeafSphere:
             losses.append(self._transformer.loss(weights, batch.inputs, batch.targets, self._likeliest))
             if self._transformer.shape.head == "full":
                 scores.append(crystalline_score(self._likeliest, batch.targets))
+            self._beat()
         self.batches += len(unit.batches)
         return EvaluationResult(tuple(losses), tuple(scores), sum(batch.tokens for batch in unit.batches))

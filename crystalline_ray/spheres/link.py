@@ -10,10 +10,13 @@ class Link(Protocol):
     def send(self, sphere: int, message: object) -> int:
         """Send a message; return a ticket for the reply. May run the receiver before it returns."""
 
-    def receive(self, tickets: Collection[int], timeout: float) -> tuple[int, Any]:
-        """Wait for the first reply among `tickets`, at most `timeout` seconds.
+    def receive(self, tickets: Collection[int]) -> tuple[int, Any]:
+        """Wait for the first reply among `tickets`.
 
         Raises:
-            DeadlineError: no reply in time; names the spheres that are late.
+            DeadlineError: spheres that owe a reply gave no sign of life for `deadline_seconds`; names them.
             SphereError: a sphere died or failed; names it.
         """
+
+    def beat(self) -> None:
+        """Say that the own sphere makes progress; a sphere that computes must do so at every micro-batch."""

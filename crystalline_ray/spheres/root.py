@@ -63,7 +63,7 @@ class RootSphere:
             DeadlineError, SphereError: a sphere is late or dead.
         """
         orders = self._evaluation_orders(request)
-        return sum(self._ask(orders, rounds=request.batches), EvaluationResult())
+        return sum(self._ask(orders), EvaluationResult())
 
     def _gradients(self, request: StepRequest, micro_batches: int) -> tuple[dict[int, Total], int]:
         step, version, scale = request.step, request.version, 1.0 / self._run.steps.tokens(request.step)
@@ -71,7 +71,7 @@ class RootSphere:
             sphere: StepOrder(step, version, micro_batches, scale, request.smoothing_weight, helpers)
             for sphere, helpers in self._helpers(micro_batches).items()
         }
-        ready: list[GroupsReady] = self._ask(orders, rounds=micro_batches)
+        ready: list[GroupsReady] = self._ask(orders)
         sums = {group: total for reply in ready for group, total in reply.sums.items()}
         return sums, sum(reply.gradient_bytes for reply in ready)
 
@@ -84,14 +84,12 @@ class RootSphere:
             raise SphereError(f"level-1 spheres disagree, the step is not committed: {reports}")
         return reports[0].gradient_norm, reports[0].applied
 
-    def _ask(self, orders: Mapping[int, object], rounds: int = 1) -> list[Any]:
+    def _ask(self, orders: Mapping[int, object]) -> list[Any]:
         """Send each sphere its order; return the replies in the spheres' order."""
         tickets = {self._link.send(sphere, order): sphere for sphere, order in orders.items()}
-        # A control has its own deadline for every job, so it names the late leaf before this one runs out.
-        timeout = self._run.config.deadline_seconds * (rounds + 2)
         replies: dict[int, Any] = {}
         while tickets:
-            ticket, reply = self._link.receive(tickets, timeout)
+            ticket, reply = self._link.receive(tickets)
             replies[tickets.pop(ticket)] = reply
         return [replies[sphere] for sphere in orders]
 

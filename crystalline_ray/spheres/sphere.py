@@ -39,7 +39,7 @@ class Sphere:
             self._level1(run, memory, link)
         if spec.role == "leaf" or spec.level > 1:
             worker = self._counted = (
-                LeafSphere(memory, run.shape, run.config, smoothed_by(run, memory), run.head_tree)
+                LeafSphere(memory, run.shape, run.config, smoothed_by(run, memory), run.head_tree, link.beat)
                 if spec.role == "leaf"
                 else DeepControlSphere(spec, run, memory, link)
             )

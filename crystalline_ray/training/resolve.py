@@ -2,7 +2,6 @@
 
 import numpy as np
 import psutil
-from threadpoolctl import threadpool_limits
 
 from crystalline_ray.config import Config
 from crystalline_ray.crystal.trees import learn_tree
@@ -10,6 +9,7 @@ from crystalline_ray.data.batches import count_windows
 from crystalline_ray.data.dataset import Dataset
 from crystalline_ray.engine.arena import arena_root, check_room
 from crystalline_ray.engine.cores import allowed_cores
+from crystalline_ray.engine.process import one_worker_thread
 from crystalline_ray.errors import CheckpointError, ConfigError, ResourceError
 from crystalline_ray.lattice.tree import SHELLS, token_tree
 from crystalline_ray.model.config import ModelShape
@@ -45,7 +45,7 @@ def find_head_tree(config: Config, dataset: Dataset, start: LoadedCheckpoint | N
     if config.head == "full" or config.head_tree == SHELLS:
         return SHELLS
     if start is None:
-        with threadpool_limits(limits=1, user_api="blas"):  # the number of threads could decide ties
+        with one_worker_thread():  # the number of threads could decide ties
             return learn_tree(config.head_tree, dataset.train.parts(), dataset.tokenizer.vocab_size)
     outline = start.head_tree
     if outline.partition(":")[0] != config.head_tree:

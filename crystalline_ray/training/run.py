@@ -1,16 +1,16 @@
 """A training run from configuration to report: resolve, preflight, loop."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from crystalline_ray.config import Config
 from crystalline_ray.data.corpus import Corpus
 from crystalline_ray.data.dataset import Dataset, prepare
 from crystalline_ray.data.tokenizer import parse_tokenizer
+from crystalline_ray.engine import open as engine_open
 from crystalline_ray.engine.arithmetic import decide_arithmetic, warnings_about
 from crystalline_ray.engine.base import Engine
-from crystalline_ray.engine.local import LocalEngine
 from crystalline_ray.progress import Progress, silent
 from crystalline_ray.spheres.run_spec import RunOf, RunSpec
 from crystalline_ray.storage.files import replace_file
@@ -55,6 +55,8 @@ def train(
     """
     interruption = Interruption()
     with interruption.handled(patiently=False):
+        if open_engine is None:
+            engine_open.refuse_clusters(config)
         check_prompt(config)
         folder = choose_folder(config) if resume is None else resume
         config = decide_arithmetic(config.model_copy(update={"name": folder.name, "runs_dir": folder.parent}))
@@ -75,7 +77,7 @@ def train(
             check_space(folder / CHECKPOINTS, run)
             say = to_all(listening := [*subscribers])
             with (
-                (open_engine or open_configured_engine)(run, progress) as engine,
+                (open_engine or engine_open.open_engine)(run, progress) as engine,
                 interruption.handled(patiently=False),  # once more: Ray took SIGTERM for itself when it started
                 _open_writer(folder, run, dataset, engine) as writer,
             ):
@@ -110,21 +112,3 @@ def _open_writer(folder: Path, run: RunOf[Config], dataset: Dataset, engine: Eng
         keep_last=run.config.keep_checkpoints,
         keep_every=run.config.keep_every,
     )
-
-
-@contextmanager
-def open_configured_engine(run: RunSpec, progress: Progress) -> Iterator[Engine]:
-    """Open the configured engine; everything it started is gone when the block ends."""
-    if run.config.engine == "local":
-        with LocalEngine(run) as local:
-            yield local
-        return
-    # Ray is imported only by those who use it: it takes a second.
-    from crystalline_ray.engine.ray.engine import RayEngine
-    from crystalline_ray.engine.ray.session import ray_session
-
-    progress("Starting Ray", 0, 1)
-    with ray_session() as arenas:
-        progress("Starting Ray", 1, 1)
-        with RayEngine(run, arenas) as engine:
-            yield engine

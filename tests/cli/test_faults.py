@@ -144,3 +144,30 @@ def test_ctrl_c_while_ray_starts_leaves_nothing(
     wait_until(lambda: not left_behind(program.pid), "the clean-up")
     assert not (tmp_path / "runs").exists()
     assert "Traceback" not in log.read_text()
+
+
+def test_a_folder_of_ray_that_vanishes_while_it_starts_is_said_in_a_sentence(command, start, corpus_file, tmp_path):
+    program = start(command(str(corpus_file), name="renamed"))
+
+    def renamed() -> bool:
+        for session in Path(tempfile.gettempdir()).glob(f"crystalline-ray-{program.pid}-*/r/session_2*"):
+            if (session / "logs").exists():
+                session.rename(session.with_name("elsewhere"))
+                return True
+        return False
+
+    wait_until(renamed, "the start of Ray")
+    assert program.wait(DEADLINE_SECONDS) == 1
+    log = (tmp_path / "log0").read_text()
+    assert "Ray did not start: " in log
+    assert "Traceback" not in log
+    wait_until(lambda: not left_behind(program.pid), "the clean-up")
+
+
+def test_what_rays_own_processes_complain_of_is_not_printed_amid_our_lines(command, start, corpus_file, tmp_path):
+    # Ray warns of three times as many processes as cores
+    program = start(command(str(corpus_file), name="many", threads=3 * len(os.sched_getaffinity(0)) + 1, steps=5))
+    finish(program, tmp_path / "runs" / "many")
+    log = (tmp_path / "log0").read_text()
+    assert "processes have been started" not in log
+    assert "(raylet" not in log

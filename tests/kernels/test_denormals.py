@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from crystalline_ray.kernels.denormals import flush_to_zero, set_flush_to_zero
+from crystalline_ray.kernels.denormals import flush_to_zero
 
 SMALL = np.full(64, 1e-30, np.float32)
 FACTOR = np.float32(1e-10)  # the product, 1e-40, is a denormal
@@ -17,9 +17,9 @@ def denormal_products() -> int:
 
 @pytest.fixture(autouse=True)
 def supported() -> None:
-    if not set_flush_to_zero(True):
-        pytest.skip("no known control register on this platform")
-    set_flush_to_zero(False)
+    with flush_to_zero() as active:
+        if not active:
+            pytest.skip("no known control register on this platform")
 
 
 def test_denormal_results_become_zero_only_inside_the_block() -> None:
@@ -55,9 +55,9 @@ def test_an_error_inside_the_block_switches_it_off_too() -> None:
     assert denormal_products() == 64
 
 
-def test_a_thread_that_flushed_before_flushes_on() -> None:
-    set_flush_to_zero(True)
+def test_the_mode_of_before_is_restored_also_where_it_was_on() -> None:
     with flush_to_zero():
+        with flush_to_zero():
+            assert denormal_products() == 0
         assert denormal_products() == 0
-    assert denormal_products() == 0
-    set_flush_to_zero(False)
+    assert denormal_products() == 64

@@ -47,7 +47,7 @@ class ShuffledLink:
         self.replies[len(self.replies)] = GradientMessage(0, region, Total(LOSSES[number], 1, True))
         return len(self.replies) - 1
 
-    def receive(self, tickets: Collection[int], timeout: float) -> tuple[int, GradientMessage]:
+    def receive(self, tickets: Collection[int]) -> tuple[int, GradientMessage]:
         ticket = self.choose(sorted(tickets))
         return ticket, self.replies[ticket]
 
@@ -67,7 +67,7 @@ def test_the_sum_has_the_same_bits_in_any_order_of_arrival(
     units = [Unit(0, number, (number,)) for number in range(count)]
     jobs = SumJobs(memory, range(1, 1 + slots), units, lambda unit, region: (unit.position, region))
     link = ShuffledLink(memory, gradients, lambda tickets: data.draw(st.sampled_from(tickets)))
-    Dispatcher(link, own=-1, deadline=1.0).run(jobs, [Worker(w) for w in range(workers)], lambda: None)
+    Dispatcher(link, own=-1).run(jobs, [Worker(w) for w in range(workers)], lambda: None)
     assert memory.region(0).tobytes() == expected.tobytes()
     loss = 0.0
     for number in range(count):
@@ -81,7 +81,7 @@ def test_two_sums_interleave_without_mixing() -> None:
     units = [Unit(0, 0, (0,)), Unit(0, 1, (1,)), Unit(1, 0, (2,)), Unit(1, 1, (3,))]
     jobs = SumJobs(memory, range(2, 4), units, lambda unit, region: (unit.micro_batches[0], region))
     link = ShuffledLink(memory, gradients, max)
-    Dispatcher(link, own=-1, deadline=1.0).run(jobs, [Worker(0), Worker(1)], lambda: None)
+    Dispatcher(link, own=-1).run(jobs, [Worker(0), Worker(1)], lambda: None)
     assert memory.region(0)[0] == 11.0
     assert memory.region(1)[0] == 1100.0
 
@@ -92,7 +92,7 @@ def test_a_quota_is_kept_and_its_lack_is_an_error() -> None:
     jobs = SumJobs(memory, range(1, 3), units, lambda unit, region: (unit.position, region))
     link = ShuffledLink(memory, {n: np.zeros(SIZE, np.float32) for n in range(3)}, min)
     with pytest.raises(SphereError, match="job 2 of 3"):
-        Dispatcher(link, own=-1, deadline=1.0).run(jobs, [Worker(0, quota=2)], lambda: None)
+        Dispatcher(link, own=-1).run(jobs, [Worker(0, quota=2)], lambda: None)
 
 
 class BusyLink:
@@ -105,7 +105,7 @@ class BusyLink:
         self.spheres.append(sphere)
         return len(self.spheres) - 1
 
-    def receive(self, tickets: Collection[int], timeout: float) -> tuple[int, GradientMessage]:
+    def receive(self, tickets: Collection[int]) -> tuple[int, GradientMessage]:
         ticket = max(tickets, key=lambda ticket: (self.spheres[ticket] == OWN, -ticket))
         return ticket, GradientMessage(0, 0, Total(0.0, 1, True))
 
@@ -117,5 +117,5 @@ def test_a_level_1_leaf_gives_a_borrowed_leaf_its_whole_share_before_it_computes
     units = [Unit(group, 0, (group,)) for group in range(4)]
     jobs = SumJobs(memory_with(4), range(0), units, lambda unit, region: unit)
     link = BusyLink()
-    Dispatcher(link, own=OWN, deadline=1.0).run(jobs, [Worker(OWN), Worker(2, quota=2)], lambda: None)
+    Dispatcher(link, own=OWN).run(jobs, [Worker(OWN), Worker(2, quota=2)], lambda: None)
     assert sorted(link.spheres) == [OWN, OWN, 2, 2]

@@ -21,6 +21,7 @@ from crystalline_ray.data.batches import TrainBatches, ValidationBatches
 from crystalline_ray.data.dataset import prepare
 from crystalline_ray.engine.arithmetic import decide_arithmetic
 from crystalline_ray.engine.base import Engine
+from crystalline_ray.engine.open import open_engine
 from crystalline_ray.errors import CheckpointError, ConfigError, NonFiniteError, ResourceError
 from crystalline_ray.generation.evaluation import evaluate
 from crystalline_ray.generation.load import load_model
@@ -34,7 +35,7 @@ from crystalline_ray.training.events import Event, Stepped, Subscriber
 from crystalline_ray.training.metrics import read_metrics
 from crystalline_ray.training.report import RunReport
 from crystalline_ray.training.resolve import check_memory, find_head_tree, plan_for, specify
-from crystalline_ray.training.run import open_configured_engine, train
+from crystalline_ray.training.run import train
 from crystalline_ray.views.report import render_report
 
 TINY: dict[str, Any] = {
@@ -238,7 +239,7 @@ def test_a_reloaded_model_has_its_vocabulary_norms_optimizer_and_counters(make_c
 
     @contextlib.contextmanager
     def keeping(run: RunSpec, progress: Progress) -> Iterator[Engine]:
-        with open_configured_engine(run, progress) as engine:
+        with open_engine(run, progress) as engine:
             yield engine
             kept["weights"] = engine.memory.weights(10).copy()
             kept["moments"] = [moment.copy() for moment in engine.memory.part("moments", 10)]

@@ -3,22 +3,24 @@
 import os
 import time
 from collections.abc import Generator
+from contextlib import ExitStack
 from typing import Any
 
 import ray
 
 from crystalline_ray.engine.arena import Arena
 from crystalline_ray.engine.base import SphereStats
-from crystalline_ray.engine.process import prepare_worker
-from crystalline_ray.engine.ray.board import Board
-from crystalline_ray.engine.ray.link import RayLink, describe, fetch
+from crystalline_ray.engine.process import one_worker_thread, pin_to
+from crystalline_ray.engine.ray.board import BOARD_BYTES, Board
+from crystalline_ray.engine.ray.link import RayLink
+from crystalline_ray.engine.ray.pulse import Pulse
 from crystalline_ray.spheres.messages import Committed
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.segment_owner import CommitProtocol
 from crystalline_ray.spheres.sphere import Sphere
 
-# Handles of actors by sphere; their methods are looked up at run time, so they have no static type.
-Actors = dict[int, Any]
+START_SECONDS = 20.0
+"""What a process may take until it can give a sign of life, beside the deadline; another that starts renews it."""
 
 
 class SphereHost:
@@ -31,28 +33,35 @@ class SphereHost:
     """
 
     def __init__(self, run: RunSpec, sphere_id: int, arena: Arena) -> None:
-        spec = run.plan.spheres[sphere_id]
-        prepare_worker(spec.core, run.blas)
-        self._link = RayLink(run.plan, sphere_id, lambda message: self._sphere.handle(message))
+        spec, board = run.plan.spheres[sphere_id], arena.attach_board()
+        self._pulse = Pulse(board[BOARD_BYTES:], sphere_id, run.plan, run.config.deadline_seconds)
+        self._pulse.register(os.getpid())
+        if spec.core is not None:
+            pin_to(spec.core)
+        self._settings = ExitStack()  # never closed: they hold as long as the process
+        self._settings.enter_context(one_worker_thread(run.blas))
+        self._link = RayLink(run.plan, sphere_id, self._pulse, lambda message: self._sphere.handle(message))
+        self._board = Board(board[:BOARD_BYTES], run.plan, self._pulse)
         memory = arena.attach("root" if spec.role == "root" else "level1" if spec.level == 1 else "worker")
-        self._board = Board(arena.attach_board(), run.plan, run.config.deadline_seconds)
         self._sphere = Sphere(run, sphere_id, memory, self._link)
         self._busy = self._cpu = self._started = 0.0
 
-    def connect(self, actors: Actors) -> int:
-        """Take the handles of other spheres; return the id of this process. Work is counted from here on."""
+    def connect(self, actors: dict[int, Any]) -> None:
+        """Take the handles of other spheres. Work is counted from here on."""
         self._link.actors = actors
         self._busy = self._link.wait_seconds = self._board.wait_seconds = 0.0
         self._cpu, self._started = time.process_time(), time.perf_counter()
-        return os.getpid()
+        self._pulse.beat()
 
     def handle(self, message: object) -> Any:
         """Pass a message to the sphere; drive the protocol of a commit to its end."""
         start = time.perf_counter()
+        self._pulse.beat()
         try:
             reply = self._sphere.handle(message)
             return self._drive(reply) if isinstance(reply, Generator) else reply
         finally:
+            self._pulse.beat()
             self._busy += time.perf_counter() - start
 
     def stats(self) -> SphereStats:
@@ -83,42 +92,32 @@ class RootHost(SphereHost):
         super().__init__(run, sphere_id, arena)
         self._run = run
         self._arena = arena
-        self._actors: Actors = {}
-        self._processes: dict[ray.ObjectRef[Any], int] = {}
 
     def launch(self) -> None:
-        """Start making every other sphere."""
-        run, arena = ray.put(self._run), ray.put(self._arena)
-        for spec in self._run.plan.spheres[1:]:
-            self._actors[spec.id] = HOST.remote(run, spec.id, arena)
-        for sphere, actor in self._actors.items():
-            self._processes[actor.connect.remote(self._acquaintances(sphere))] = sphere
-
-    def poll(self, seconds: float) -> dict[int, int]:
-        """Return the process ids of the spheres that are ready within `seconds`, the root's own among them.
+        """Make every other sphere; return when all are ready.
 
         Raises:
-            CrystallineError: a sphere could not be made.
+            CrystallineError: a sphere could not be made, or not in time.
         """
-        done, waiting = ray.wait(list(self._processes), num_returns=len(self._processes), timeout=seconds)
-        ready = {self._sphere.spec.id: os.getpid()}
-        for reference in done:
-            sphere = self._processes[reference]
-            ready[sphere] = fetch(reference, describe(self._run.plan, sphere))
-        if not waiting:
-            self.connect(self._actors)
-        return ready
+        run, arena = ray.put(self._run), ray.put(self._arena)
+        others = {spec.id: HOST.remote(run, spec.id, arena) for spec in self._run.plan.spheres[1:]}
+        self.connect(others)
+        tickets = {self._link.call(sphere, "connect", self._acquaintances(sphere)) for sphere in others}
+        while tickets:
+            self._link.excuse(START_SECONDS)
+            tickets.remove(self._link.receive(tickets)[0])
 
-    def stats_of_all(self, seconds: float) -> list[SphereStats]:
+    def stats_of_all(self) -> list[SphereStats]:
         """Return the work of every sphere in the order of the plan."""
-        others: list[SphereStats] = ray.get([actor.stats.remote() for actor in self._actors.values()], timeout=seconds)
-        return [self.stats(), *others]
+        tickets = [self._link.call(sphere, "stats") for sphere in self._link.actors]
+        return [self.stats(), *(self._link.receive([ticket])[1] for ticket in tickets)]
 
-    def _acquaintances(self, sphere: int) -> Actors:
+    def _acquaintances(self, sphere: int) -> dict[int, Any]:
         """Level-1 spheres may borrow any worker; a deeper control knows its children; a deeper leaf nobody."""
+        actors = self._link.actors
         if self._run.plan.spheres[sphere].level == 1:
-            return self._actors
-        return {child.id: self._actors[child.id] for child in self._run.plan.children(sphere)}
+            return actors
+        return {child.id: actors[child.id] for child in self._run.plan.children(sphere)}
 
 
 # Coordinators and leaves share cores by plan, so Ray is not to count them; a lost sphere is never restarted blindly.

@@ -8,8 +8,7 @@ import time
 
 import numpy as np
 
-from crystalline_ray.engine.ray.link import describe
-from crystalline_ray.errors import DeadlineError
+from crystalline_ray.engine.ray.pulse import Pulse
 from crystalline_ray.spheres.messages import Posts
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, SpherePlan
 from crystalline_ray.spheres.segment_owner import Squares
@@ -26,37 +25,39 @@ class Board:
 
     Args:
         buffer: `BOARD_BYTES` of shared memory, zero at first.
-        plan: names the culprit when a post is missing.
-        timeout: seconds to wait for the others.
+        plan: says who owns which segment.
+        pulse: of the own sphere.
     """
 
-    def __init__(self, buffer: memoryview, plan: SpherePlan, timeout: float) -> None:
+    def __init__(self, buffer: memoryview, plan: SpherePlan, pulse: Pulse) -> None:
         self.wait_seconds = 0.0
         self._rows = np.frombuffer(buffer, np.float64).reshape(SYMMETRY_GROUPS, _ROW)
-        self._plan = plan
-        self._timeout = timeout
+        self._owners = {group: sphere.id for sphere in plan.level1 for group in sphere.groups}
+        self._pulse = pulse
 
     def exchange(self, posts: Posts) -> Squares:
         """Publish the posts; return the squares of all segments as soon as their owners have published them.
 
         Raises:
-            DeadlineError: posts are missing after the timeout; names their owners.
+            DeadlineError: the owner of a missing post is silent; names it.
         """
         stamp = posts.step + 1
         for segment, square in posts.squares.items():
             self._rows[segment, 1] = square
             self._rows[segment, 0] = stamp  # last: it says that the number is there
+        self._pulse.beat()
         self._await(stamp)
+        self._pulse.beat()
         squares: Squares = self._rows[:, 1].tolist()
         return squares
 
     def _await(self, stamp: int) -> None:
-        start, pause = time.perf_counter(), _SHORTEST_PAUSE_SECONDS
+        start = looked = time.monotonic()
+        pause = _SHORTEST_PAUSE_SECONDS
         while (missing := np.flatnonzero(self._rows[:, 0] != stamp)).size:
-            if time.perf_counter() - start > self._timeout:
-                late = [sphere.id for sphere in self._plan.level1 if set(sphere.groups) & set(missing.tolist())]
-                names = ", ".join(describe(self._plan, sphere) for sphere in late)
-                raise DeadlineError(f"no squared norm within {self._timeout:g} s from {names}")
+            if time.monotonic() - looked > self._pulse.look_seconds:
+                self._pulse.look({self._owners[segment]: start for segment in missing.tolist()})
+                looked = time.monotonic()
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-        self.wait_seconds += time.perf_counter() - start
+        self.wait_seconds += time.monotonic() - start

@@ -1,35 +1,30 @@
 """The Ray engine: the spheres of a run as actors of a running Ray instance."""
 
+import os
 import secrets
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 
 from crystalline_ray.engine.arena import Arena
 from crystalline_ray.engine.base import Engine, SphereStats
-from crystalline_ray.engine.ray.actor import ROOT_HOST
+from crystalline_ray.engine.ray import janitor
+from crystalline_ray.engine.ray.actor import ROOT_HOST, START_SECONDS
 from crystalline_ray.engine.ray.board import BOARD_BYTES
-from crystalline_ray.engine.ray.link import RayLink, describe, fetch
-from crystalline_ray.errors import DeadlineError, SphereError
+from crystalline_ray.engine.ray.link import RayLink
+from crystalline_ray.engine.ray.pulse import DRIVER, Pulse, describe, pulse_bytes
+from crystalline_ray.errors import ResourceError, SphereError
 from crystalline_ray.progress import Progress
 from crystalline_ray.spheres.hooks import place_similar_tokens
-from crystalline_ray.spheres.memory import Memory
-from crystalline_ray.spheres.messages import EvaluationRequest, EvaluationResult, StepRequest, StepResult
+from crystalline_ray.spheres.messages import EvaluationRequest, StepRequest
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.sizing import memory_layout
 
 _ROOT = 0
-_DRIVER = -1
-_POLL_SECONDS = 0.25
-# A sphere starts in about a second; two cores may have to start twenty-five of them.
-_START_SECONDS, _START_SECONDS_PER_SPHERE = 60.0, 5.0
-_EXIT_SECONDS = 15.0
-# Added to the root's own deadlines, so that the root names the culprit before the driver gives up on the root.
-_GRACE_SECONDS = 30.0
+# Seconds without progress after which the driver says whom it waits for.
+_PATIENCE_SECONDS = 5.0
 
 
 class RayEngine(Engine):
@@ -41,22 +36,26 @@ class RayEngine(Engine):
 
     Attributes:
         arena: the shared memory, whose files this engine owns.
-        processes: process ids of the spheres in the order of the plan, once started.
 
     Raises:
         ResourceError: not enough shared memory.
     """
 
     def __init__(self, run: RunSpec, arenas: Path) -> None:
+        super().__init__()
         self.warnings = _oversubscription(run)
-        self.report_waiting: Callable[[str, float], None] = lambda sphere, seconds: None
         self._run = run
-        self.arena = Arena(arenas / secrets.token_hex(4), memory_layout(run), BOARD_BYTES)
+        self.arena = Arena(arenas / secrets.token_hex(4), memory_layout(run), BOARD_BYTES + pulse_bytes(run.plan))
         self.arena.create()
-        self.memory: Memory = self.arena.attach("driver")
-        self._link = RayLink(run.plan, _DRIVER, _nobody)
-        self._root: Any = None
-        self.processes: list[int] = []
+        self.memory = self.arena.attach("driver")
+        board = self.arena.attach_board()
+        self._pulse = Pulse(board[BOARD_BYTES:], DRIVER, run.plan, run.config.deadline_seconds)
+        self._link = RayLink(run.plan, DRIVER, self._pulse, _nobody)
+
+    @property
+    def processes(self) -> list[int]:
+        """Process ids of the spheres in the order of the plan; 0 for one that has not started."""
+        return self._pulse.processes()
 
     def start(self, progress: Progress) -> None:
         """Make the root, which makes all other spheres.
@@ -67,76 +66,44 @@ class RayEngine(Engine):
         place_similar_tokens(self._run, self.memory, progress)
         total = len(self._run.plan.spheres)
         progress("Starting spheres", 0, total)
-        self._root = ROOT_HOST.remote(self._run, _ROOT, self.arena)
-        self._link.actors = {_ROOT: self._root}
-        seconds = _START_SECONDS + _START_SECONDS_PER_SPHERE * total
-        self._call(self._root.launch.remote(), seconds)
-        deadline = time.monotonic() + seconds
-        ready: dict[int, int] = {}
-        while len(ready) < total:
-            if time.monotonic() > deadline:
-                late = next(number for number in range(1, total) if number not in ready)
-                raise DeadlineError(f"{describe(self._run.plan, late)} did not start within {seconds:g} s")
-            ready = self._call(self._root.poll.remote(_POLL_SECONDS), seconds)
-            progress("Starting spheres", len(ready), total)
-        self.processes = [ready[number] for number in range(total)]
-
-    def step(self, request: StepRequest) -> StepResult:
-        """Run one optimizer step.
-
-        Raises:
-            SphereError: a sphere died or is late; the last committed version is intact.
-        """
-        rounds = self._run.steps.micro_batches(request.step) + 3
-        result: StepResult = self._ask(request, rounds)
-        return result
-
-    def evaluate(self, request: EvaluationRequest) -> EvaluationResult:
-        """Return the validation loss."""
-        result: EvaluationResult = self._ask(request, request.batches + 3)
-        return result
+        self._link.actors = {_ROOT: ROOT_HOST.remote(self._run, _ROOT, self.arena)}
+        ticket = self._link.call(_ROOT, "launch")
+        self._link.excuse(START_SECONDS)
+        self._await(ticket, lambda: progress("Starting spheres", self._pulse.count_ready(), total))
+        progress("Starting spheres", total, total)
 
     def stats(self) -> list[SphereStats]:
         """Return the work of every sphere."""
-        seconds = self._run.config.deadline_seconds
-        stats: list[SphereStats] = self._call(self._root.stats_of_all.remote(seconds), seconds + _GRACE_SECONDS)
+        stats: list[SphereStats] = self._await(self._link.call(_ROOT, "stats_of_all"), self._report)
         return stats
 
     def close(self) -> None:
-        """Stop all actors, wait for their processes to end, remove the arena."""
-        try:
-            if self._root is not None:
-                ray.kill(self._root)
-                self._root = None
-            _await_exit(self.processes)
-        finally:
-            self.arena.remove()
+        """Stop all actors and remove the arena."""
+        for root in self._link.actors.values():
+            ray.kill(root)
+        self._link.actors = {}
+        # A stopped process ends by kill -9 only.
+        if not janitor.clear([str(self.arena.folder)], {os.getpid()}):
+            raise ResourceError(f"could not remove {self.arena.folder}, or the processes that use it")
 
-    def _ask(self, request: StepRequest | EvaluationRequest, rounds: int) -> Any:
-        timeout = rounds * self._run.config.deadline_seconds + _GRACE_SECONDS
-        ticket = self._link.send(_ROOT, request)
+    def _ask(self, request: StepRequest | EvaluationRequest) -> Any:
         try:
-            return self._link.receive([ticket], timeout)[1]
+            return self._await(self._link.send(_ROOT, request), self._report)
         except SphereError as error:
             raise type(error)(f"step {request.step}: {error}") from error
 
-    def _call(self, reference: "ray.ObjectRef[Any]", seconds: float) -> Any:
-        ready, _ = ray.wait([reference], timeout=seconds)
-        if not ready:
-            raise DeadlineError(f"no answer within {seconds:g} s from {describe(self._run.plan, _ROOT)}")
-        return fetch(reference, describe(self._run.plan, _ROOT))
+    def _await(self, ticket: int, on_look: Callable[[], None]) -> Any:
+        self._link.on_look = on_look
+        return self._link.receive([ticket])[1]
+
+    def _report(self) -> None:
+        sphere, seconds = self._pulse.longest_wait()
+        if seconds >= _PATIENCE_SECONDS:
+            self.report_waiting(describe(self._run.plan, sphere), seconds)
 
 
 def _nobody(message: object) -> Any:
     raise RuntimeError(f"the driver is no sphere and cannot answer {message}")
-
-
-def _await_exit(processes: list[int]) -> None:
-    alive = [psutil.Process(number) for number in processes if psutil.pid_exists(number)]
-    _, stubborn = psutil.wait_procs(alive, timeout=_EXIT_SECONDS)
-    for process in stubborn:
-        process.kill()
-    psutil.wait_procs(stubborn, timeout=_EXIT_SECONDS)
 
 
 def _oversubscription(run: RunSpec) -> tuple[str, ...]:

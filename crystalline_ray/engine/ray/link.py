@@ -8,7 +8,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from crystalline_ray.errors import CrystallineError, DeadlineError, SphereError
+from crystalline_ray.engine.ray.pulse import Pulse, describe
+from crystalline_ray.errors import CrystallineError, SphereError
 from crystalline_ray.spheres.plan import SpherePlan
 
 
@@ -18,54 +19,74 @@ class RayLink:
     Args:
         plan: names the culprit of a failure.
         own: id of the sphere that uses the link.
+        pulse: of that sphere.
         handle: answers messages to the own sphere (a level-1 leaf sends itself work).
+
+    Attributes:
+        on_look: called after every look at those who are waited for.
     """
 
-    def __init__(self, plan: SpherePlan, own: int, handle: Callable[[object], Any]) -> None:
+    def __init__(self, plan: SpherePlan, own: int, pulse: Pulse, handle: Callable[[object], Any]) -> None:
         self.wait_seconds = 0.0
         self.actors: dict[int, Any] = {}
+        self.beat = pulse.beat
+        self.on_look: Callable[[], None] = lambda: None
         self._plan = plan
         self._own = own
+        self._pulse = pulse
         self._handle = handle
         self._tickets = itertools.count()
         self._done: dict[int, Any] = {}
-        self._references: dict[int, tuple[ray.ObjectRef[Any], int]] = {}
+        self._calls: dict[int, tuple[ray.ObjectRef[Any], int]] = {}
+        self._since: dict[int, float] = {}
 
     def send(self, sphere: int, message: object) -> int:
         """Send a message; a message to the own sphere is answered before this returns."""
+        if sphere != self._own:
+            return self.call(sphere, "handle", message)
         ticket = next(self._tickets)
-        if sphere == self._own:
-            self._done[ticket] = self._handle(message)
-        else:
-            self._references[ticket] = (self.actors[sphere].handle.remote(message), sphere)
+        self._done[ticket] = self._handle(message)
         return ticket
 
-    def receive(self, tickets: Collection[int], timeout: float) -> tuple[int, Any]:
+    def call(self, sphere: int, method: str, *arguments: object) -> int:
+        """Call a method of a sphere's actor; return a ticket for what it returns."""
+        ticket = next(self._tickets)
+        self._calls[ticket] = (getattr(self.actors[sphere], method).remote(*arguments), sphere)
+        self._since[ticket] = time.monotonic()
+        self.beat()
+        return ticket
+
+    def excuse(self, seconds: float) -> None:
+        """Count the silence of those who have not answered from `seconds` after now."""
+        self._since = dict.fromkeys(self._since, time.monotonic() + seconds)
+
+    def receive(self, tickets: Collection[int]) -> tuple[int, Any]:
         """Wait for the first reply; see `Link.receive`."""
         for ticket in tickets:
             if ticket in self._done:
                 return ticket, self._done.pop(ticket)
-        pending = {self._references[ticket][0]: ticket for ticket in tickets}
+        pending = {self._calls[ticket][0]: ticket for ticket in tickets}
         start = time.perf_counter()
-        ready, _ = ray.wait(list(pending), num_returns=1, timeout=timeout)
+        while not (ready := ray.wait(list(pending), num_returns=1, timeout=self._pulse.look_seconds)[0]):
+            self._pulse.look(self._owing(tickets))
+            self.on_look()
         self.wait_seconds += time.perf_counter() - start
-        if not ready:
-            late = sorted({self._references[ticket][1] for ticket in tickets})
-            names = ", ".join(describe(self._plan, sphere) for sphere in late)
-            raise DeadlineError(f"no answer within {timeout:g} s from {names}")
+        self.beat()
         ticket = pending[ready[0]]
-        reference, sphere = self._references.pop(ticket)
-        return ticket, fetch(reference, describe(self._plan, sphere))
+        reference, sphere = self._calls.pop(ticket)
+        del self._since[ticket]
+        return ticket, _fetch(reference, describe(self._plan, sphere))
+
+    def _owing(self, tickets: Collection[int]) -> dict[int, float]:
+        """The spheres with a ticket, each with the time from which its silence counts."""
+        owing: dict[int, float] = {}
+        for ticket in tickets:
+            sphere, since = self._calls[ticket][1], self._since[ticket]
+            owing[sphere] = min(since, owing.get(sphere, since))
+        return owing
 
 
-def describe(plan: SpherePlan, sphere: int) -> str:
-    """Return how a sphere is called in messages to people."""
-    spec = plan.spheres[sphere]
-    place = "" if spec.core is None else f", core {spec.core}"
-    return f"sphere {sphere} ({spec.role}, level {spec.level}{place})"
-
-
-def fetch(reference: "ray.ObjectRef[Any]", name: str) -> Any:
+def _fetch(reference: "ray.ObjectRef[Any]", name: str) -> Any:
     """Return the value of a finished call.
 
     Raises:

@@ -7,45 +7,100 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
+from ray._private import ray_constants
+from ray._private.worker import global_worker
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+from ray._raylet import Config as RayConfig  # type: ignore[attr-defined]
 
-from crystalline_ray.engine.arena import arena_root
+from crystalline_ray.engine.arena import arena_root, private_folder
+from crystalline_ray.engine.environment import environment
 from crystalline_ray.engine.process import SINGLE_THREAD
 from crystalline_ray.engine.ray import janitor
-from crystalline_ray.errors import CrystallineError
+from crystalline_ray.errors import ConfigError, CrystallineError
 
 _PREFIX = "crystalline-ray-"
 _JANITOR_SECONDS = 30.0
 # Weights and gradients go through the arena; Ray's store holds small messages only (its minimum is 75 MiB).
 _OBJECT_STORE_BYTES = 80 << 20
+# Ray puts sockets below its folder; the kernel limits their paths.
+_LONGEST_SOCKET = 107
+_LONGEST_BELOW = len("/r/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+_SHORT_ROOT = Path("/tmp")
 
 
 @contextmanager
 def ray_session() -> Iterator[Path]:
     """Start Ray for this driver, and a janitor that clears up even after kill -9 of it; yields the folder for arenas.
 
+    All files lie in folders that only this user may enter: Ray opens its own to everybody.
+
     Raises:
-        CrystallineError: at the end, something could not be removed.
+        ConfigError: this process runs a Ray of its own.
+        CrystallineError: Ray did not start; or, at the end, something could not be removed.
     """
+    if ray.is_initialized():
+        raise ConfigError("engine = 'ray': Ray runs in this process already; call ray.shutdown() first, or use local")
     sweep_stale()
     name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
-    arenas = arena_root() / name
-    # Short on purpose: Ray puts sockets below it, whose paths are limited to 107 bytes.
-    ray_folder = Path(tempfile.gettempdir()) / name
+    arenas, temporary = arena_root() / name, _temporary_root(name) / name
+    folders = sorted({str(arenas), str(temporary)})
     watch = subprocess.Popen(
-        [sys.executable, "-I", janitor.__file__, str(os.getpid()), str(ray_folder), str(arenas)],
+        [sys.executable, "-I", janitor.__file__, str(os.getpid()), *folders],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     try:
-        arenas.mkdir(mode=0o700)
-        with _environment(SINGLE_THREAD):
+        for folder in folders:
+            private_folder(Path(folder))
+        _start(temporary / "r")
+        yield arenas
+    finally:
+        ray.shutdown()
+        _read_settings()
+        watch.communicate(timeout=_JANITOR_SECONDS)  # closes its input, which is what it waits for
+        if watch.returncode != 0:
+            raise CrystallineError(f"could not remove {' and '.join(folders)}, or their processes")
+
+
+def sweep_stale() -> None:
+    """Remove what drivers left whose janitor was killed too: folders named after a process that is gone."""
+    for root in {arena_root(), Path(tempfile.gettempdir()), _SHORT_ROOT}:
+        for folder in root.glob(f"{_PREFIX}*-*"):
+            owner = folder.name.removeprefix(_PREFIX).split("-")[0]
+            if owner.isdigit() and not Path("/proc", owner).exists() and folder.lstat().st_uid == os.getuid():
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _temporary_root(name: str) -> Path:
+    """The temporary folder, or /tmp if paths of sockets below that would be too long."""
+    root = Path(tempfile.gettempdir())
+    return root if len(os.fsencode(root / name)) + _LONGEST_BELOW <= _LONGEST_SOCKET else _SHORT_ROOT
+
+
+def _start(folder: Path) -> None:
+    settings = SINGLE_THREAD | {
+        # Makes Ray bind the loopback address on Linux too, instead of all interfaces: nothing is to reach it from
+        # outside. The name is Ray's.
+        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
+        # A token for this process and its actors alone, kept in memory instead of in the user's home folder.
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        # Ray lowers the priority of its workers by 15; here the workers are the work.
+        "RAY_worker_niceness": "0",
+    }
+    clusters = ray_constants.ENABLE_RAY_CLUSTER  # read from the environment when Ray was imported
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        with environment(settings):
+            _read_settings()
             ray.init(
                 address="local",
                 num_cpus=max(1, len(os.sched_getaffinity(0))),
@@ -53,34 +108,25 @@ def ray_session() -> Iterator[Path]:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                _temp_dir=str(ray_folder),
+                _temp_dir=str(folder),
             )
-        yield arenas
+    except Exception as error:  # Ray has no type of its own for this
+        raise CrystallineError(f"Ray did not start: {error}") from error
     finally:
-        ray.shutdown()
-        watch.communicate(timeout=_JANITOR_SECONDS)  # closes its input, which is what it waits for
-        if watch.returncode != 0:
-            raise CrystallineError(f"could not remove {ray_folder} and {arenas}, or their processes")
+        ray_constants.ENABLE_RAY_CLUSTER = clusters
+    _silence()
 
 
-def sweep_stale() -> None:
-    """Remove what drivers left whose janitor was killed too: folders named after a process that is gone."""
-    for root in {arena_root(), Path(tempfile.gettempdir())}:
-        for folder in root.glob(f"{_PREFIX}*-*"):
-            owner = folder.name.removeprefix(_PREFIX).split("-")[0]
-            if owner.isdigit() and not Path("/proc", owner).exists() and folder.stat().st_uid == os.getuid():
-                shutil.rmtree(folder, ignore_errors=True)
+def _read_settings() -> None:
+    """Let Ray's library, which keeps what it has read, read the environment again."""
+    RayConfig.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
-@contextmanager
-def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+def _silence() -> None:
+    """End the thread that prints warnings of Ray's processes amid our output; `log_to_driver` does not reach it."""
+    worker: Any = global_worker
+    worker.threads_stopped.set()
+    worker.gcs_error_subscriber.close()
+    worker.listener_thread.join()
+    worker.threads_stopped.clear()

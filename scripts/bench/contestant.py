@@ -12,8 +12,7 @@ from importlib.metadata import version
 
 from crystalline_ray.bench.libraries import blas_in_use
 from crystalline_ray.bench.work import STANDARD, Work, leaf_work
-from crystalline_ray.bench.worker import peak_memory
-from crystalline_ray.engine.process import prepare_worker
+from crystalline_ray.bench.worker import as_worker, peak_memory
 from crystalline_ray.kernels.gemm import Library
 
 
@@ -43,14 +42,14 @@ def main() -> None:
     parser.add_argument("core", type=int)
     options = parser.parse_args()
     blas: Library = "mkl" if options.framework == "mkl" else "numpy"
-    prepare_worker(options.core, blas)
-    step = make_step(options.framework, STANDARD[options.model]._replace(precision=options.precision, blas=blas))
-    print(json.dumps({"versions": versions(options.framework)}), flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        loss = step()
-        seconds = time.perf_counter() - start
-        print(json.dumps({"seconds": seconds, "loss": loss, "peak_memory_mb": peak_memory() / 2**20}), flush=True)
+    with as_worker(options.core, blas):
+        step = make_step(options.framework, STANDARD[options.model]._replace(precision=options.precision, blas=blas))
+        print(json.dumps({"versions": versions(options.framework)}), flush=True)
+        for _ in sys.stdin:
+            start = time.perf_counter()
+            loss = step()
+            seconds = time.perf_counter() - start
+            print(json.dumps({"seconds": seconds, "loss": loss, "peak_memory_mb": peak_memory() / 2**20}), flush=True)
 
 
 if __name__ == "__main__":

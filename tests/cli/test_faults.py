@@ -114,9 +114,10 @@ def test_killed_and_stopped_runs_resume_to_the_digest_of_an_undisturbed_one(
     resumed = start([*resume_command(command, runs), "--threads", "1"])
     wait_until(lambda: steps_logged(runs / "cut") >= 17, "step 17")
     resumed.send_signal(signal.SIGTERM)
-    assert resumed.wait(DEADLINE_SECONDS) == 0
+    code = resumed.wait(DEADLINE_SECONDS)
     wait_until(lambda: not left_behind(resumed.pid), "the clean-up after SIGTERM")
     stopped = json.loads((runs / "cut" / "report.json").read_text())["stopped"]
+    assert code == (128 + signal.SIGTERM if stopped == "SIGTERM" else 0)
     last = start([*resume_command(command, runs), "--threads", "3"])
     if stopped == "SIGTERM":
         assert finish(last, runs / "cut") == expected
@@ -146,7 +147,12 @@ def test_ctrl_c_while_ray_starts_leaves_nothing(
     assert "Traceback" not in log.read_text()
 
 
-def test_a_folder_of_ray_that_vanishes_while_it_starts_is_said_in_a_sentence(command, start, corpus_file, tmp_path):
+def test_a_folder_of_ray_that_vanishes_while_it_starts_is_said_in_a_sentence(
+    command: Callable[..., list[str]],
+    start: Callable[[list[str]], subprocess.Popen[str]],
+    corpus_file: Path,
+    tmp_path: Path,
+) -> None:
     program = start(command(str(corpus_file), name="renamed"))
 
     def renamed() -> bool:
@@ -164,7 +170,12 @@ def test_a_folder_of_ray_that_vanishes_while_it_starts_is_said_in_a_sentence(com
     wait_until(lambda: not left_behind(program.pid), "the clean-up")
 
 
-def test_what_rays_own_processes_complain_of_is_not_printed_amid_our_lines(command, start, corpus_file, tmp_path):
+def test_what_rays_own_processes_complain_of_is_not_printed_amid_our_lines(
+    command: Callable[..., list[str]],
+    start: Callable[[list[str]], subprocess.Popen[str]],
+    corpus_file: Path,
+    tmp_path: Path,
+) -> None:
     # Ray warns of three times as many processes as cores
     program = start(command(str(corpus_file), name="many", threads=3 * len(os.sched_getaffinity(0)) + 1, steps=5))
     finish(program, tmp_path / "runs" / "many")

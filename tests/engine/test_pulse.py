@@ -18,7 +18,7 @@ from crystalline_ray.spheres.messages import Posts
 from crystalline_ray.spheres.plan import plan_spheres
 
 PLAN = plan_spheres([[None] * 3])
-SIZES = MemoryLayout(training_parts(32, (), regions=1))
+SIZES = MemoryLayout(training_parts(32, ("mean",), regions=1))
 SECONDS = 60.0
 
 

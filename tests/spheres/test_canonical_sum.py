@@ -47,6 +47,9 @@ class ShuffledLink:
         self.replies[len(self.replies)] = GradientMessage(0, region, Total(LOSSES[number], 1, True))
         return len(self.replies) - 1
 
+    def beat(self) -> None:
+        """Nobody watches."""
+
     def receive(self, tickets: Collection[int]) -> tuple[int, GradientMessage]:
         ticket = self.choose(sorted(tickets))
         return ticket, self.replies[ticket]
@@ -104,6 +107,9 @@ class BusyLink:
     def send(self, sphere: int, message: object) -> int:
         self.spheres.append(sphere)
         return len(self.spheres) - 1
+
+    def beat(self) -> None:
+        """Nobody watches."""
 
     def receive(self, tickets: Collection[int]) -> tuple[int, GradientMessage]:
         ticket = max(tickets, key=lambda ticket: (self.spheres[ticket] == OWN, -ticket))

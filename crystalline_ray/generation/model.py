@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from threadpoolctl import threadpool_limits
 
 from crystalline_ray.data.corpus import text_corpus
+from crystalline_ray.engine.process import one_worker_thread
 from crystalline_ray.errors import InputError
 from crystalline_ray.generation.evaluation import Evaluation, evaluate
 from crystalline_ray.generation.generator import Sampling
@@ -91,7 +91,7 @@ class Model:
             raise InputError(f"tokens must be in [0, {shape.vocab_size}), got {found.min()} to {found.max()}")
         inputs = np.zeros((1, shape.seq_len), np.int32)  # attention is causal: what follows does not count
         inputs[0, : found.size] = found
-        with threadpool_limits(limits=1, user_api="blas"):
+        with one_worker_thread():
             scores: NDArray[np.float32] = self._transformer.logits(self._trained.weights, inputs)[0, : found.size]
         return scores
 

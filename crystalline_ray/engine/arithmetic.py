@@ -34,7 +34,7 @@ def chosen_arithmetic(config: ArithmeticConfig) -> tuple[Precision, Library]:
     if blas == "mkl" and mkl_library() is None:
         raise ConfigError(f"blas = 'mkl': Intel's MKL is not in this environment; {_INSTALL}, or use numpy")
     if precision == "auto":
-        precision = "bfloat16" if blas == "mkl" and has_bfloat16() else "float32"
+        precision = "bfloat16" if blas == "mkl" and _has_bfloat16() else "float32"
     if precision == "bfloat16" and blas != "mkl":
         raise ConfigError(f"precision = 'bfloat16' needs blas = 'mkl', got {blas!r}; {_INSTALL}, or use float32")
     return precision, blas
@@ -42,7 +42,7 @@ def chosen_arithmetic(config: ArithmeticConfig) -> tuple[Precision, Library]:
 
 def warnings_about(config: ArithmeticConfig) -> tuple[str, ...]:
     """Return what is to be said of a configuration that would be slower than its alternative."""
-    if config.precision == "bfloat16" and not has_bfloat16():
+    if config.precision == "bfloat16" and not _has_bfloat16():
         return (
             "precision = 'bfloat16' would be faster as float32 on this processor: it has neither AMX nor AVX512-BF16, "
             "so that products are emulated",
@@ -50,6 +50,6 @@ def warnings_about(config: ArithmeticConfig) -> tuple[str, ...]:
     return ()
 
 
-def has_bfloat16() -> bool:
-    """Return whether the processor multiplies bfloat16 itself (x86 with AMX or AVX512-BF16)."""
+def _has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 itself (x86)."""
     return any(flag in proc_entry("cpuinfo", "flags").split() for flag in _BFLOAT16_FLAGS)

@@ -11,7 +11,6 @@ import pytest
 
 from crystalline_ray.engine.arena import Arena, arena_root
 from crystalline_ray.engine.ray import janitor
-from crystalline_ray.engine.ray.board import BOARD_BYTES
 from crystalline_ray.engine.ray.session import sweep_stale
 from crystalline_ray.spheres.memory import MemoryLayout, training_parts
 
@@ -65,7 +64,7 @@ def test_the_janitor_kills_the_users_of_a_folder_and_removes_it_when_its_driver_
 
 @pytest.fixture
 def arena(tmp_path: Path) -> Iterator[Arena]:
-    arena = Arena(tmp_path / "arena", MemoryLayout(training_parts(32, ("mean", "square"), regions=3)), BOARD_BYTES)
+    arena = Arena(tmp_path / "arena", MemoryLayout(training_parts(32, ("mean", "square"), regions=3)), 768)
     arena.create()
     yield arena
     assert janitor.clear([str(arena.folder)], {os.getpid()})
@@ -73,7 +72,7 @@ def arena(tmp_path: Path) -> Iterator[Arena]:
 
 def test_an_arena_has_its_full_size_from_the_start_and_is_removed_whole(arena: Arena) -> None:
     sizes = {path.name: path.stat().st_size for path in arena.folder.iterdir()}
-    assert sizes == {"weights": 2 * 128, "moments": 4 * 128, "gradients": 3 * 128, "board": BOARD_BYTES}
+    assert sizes == {"weights": 2 * 128, "moments": 4 * 128, "gradients": 3 * 128, "board": 768}
     assert all(path.stat().st_mode & 0o077 == 0 for path in (arena.folder, *arena.folder.iterdir()))
     writer = arena.attach("level1")
     writer.weights(1)[:] = 7.0

@@ -1,6 +1,5 @@
 """The actors: one sphere each, in a process of its own."""
 
-import os
 import time
 from collections.abc import Generator
 from contextlib import ExitStack
@@ -11,9 +10,8 @@ import ray
 from crystalline_ray.engine.arena import Arena
 from crystalline_ray.engine.base import SphereStats
 from crystalline_ray.engine.process import one_worker_thread, pin_to
-from crystalline_ray.engine.ray.board import BOARD_BYTES, Board
+from crystalline_ray.engine.ray.board import Board
 from crystalline_ray.engine.ray.link import RayLink
-from crystalline_ray.engine.ray.pulse import Pulse
 from crystalline_ray.spheres.messages import Committed
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.segment_owner import CommitProtocol
@@ -33,15 +31,13 @@ class SphereHost:
     """
 
     def __init__(self, run: RunSpec, sphere_id: int, arena: Arena) -> None:
-        spec, board = run.plan.spheres[sphere_id], arena.attach_board()
-        self._pulse = Pulse(board[BOARD_BYTES:], sphere_id, run.plan, run.config.deadline_seconds)
-        self._pulse.register(os.getpid())
+        spec = run.plan.spheres[sphere_id]
+        self._board = Board(arena.attach_board(), sphere_id, run.plan, run.config.deadline_seconds)
         if spec.core is not None:
             pin_to(spec.core)
         self._settings = ExitStack()  # never closed: they hold as long as the process
         self._settings.enter_context(one_worker_thread(run.blas))
-        self._link = RayLink(run.plan, sphere_id, self._pulse, lambda message: self._sphere.handle(message))
-        self._board = Board(board[:BOARD_BYTES], run.plan, self._pulse)
+        self._link = RayLink(run.plan, sphere_id, self._board, lambda message: self._sphere.handle(message))
         memory = arena.attach("root" if spec.role == "root" else "level1" if spec.level == 1 else "worker")
         self._sphere = Sphere(run, sphere_id, memory, self._link)
         self._busy = self._cpu = self._started = 0.0
@@ -51,17 +47,17 @@ class SphereHost:
         self._link.actors = actors
         self._busy = self._link.wait_seconds = self._board.wait_seconds = 0.0
         self._cpu, self._started = time.process_time(), time.perf_counter()
-        self._pulse.beat()
+        self._board.beat()
 
     def handle(self, message: object) -> Any:
         """Pass a message to the sphere; drive the protocol of a commit to its end."""
         start = time.perf_counter()
-        self._pulse.beat()
+        self._board.beat()
         try:
             reply = self._sphere.handle(message)
             return self._drive(reply) if isinstance(reply, Generator) else reply
         finally:
-            self._pulse.beat()
+            self._board.beat()
             self._busy += time.perf_counter() - start
 
     def stats(self) -> SphereStats:

@@ -1,63 +1,133 @@
-"""The board: where the level-1 spheres of a node see one another's squared norms, in shared memory.
+"""The board: short notes of the spheres of a node and of the driver, in shared memory.
 
-One row for each segment, written by its owner alone, so it needs no lock. It saves a round of messages through the
-root, which costs the root about a millisecond of CPU time for each level-1 sphere.
+A row for each segment holds the squared norm that the level-1 spheres need of one another; that saves a round of
+messages through the root, which costs the root about a millisecond of CPU time for each level-1 sphere. A row for each
+sphere, and for the driver, holds its signs of life. Every row has one writer, so the board needs no lock.
+
+A sphere that computes gives a sign of life at every micro-batch, one that waits at every look at those it waits for;
+only the first is progress. Silence is counted from the last sign of a sphere, or from the time work was sent to it if
+that is later. So the culprit is never one that only waits for another.
 """
 
+import os
 import time
+from collections.abc import Mapping
 
 import numpy as np
 
-from crystalline_ray.engine.ray.pulse import Pulse
+from crystalline_ray.errors import DeadlineError
 from crystalline_ray.spheres.messages import Posts
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, SpherePlan
 from crystalline_ray.spheres.segment_owner import Squares
 
-# A stamp and a number; the rest keeps the rows of two owners off one cache line.
-_ROW = 8
-BOARD_BYTES = SYMMETRY_GROUPS * _ROW * 8
+DRIVER = -1
+"""The driver, whose row is the last."""
 
+# Eight numbers a row, so that the rows of two writers are not on one cache line.
+_ROW = 8
+_STAMP, _SQUARE = range(2)
+# Times of the monotonic clock, which all processes of a machine share; _WAITING_SINCE 0: waits for nobody.
+_ALIVE, _PROGRESS, _WAITING_SINCE, _WAITS_FOR, _PROCESS = range(5)
+
+_LOOK_SECONDS, _LOOKS_IN_A_DEADLINE = 1.0, 4
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 2e-5, 1e-3
 
 
+def board_bytes(plan: SpherePlan) -> int:
+    """Return the size of the board of a tree."""
+    return (SYMMETRY_GROUPS + len(plan.spheres) + 1) * _ROW * 8
+
+
+def describe(plan: SpherePlan, sphere: int) -> str:
+    """Return how a sphere is called in messages to people."""
+    spec = plan.spheres[sphere]
+    place = "" if spec.core is None else f", core {spec.core}"
+    return f"sphere {sphere} ({spec.role}, level {spec.level}{place})"
+
+
 class Board:
-    """The rows of all segments, each stamped with the step it belongs to.
+    """The board as one sphere, or the driver, sees it.
 
     Args:
-        buffer: `BOARD_BYTES` of shared memory, zero at first.
-        plan: says who owns which segment.
-        pulse: of the own sphere.
+        buffer: `board_bytes` of shared memory, zero at first.
+        own: the sphere whose row to write.
+        plan: names the culprit.
+        deadline: seconds a sphere that owes something may be silent.
+
+    Attributes:
+        wait_seconds: time spent in `exchange`, waiting for others.
     """
 
-    def __init__(self, buffer: memoryview, plan: SpherePlan, pulse: Pulse) -> None:
+    def __init__(self, buffer: memoryview, own: int, plan: SpherePlan, deadline: float) -> None:
         self.wait_seconds = 0.0
-        self._rows = np.frombuffer(buffer, np.float64).reshape(SYMMETRY_GROUPS, _ROW)
-        self._owners = {group: sphere.id for sphere in plan.level1 for group in sphere.groups}
-        self._pulse = pulse
+        self.look_seconds = min(_LOOK_SECONDS, deadline / _LOOKS_IN_A_DEADLINE)
+        rows = np.frombuffer(buffer, np.float64).reshape(-1, _ROW)
+        self._segments, self._spheres = rows[:SYMMETRY_GROUPS], rows[SYMMETRY_GROUPS:]
+        self._own = self._spheres[own]
+        self._own[_PROCESS], self._own[_ALIVE] = os.getpid(), time.monotonic()
+        self._owners = {segment: sphere.id for sphere in plan.level1 for segment in sphere.groups}
+        self._plan = plan
+        self._deadline = deadline
+        self._woke = 0.0
 
     def exchange(self, posts: Posts) -> Squares:
         """Publish the posts; return the squares of all segments as soon as their owners have published them.
 
-        Raises:
-            DeadlineError: the owner of a missing post is silent; names it.
+        Raises DeadlineError as `look`.
         """
         stamp = posts.step + 1
         for segment, square in posts.squares.items():
-            self._rows[segment, 1] = square
-            self._rows[segment, 0] = stamp  # last: it says that the number is there
-        self._pulse.beat()
-        self._await(stamp)
-        self._pulse.beat()
-        squares: Squares = self._rows[:, 1].tolist()
-        return squares
-
-    def _await(self, stamp: int) -> None:
+            self._segments[segment, _SQUARE] = square
+            self._segments[segment, _STAMP] = stamp  # last: it says that the number is there
+        self.beat()
         start = looked = time.monotonic()
         pause = _SHORTEST_PAUSE_SECONDS
-        while (missing := np.flatnonzero(self._rows[:, 0] != stamp)).size:
-            if time.monotonic() - looked > self._pulse.look_seconds:
-                self._pulse.look({self._owners[segment]: start for segment in missing.tolist()})
+        while (missing := np.flatnonzero(self._segments[:, _STAMP] != stamp)).size:
+            if time.monotonic() - looked > self.look_seconds:
+                self.look({self._owners[segment]: start for segment in missing.tolist()})
                 looked = time.monotonic()
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         self.wait_seconds += time.monotonic() - start
+        self.beat()
+        squares: Squares = self._segments[:, _SQUARE].tolist()
+        return squares
+
+    def beat(self) -> None:
+        """Say that the own sphere makes progress; the first time, that it is ready."""
+        self._own[_WAITING_SINCE] = 0.0
+        self._own[_ALIVE] = self._own[_PROGRESS] = time.monotonic()
+
+    def look(self, owing: Mapping[int, float]) -> None:
+        """Give a sign of life while waiting for spheres, each of which owes something since the time given.
+
+        Raises:
+            DeadlineError: spheres were silent for longer than the deadline; names them.
+        """
+        now = time.monotonic()
+        if now - self._own[_ALIVE] > 2 * self.look_seconds:
+            self._woke = now  # this process was suspended, and perhaps the others with it
+        heard = {sphere: max(since, self._woke, self._spheres[sphere, _ALIVE]) for sphere, since in owing.items()}
+        late = [describe(self._plan, sphere) for sphere in sorted(heard) if now - heard[sphere] > self._deadline]
+        if late:
+            raise DeadlineError(f"no sign of life within {self._deadline:g} s from {', '.join(late)}")
+        sphere = min(heard, key=heard.__getitem__)
+        self._own[_WAITS_FOR], self._own[_WAITING_SINCE], self._own[_ALIVE] = sphere, heard[sphere], now
+
+    def longest_wait(self) -> tuple[int, float]:
+        """Return the sphere that was waited for longest, and the seconds since any sphere made progress.
+
+        To be asked after a look of one's own. Waits of those who give no sign of life themselves do not count.
+        """
+        now, rows = time.monotonic(), self._spheres
+        waits = rows[(rows[:, _WAITING_SINCE] > 0) & (now - rows[:, _ALIVE] < 3 * _LOOK_SECONDS)]
+        longest = waits[waits[:, _WAITING_SINCE].argmin()]
+        return int(longest[_WAITS_FOR]), now - float(rows[:, _PROGRESS].max())
+
+    def count_ready(self) -> int:
+        """Return how many spheres are ready."""
+        return int(np.count_nonzero(self._spheres[:DRIVER, _PROGRESS]))
+
+    def processes(self) -> list[int]:
+        """Return the process id of every sphere, 0 for one that has none yet."""
+        return [int(process) for process in self._spheres[:DRIVER, _PROCESS]]

@@ -12,9 +12,8 @@ from crystalline_ray.engine.arena import Arena
 from crystalline_ray.engine.base import Engine, SphereStats
 from crystalline_ray.engine.ray import janitor
 from crystalline_ray.engine.ray.actor import ROOT_HOST, START_SECONDS
-from crystalline_ray.engine.ray.board import BOARD_BYTES
+from crystalline_ray.engine.ray.board import DRIVER, Board, board_bytes, describe
 from crystalline_ray.engine.ray.link import RayLink
-from crystalline_ray.engine.ray.pulse import DRIVER, Pulse, describe, pulse_bytes
 from crystalline_ray.errors import ResourceError, SphereError
 from crystalline_ray.progress import Progress
 from crystalline_ray.spheres.hooks import place_similar_tokens
@@ -45,17 +44,16 @@ class RayEngine(Engine):
         super().__init__()
         self.warnings = _oversubscription(run)
         self._run = run
-        self.arena = Arena(arenas / secrets.token_hex(4), memory_layout(run), BOARD_BYTES + pulse_bytes(run.plan))
+        self.arena = Arena(arenas / secrets.token_hex(4), memory_layout(run), board_bytes(run.plan))
         self.arena.create()
         self.memory = self.arena.attach("driver")
-        board = self.arena.attach_board()
-        self._pulse = Pulse(board[BOARD_BYTES:], DRIVER, run.plan, run.config.deadline_seconds)
-        self._link = RayLink(run.plan, DRIVER, self._pulse, _nobody)
+        self._board = Board(self.arena.attach_board(), DRIVER, run.plan, run.config.deadline_seconds)
+        self._link = RayLink(run.plan, DRIVER, self._board, _nobody)
 
     @property
     def processes(self) -> list[int]:
         """Process ids of the spheres in the order of the plan; 0 for one that has not started."""
-        return self._pulse.processes()
+        return self._board.processes()
 
     def start(self, progress: Progress) -> None:
         """Make the root, which makes all other spheres.
@@ -69,7 +67,7 @@ class RayEngine(Engine):
         self._link.actors = {_ROOT: ROOT_HOST.remote(self._run, _ROOT, self.arena)}
         ticket = self._link.call(_ROOT, "launch")
         self._link.excuse(START_SECONDS)
-        self._await(ticket, lambda: progress("Starting spheres", self._pulse.count_ready(), total))
+        self._await(ticket, lambda: progress("Starting spheres", self._board.count_ready(), total))
         progress("Starting spheres", total, total)
 
     def stats(self) -> list[SphereStats]:
@@ -97,7 +95,7 @@ class RayEngine(Engine):
         return self._link.receive([ticket])[1]
 
     def _report(self) -> None:
-        sphere, seconds = self._pulse.longest_wait()
+        sphere, seconds = self._board.longest_wait()
         if seconds >= _PATIENCE_SECONDS:
             self.report_waiting(describe(self._run.plan, sphere), seconds)
 

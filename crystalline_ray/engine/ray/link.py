@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from crystalline_ray.engine.ray.pulse import Pulse, describe
+from crystalline_ray.engine.ray.board import Board, describe
 from crystalline_ray.errors import CrystallineError, SphereError
 from crystalline_ray.spheres.plan import SpherePlan
 
@@ -19,21 +19,21 @@ class RayLink:
     Args:
         plan: names the culprit of a failure.
         own: id of the sphere that uses the link.
-        pulse: of that sphere.
+        board: as that sphere sees it.
         handle: answers messages to the own sphere (a level-1 leaf sends itself work).
 
     Attributes:
         on_look: called after every look at those who are waited for.
     """
 
-    def __init__(self, plan: SpherePlan, own: int, pulse: Pulse, handle: Callable[[object], Any]) -> None:
+    def __init__(self, plan: SpherePlan, own: int, board: Board, handle: Callable[[object], Any]) -> None:
         self.wait_seconds = 0.0
         self.actors: dict[int, Any] = {}
-        self.beat = pulse.beat
+        self.beat = board.beat
         self.on_look: Callable[[], None] = lambda: None
         self._plan = plan
         self._own = own
-        self._pulse = pulse
+        self._board = board
         self._handle = handle
         self._tickets = itertools.count()
         self._done: dict[int, Any] = {}
@@ -67,8 +67,8 @@ class RayLink:
                 return ticket, self._done.pop(ticket)
         pending = {self._calls[ticket][0]: ticket for ticket in tickets}
         start = time.perf_counter()
-        while not (ready := ray.wait(list(pending), num_returns=1, timeout=self._pulse.look_seconds)[0]):
-            self._pulse.look(self._owing(tickets))
+        while not (ready := ray.wait(list(pending), num_returns=1, timeout=self._board.look_seconds)[0]):
+            self._board.look(self._owing(tickets))
             self.on_look()
         self.wait_seconds += time.perf_counter() - start
         self.beat()

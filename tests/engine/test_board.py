@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from crystalline_ray.engine.arena import Arena
-from crystalline_ray.engine.ray.board import BOARD_BYTES, Board
-from crystalline_ray.engine.ray.pulse import DRIVER, Pulse, pulse_bytes
+from crystalline_ray.engine.ray.board import DRIVER, Board, board_bytes
 from crystalline_ray.errors import DeadlineError
 from crystalline_ray.spheres.memory import MemoryLayout, training_parts
 from crystalline_ray.spheres.messages import Posts
@@ -22,21 +21,21 @@ SIZES = MemoryLayout(training_parts(32, ("mean",), regions=1))
 SECONDS = 60.0
 
 
-def pulses(deadline: float) -> dict[int, Pulse]:
-    rows = memoryview(bytearray(pulse_bytes(PLAN)))
-    return {sphere: Pulse(rows, sphere, PLAN, deadline) for sphere in (DRIVER, *range(len(PLAN.spheres)))}
+def boards(deadline: float) -> dict[int, Board]:
+    rows = memoryview(bytearray(board_bytes(PLAN)))
+    return {sphere: Board(rows, sphere, PLAN, deadline) for sphere in (DRIVER, *range(len(PLAN.spheres)))}
 
 
-def look_until_late(*waits: tuple[Pulse, dict[int, float]]) -> None:
+def look_until_late(*waits: tuple[Board, dict[int, float]]) -> None:
     """Let spheres look, each at those it waits for, until one finds that another is late."""
     while True:
         time.sleep(waits[0][0].look_seconds)
-        for pulse, owing in waits:
-            pulse.look(owing)
+        for board, owing in waits:
+            board.look(owing)
 
 
 def test_the_silent_one_is_named_and_not_the_one_that_waits_for_it() -> None:
-    spheres, sent = pulses(0.2), time.monotonic()
+    spheres, sent = boards(0.2), time.monotonic()
     for sphere in (0, 1, 2):
         spheres[sphere].beat()
     with pytest.raises(DeadlineError, match=r"within 0.2 s from sphere 2 \(leaf, level 1\)$"):
@@ -45,7 +44,7 @@ def test_the_silent_one_is_named_and_not_the_one_that_waits_for_it() -> None:
 
 
 def test_work_sent_to_one_that_has_long_been_idle_has_the_whole_deadline() -> None:
-    spheres = pulses(0.2)
+    spheres = boards(0.2)
     spheres[1].beat()
     time.sleep(0.5)
     sent = time.monotonic()
@@ -56,7 +55,7 @@ def test_work_sent_to_one_that_has_long_been_idle_has_the_whole_deadline() -> No
 
 
 def test_one_that_was_suspended_itself_does_not_blame_the_others() -> None:
-    spheres, sent = pulses(0.2), time.monotonic()
+    spheres, sent = boards(0.2), time.monotonic()
     spheres[0].beat()
     time.sleep(0.5)  # as after Ctrl-Z, or on a machine that slept
     spheres[0].look({1: sent})
@@ -65,7 +64,7 @@ def test_one_that_was_suspended_itself_does_not_blame_the_others() -> None:
 
 
 def test_waited_for_is_who_has_been_silent_longest_and_waits_for_nobody() -> None:
-    spheres, sent = pulses(SECONDS), time.monotonic()
+    spheres, sent = boards(SECONDS), time.monotonic()
     spheres[3].beat()
     spheres[2].beat()
     time.sleep(0.1)
@@ -81,7 +80,7 @@ def test_waited_for_is_who_has_been_silent_longest_and_waits_for_nobody() -> Non
 OTHER = """
 import sys
 from pathlib import Path
-from tests.engine.test_pulse import board_of
+from tests.engine.test_board import board_of
 from crystalline_ray.spheres.messages import Posts
 board, groups = board_of(Path(sys.argv[1]), 2, 60.0)
 print("ready", flush=True)
@@ -93,14 +92,13 @@ for line in sys.stdin:
 def board_of(folder: Path, sphere: int, deadline: float) -> tuple[Board, list[int]]:
     """The board of one of two level-1 spheres in an arena; the other groups are its own as well."""
     plan = plan_spheres([[None] * 2])
-    rows = Arena(folder, SIZES, BOARD_BYTES + pulse_bytes(plan)).attach_board()
-    pulse = Pulse(rows[BOARD_BYTES:], sphere, plan, deadline)
-    return Board(rows[:BOARD_BYTES], plan, pulse), list(plan.spheres[sphere].groups)
+    rows = Arena(folder, SIZES, board_bytes(plan)).attach_board()
+    return Board(rows, sphere, plan, deadline), list(plan.spheres[sphere].groups)
 
 
 def test_a_sphere_that_stops_before_it_posts_to_the_board_is_named_after_the_deadline(tmp_path: Path) -> None:
     folder = tmp_path / "arena"
-    Arena(folder, SIZES, BOARD_BYTES + pulse_bytes(plan_spheres([[None] * 2]))).create()
+    Arena(folder, SIZES, board_bytes(plan_spheres([[None] * 2]))).create()
     board, groups = board_of(folder, 1, 3.0)
     with subprocess.Popen(
         [sys.executable, "-c", OTHER, str(folder)],

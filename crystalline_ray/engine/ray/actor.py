@@ -45,7 +45,7 @@ class SphereHost:
     def connect(self, actors: dict[int, Any]) -> None:
         """Take the handles of other spheres. Work is counted from here on."""
         self._link.actors = actors
-        self._busy = self._link.wait_seconds = self._board.wait_seconds = 0.0
+        self._busy = self._board.wait_seconds = 0.0
         self._cpu, self._started = time.process_time(), time.perf_counter()
         self._board.beat()
 
@@ -62,7 +62,7 @@ class SphereHost:
 
     def stats(self) -> SphereStats:
         """Return what the sphere did since it was connected."""
-        working = self._busy - self._link.wait_seconds - self._board.wait_seconds
+        working = self._busy - self._board.wait_seconds
         return SphereStats(
             id=self._sphere.spec.id,
             role=self._sphere.spec.role,

@@ -55,7 +55,7 @@ class Board:
         deadline: seconds a sphere that owes something may be silent.
 
     Attributes:
-        wait_seconds: time spent in `exchange`, waiting for others.
+        wait_seconds: time spent waiting for others.
     """
 
     def __init__(self, buffer: memoryview, own: int, plan: SpherePlan, deadline: float) -> None:

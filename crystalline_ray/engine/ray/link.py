@@ -27,7 +27,6 @@ class RayLink:
     """
 
     def __init__(self, plan: SpherePlan, own: int, board: Board, handle: Callable[[object], Any]) -> None:
-        self.wait_seconds = 0.0
         self.actors: dict[int, Any] = {}
         self.beat = board.beat
         self.on_look: Callable[[], None] = lambda: None
@@ -66,24 +65,17 @@ class RayLink:
             if ticket in self._done:
                 return ticket, self._done.pop(ticket)
         pending = {self._calls[ticket][0]: ticket for ticket in tickets}
-        start = time.perf_counter()
+        start = time.monotonic()
         while not (ready := ray.wait(list(pending), num_returns=1, timeout=self._board.look_seconds)[0]):
-            self._board.look(self._owing(tickets))
+            # The oldest ticket of a sphere comes last: its silence counts from that one.
+            self._board.look({self._calls[ticket][1]: self._since[ticket] for ticket in sorted(tickets, reverse=True)})
             self.on_look()
-        self.wait_seconds += time.perf_counter() - start
+        self._board.wait_seconds += time.monotonic() - start
         self.beat()
         ticket = pending[ready[0]]
         reference, sphere = self._calls.pop(ticket)
         del self._since[ticket]
         return ticket, _fetch(reference, describe(self._plan, sphere))
-
-    def _owing(self, tickets: Collection[int]) -> dict[int, float]:
-        """The spheres with a ticket, each with the time from which its silence counts."""
-        owing: dict[int, float] = {}
-        for ticket in tickets:
-            sphere, since = self._calls[ticket][1], self._since[ticket]
-            owing[sphere] = min(since, owing.get(sphere, since))
-        return owing
 
 
 def _fetch(reference: "ray.ObjectRef[Any]", name: str) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 
 from crystalline_ray.engine.arena import Arena
@@ -24,6 +25,7 @@ from crystalline_ray.spheres.sizing import memory_layout
 _ROOT = 0
 # Seconds without progress after which the driver says whom it waits for.
 _PATIENCE_SECONDS = 5.0
+_EXIT_SECONDS = 15.0
 
 
 class RayEngine(Engine):
@@ -77,12 +79,14 @@ class RayEngine(Engine):
 
     def close(self) -> None:
         """Stop all actors and remove the arena."""
+        spheres = [process for process in psutil.process_iter() if process.pid in self.processes]
         for root in self._link.actors.values():
             ray.kill(root)
         self._link.actors = {}
         # A stopped process ends by kill -9 only.
         if not janitor.clear([str(self.arena.folder)], {os.getpid()}):
             raise ResourceError(f"could not remove {self.arena.folder}, or the processes that use it")
+        psutil.wait_procs(spheres, timeout=_EXIT_SECONDS)  # until Ray has taken note
 
     def _ask(self, request: StepRequest | EvaluationRequest) -> Any:
         try:

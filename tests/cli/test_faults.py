@@ -168,17 +168,3 @@ def test_a_folder_of_ray_that_vanishes_while_it_starts_is_said_in_a_sentence(
     assert "Ray did not start: " in log
     assert "Traceback" not in log
     wait_until(lambda: not left_behind(program.pid), "the clean-up")
-
-
-def test_what_rays_own_processes_complain_of_is_not_printed_amid_our_lines(
-    command: Callable[..., list[str]],
-    start: Callable[[list[str]], subprocess.Popen[str]],
-    corpus_file: Path,
-    tmp_path: Path,
-) -> None:
-    # Ray warns of three times as many processes as cores
-    program = start(command(str(corpus_file), name="many", threads=3 * len(os.sched_getaffinity(0)) + 1, steps=5))
-    finish(program, tmp_path / "runs" / "many")
-    log = (tmp_path / "log0").read_text()
-    assert "processes have been started" not in log
-    assert "(raylet" not in log

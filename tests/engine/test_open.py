@@ -71,3 +71,20 @@ def test_ray_runs_twice_in_a_process_leaves_its_environment_and_refuses_a_second
     done = subprocess.run([sys.executable, "-c", TWICE], env=home, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
     assert "Ray runs in this process already" in done.stdout
+
+
+WARNED = """
+import time
+from crystalline_ray.engine.ray.session import ray_session
+from ray._private.utils import publish_error_to_driver
+from ray._private.worker import global_worker
+with ray_session():
+    publish_error_to_driver("worker_pool_large", "50 processes have been started", global_worker.gcs_client)
+    time.sleep(3)  # Ray's own thread would have printed it by then
+"""
+
+
+@pytest.mark.ray
+def test_what_rays_processes_warn_of_is_not_printed_amid_our_lines() -> None:
+    done = subprocess.run([sys.executable, "-c", WARNED], capture_output=True, text=True, timeout=SECONDS)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

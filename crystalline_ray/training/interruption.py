@@ -40,9 +40,6 @@ class Interruption:
         if threading.current_thread() is not threading.main_thread():
             yield  # Python hands signals to the main thread, whose business they are
             return
-        if threading.current_thread() is not threading.main_thread():
-            yield  # signals go to the main thread, which is another program's here
-            return
         before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         outer, self._patient = self._patient, patiently
         try:

@@ -1,9 +1,7 @@
 """`generate`, `chat` and `evaluate`: what a trained model is used for."""
 
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,8 +14,6 @@ if TYPE_CHECKING:
     from crystalline_ray.generation.session import TextSession
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-
-_STANDARD_INPUT = (Path("-"), Path("/dev/stdin"))
 
 
 def _sampling_options(command: _Command) -> _Command:
@@ -106,8 +102,8 @@ def evaluate_command(run: str, text: tuple[Path, ...], folder: str | None, as_js
 
     model = load(run, folder)
     # standard output is for the result alone
-    with Console(json_output=True) as console, _files(text) as paths:
-        corpus = read_texts(model, paths, console.progress) if paths else None
+    with Console(json_output=True) as console:
+        corpus = read_texts(model, text, console.progress) if text else None
         found = evaluate(model, corpus, console.progress)
     values = {
         "run": model.run.name,
@@ -150,16 +146,6 @@ def _sessions(run: str, folder: str | None, seed: int, sampling: dict[str, Any])
     chosen = Sampling(**sampling)
     model = load(run, folder)
     return lambda: TextSession(model.shape, model.weights, model.tokenizer, chosen, seed, model.head_tree)
-
-
-@contextmanager
-def _files(text: Sequence[Path]) -> Iterator[list[Path]]:
-    """Give the paths, with a file of what standard input holds in the place of - and /dev/stdin."""
-    with tempfile.TemporaryDirectory(prefix="crystalline-ray-stdin-") as folder:
-        copy = Path(folder, "standard_input.txt")
-        if set(text) & set(_STANDARD_INPUT):
-            copy.write_bytes(sys.stdin.buffer.read())
-        yield [copy if path in _STANDARD_INPUT else path for path in text]
 
 
 COMMANDS = (generate_command, chat_command, evaluate_command)

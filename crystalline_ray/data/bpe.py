@@ -103,7 +103,7 @@ class BpeTokenizer(TokenizerBase):
         try:
             encodings = self._library.encode_batch_fast(only_texts(documents), add_special_tokens=False)
         except TypeError as error:
-            raise TokenizerError("the text holds half of a surrogate pair, which is no character") from error
+            raise TokenizerError("the text holds bytes that are not UTF-8, or half of a surrogate pair") from error
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     @staticmethod

@@ -192,6 +192,9 @@ def test_evaluate_measures_standard_input(
     for name in ("-", "/dev/stdin"):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
         assert run_json(capsys, "evaluate", "base", name) == expected
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    assert main(["evaluate", "base", "-"]) == 2
+    assert "error: -: no text" in capsys.readouterr().err
 
 
 def test_chat_continues_what_is_on_the_screen(

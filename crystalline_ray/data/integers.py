@@ -17,6 +17,7 @@ from crystalline_ray.errors import DataError
 
 SUFFIXES = (".npy", ".arrow", ".bin")
 OFFSETS = ".offsets.npy"
+_HIGHEST = 2**32 - 1
 Row: TypeAlias = Ids | Sequence[Any]
 
 
@@ -30,16 +31,16 @@ def read_integers(path: Path, data: DataConfig) -> list[Ids]:
     Raises DataError if the file or its offsets cannot be read or are something else.
     """
     suffix, offsets = path.suffix.lower(), path.with_name(path.stem + OFFSETS)
+    if suffix not in SUFFIXES:
+        raise DataError(f"{path}: tokenizer = 'none' reads integers, from {', '.join(SUFFIXES)} files only")
     try:
         if not path.stat().st_size:
             raise DataError(f"{path}: an empty file")
         if suffix == ".arrow":
             rows = _read_arrow(path, data.text_column)
-        elif suffix in SUFFIXES:
+        else:
             row = _map(path, data.bin_dtype)
             rows = _cut(row, open_memmap(offsets, mode="r"), offsets) if offsets.exists() else [row]
-        else:
-            raise DataError(f"{path}: tokenizer = 'none' reads integers, from {', '.join(SUFFIXES)} files only")
     except OSError as error:
         raise unreadable(path, error) from error
     except (ValueError, pa.ArrowException) as error:
@@ -51,15 +52,16 @@ def documents_of(rows: Iterable[Row], end_token: int | None, where: str) -> list
     """Return the documents in `rows`, each integers (n,), or (documents, n).
 
     A document ends with its row and at each `end_token`, which is not part of it; empty ones are left out. Raises
-    DataError that begins with `where` for rows of another shape or type, and for negative integers.
+    DataError that begins with `where` for rows of another shape or type, and for integers that uint32 does not hold.
     """
     found: list[Ids] = []
     for row in rows:
         array = np.asarray(row)
         if array.ndim not in (1, 2) or (array.size and array.dtype.kind not in "iu"):
             raise DataError(f"{where}: tokens must be integers, a row or a table, not {array.dtype}{array.shape}")
-        if array.min(initial=0) < 0:
-            raise DataError(f"{where}: tokens must not be negative, but there is {array.min()}")
+        least, most = array.min(initial=0), array.max(initial=0)
+        if least < 0 or most > _HIGHEST:  # `content` writes them as uint32
+            raise DataError(f"{where}: tokens must be in [0, {_HIGHEST}], but there is {least if least < 0 else most}")
         for document in array if array.ndim == 2 else [array]:
             found += _part(document, end_token)
     return found

@@ -156,7 +156,8 @@ def test_the_type_of_the_numbers_and_the_file_do_not_matter(tmp_path: Path, monk
         ([True, False], "must be integers.*bool"),
         (["a", "b"], "must be integers"),
         (np.zeros((2, 2, 2), int), r"not int64\(2, 2, 2\)"),
-        ([3, -7, 2], "tokens must not be negative, but there is -7"),
+        ([3, -7, 2], r"tokens must be in \[0, 4294967295\], but there is -7"),
+        ([3, 2**32, 2], r"tokens must be in \[0, 4294967295\], but there is 4294967296"),
     ],
 )
 def test_what_are_no_tokens(tmp_path: Path, tokens: Any, message: str) -> None:

@@ -69,7 +69,14 @@ def state_at_start(
     Raises CheckpointError if the checkpoint is of another model, or the run would not go on from there as from its
     beginning.
     """
-    if start is not None and start.layout.shape != run.shape:
+    shape = None if start is None else start.layout.shape
+    same_but_text = shape and shape.model_copy(update={"vocab_size": run.shape.vocab_size}) == run.shape
+    if start and resume and same_but_text and start.state.data_digest != dataset.folder.name:
+        raise CheckpointError(
+            f"{resume} learned from other tokens: the text has changed, or another version made tokens of it; "
+            "start a new run, or give texts that were in memory once more"
+        )
+    if start and shape != run.shape:
         raise CheckpointError(
             f"{start.path} holds a model of another shape: {describe_shape(start.layout.shape)} there, "
             f"{describe_shape(run.shape)} in the configuration"
@@ -105,11 +112,6 @@ def _continued(state: TrainingState, run: RunOf[Config], dataset: Dataset, folde
     before = next((c for c in _lengths(state, run.config, windows) if c.digest() == state.config_digest), None)
     if before is None:
         raise CheckpointError("the checkpoint belongs to another configuration: its weights would differ")
-    if state.data_digest != dataset.folder.name:
-        raise CheckpointError(
-            "the text has changed since the checkpoint was written, or another version made tokens of it; "
-            "start a new run"
-        )
     if state.step >= run.steps.total:
         raise CheckpointError(
             f"{folder} has finished all its {run.steps.total:,} steps: there is nothing to resume; give it more with "
@@ -138,9 +140,9 @@ def _check_same_so_far(state: TrainingState, before: RunOf[Config], now: RunOf[C
             config = now.config
             length = f"epochs = {config.epochs}" if config.epochs else f"steps = {config.steps}"
             raise CheckpointError(
-                f"{length}: {folder} would not become what a run of that length is: its step {step} had {what} "
-                f"{then[what]:.6g} and would have {new[what]:.6g}, with schedule = {config.schedule!r} and "
-                f"warmup_steps = {config.warmup_steps}; leave the length, or begin another run with these weights: "
+                f"{length}: {folder} cannot become a run of that length: its step {step} had {what} "
+                f"{then[what]:.6g} and in such a run has {new[what]:.6g} (schedule = {config.schedule!r}, warmup_steps "
+                f"= {config.warmup_steps}); leave the length as it was, or begin another run with these weights: "
                 f"{command('train --init-from', folder)}"
             )
 

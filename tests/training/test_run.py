@@ -204,9 +204,10 @@ def test_resume_refuses_another_text_and_another_shape(
     stopped_at(3, config)
     folder = config.runs_dir / "first"
     other = tmp_path / "other.txt"
-    other.write_text(corpus_file.read_text()[::-1])
-    with pytest.raises(CheckpointError, match="text has changed"):
-        train(config.model_copy(update={"text": (other,)}), resume=folder)
+    for text in (corpus_file.read_text()[::-1], corpus_file.read_text() + "~"):  # the second has another vocabulary
+        other.write_text(text)
+        with pytest.raises(CheckpointError, match="text has changed"):
+            train(config.model_copy(update={"text": (other,)}), resume=folder)
     with pytest.raises(CheckpointError, match=r"embed_dim 32, .* there, .*embed_dim 64"):
         train(config.model_copy(update={"embed_dim": 64}), resume=folder)
     with pytest.raises(ConfigError, match="exists already"):

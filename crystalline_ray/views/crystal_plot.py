@@ -16,7 +16,7 @@ _MOST_POINTS = 4096
 _RANK_SHOWN = 59
 _CAPTION = """\
 Left: each token is a lattice point, the commonest in the middle, coloured by its symmetry group.
-Middle: similarity K of one token, ringed, to all others, laid out by frequency rank on the Ulam spiral."""
+Next: similarity K of one token, ringed, to all others, laid out by frequency rank on the Ulam spiral."""
 _CAPTION_OF_DISTANCES = """
 Right: mean cosine distance of a token's embedding to those of its contact neighbours, beside that to tokens drawn from
 the same shells, which are as frequent. Below 0, neighbours have been learned as more alike than chance alone."""
@@ -40,7 +40,7 @@ def _points(axes: Any, crystal: Crystal) -> None:
     count = min(crystal.vocab_size, _MOST_POINTS)
     points, groups = fcc_points(count), symmetry_groups(np.arange(count))
     shown = axes.scatter(*points.T, c=groups, cmap="hsv", vmin=0, vmax=GROUPS, s=14, depthshade=True)
-    axes.set_title(f"{count:,} commonest tokens on the face-centred cubic lattice")
+    axes.set_title(f"{count:,} commonest tokens on the fcc lattice")
     reach = max(1, int(np.abs(points).max()))  # alike on all axes, or the crystal would not look cubic
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), zlim=(-reach, reach), box_aspect=(1, 1, 1))
     edges = np.arange(GROUPS + 1) - 0.5  # a colour for each group, or the bar would end with that of the first

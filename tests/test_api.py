@@ -135,6 +135,13 @@ def test_logits_of_a_prefix_are_those_of_the_whole(model: Model) -> None:
     assert model.generate("the crystal of k", max_tokens=1, temperature=0) == model.tokenizer.decode([best])
 
 
+def test_a_model_writes_by_the_tree_that_its_text_formed(tmp_path: Path, cache_folder: Path) -> None:
+    config = small_config(tmp_path, cache_folder, steps=2, head="lattice", head_tree="frequency")
+    learned = train(config, texts=TEXTS, progress=False).model
+    best = int(learned.logits(learned.tokenizer.encode("the crystal of k"))[-1].argmax())
+    assert learned.generate("the crystal of k", max_tokens=1, temperature=0) == learned.tokenizer.decode([best])
+
+
 @pytest.mark.parametrize(
     ("tokens", "reason"),
     [([], "1 to 16"), ([0] * 17, "1 to 16"), ([0.5], "integers"), ([-1], "must be in"), ([999], "must be in")],

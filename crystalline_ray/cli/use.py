@@ -77,7 +77,7 @@ def chat_command(run: str, max_tokens: int, folder: str | None, seed: int, **sam
 
     RUN is a name, a folder, or one checkpoint. The model continues text: it has not been taught to answer.
     """
-    from crystalline_ray.generation.chat import GREETING, chat
+    from crystalline_ray.generation.session import GREETING, chat
     from crystalline_ray.training.console import Console
 
     new_session = _sessions(run, folder, seed, sampling)
@@ -145,7 +145,7 @@ def _sessions(run: str, folder: str | None, seed: int, sampling: dict[str, Any])
 
     chosen = Sampling(**sampling)
     model = load(run, folder)
-    return lambda: TextSession(model.shape, model.weights, model.tokenizer, chosen, seed, model.head_tree)
+    return lambda: TextSession(model, chosen, seed)
 
 
 COMMANDS = (generate_command, chat_command, evaluate_command)

@@ -22,19 +22,16 @@ from crystalline_ray.training.run_folder import CONFIG
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well a model predicts a text.
-
-    Attributes:
-        tokens: tokens that were predicted: all but the first.
-        num_bytes: UTF-8 bytes of the text; None if its tokens are integers.
-        nats_per_token: mean negative log-likelihood.
-        crystalline_score: mean -ln K(predicted, target); None for a lattice head.
-    """
+    """How well a model predicts a text."""
 
     tokens: int
+    """Tokens that were predicted: all but the first."""
     num_bytes: int | None
+    """UTF-8 bytes of the text; None if its tokens are integers."""
     nats_per_token: float
+    """Mean negative log-likelihood."""
     crystalline_score: float | None
+    """Mean -ln K(predicted, target); None for a lattice head."""
 
     @property
     def perplexity(self) -> float:

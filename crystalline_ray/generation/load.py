@@ -16,13 +16,10 @@ from crystalline_ray.training.state import TrainingState
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """The model of a checkpoint, ready to use.
+    """The model of a checkpoint of the run in the folder `run`, ready to use.
 
-    Attributes:
-        run: folder of the run.
-        weights: flat float32 array in the order of the parameter layout.
-        head_tree: outline of the lattice head's tree, or "shells".
-        skipped: newer checkpoints that were damaged, and how.
+    `weights` are flat, float32, in the order of `layout`; `head_tree` is the outline of the lattice head's tree, or
+    "shells"; `skipped` says which newer checkpoints were damaged, and how.
     """
 
     run: Path

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,9 +28,7 @@ class Model:
     """
 
     def __init__(self, trained: TrainedModel) -> None:
-        self.tokenizer = trained.tokenizer
-        self.run: Path = trained.run
-        self.step = trained.state.step
+        self.tokenizer, self.run, self.step = trained.tokenizer, trained.run, trained.state.step
         self._trained = trained
 
     def __repr__(self) -> str:
@@ -63,8 +60,7 @@ class Model:
             ConfigError: a value is not allowed.
             TokenizerError: the prompt has a character that the model does not know.
         """
-        model = self._trained
-        session = TextSession(model.shape, model.weights, model.tokenizer, Sampling(temperature, top_k, top_p), seed)
+        session = TextSession(self._trained, Sampling(temperature, top_k, top_p), seed)
         session.add(prompt)
         return session.write(max_tokens)
 
@@ -73,8 +69,7 @@ class Model:
 
         Raises DataError if there is nothing to predict, or if the training text has changed or was never in a file.
         """
-        corpus = None if texts is None else text_corpus(texts)
-        return evaluate(self._trained, corpus, progress)
+        return evaluate(self._trained, None if texts is None else text_corpus(texts), progress)
 
     def logits(self, tokens: ArrayLike) -> NDArray[np.float32]:
         """Return the scores of every next token, float32 (T, V), after each of `tokens`, integers (T,).

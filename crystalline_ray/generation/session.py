@@ -1,47 +1,30 @@
-"""A model that writes: text in, text out, token by token in between."""
+"""A model that writes: text in, text out, token by token in between; by itself or in turns with a person."""
 
-from collections.abc import Iterator
-
-import numpy as np
-from numpy.typing import NDArray
+import re
+from collections.abc import Callable, Iterator
 
 from crystalline_ray.data.tokenizer import Tokenizer
 from crystalline_ray.engine.process import one_worker_thread
 from crystalline_ray.errors import TokenizerError
 from crystalline_ray.generation.generator import Generator, Sampling, generate
 from crystalline_ray.generation.load import TrainedModel
-from crystalline_ray.lattice.tree import SHELLS
-from crystalline_ray.model.config import ModelShape
+
+COMMANDS = "/clear forgets the text, /quit or Ctrl-D ends, Ctrl-C stops the model in the middle, /help shows this."
+GREETING = (
+    "This model continues text; it has not been taught to answer. Type the beginning of something and it writes on, as "
+    f"far as its context reaches back. An empty line lets it go on. {COMMANDS}"
+)
 
 
 class TextSession:
-    """Lets a model continue a text.
+    """Lets a model continue a text; `seed` is the key of the draws, and each call of `write` uses the next one."""
 
-    Args:
-        shape: the model.
-        weights: flat float32 array in the order of the parameter layout.
-        tokenizer: the one the model was trained with.
-        sampling: how tokens are drawn.
-        seed: key of the draws; each call of `write` uses the next one.
-        head_tree: outline of the lattice head's tree.
-
-    Attributes:
-        context: all tokens so far, given and written; the model sees as many of the last as it has context for.
-    """
-
-    def __init__(
-        self,
-        shape: ModelShape,
-        weights: NDArray[np.float32],
-        tokenizer: Tokenizer,
-        sampling: Sampling,
-        seed: int,
-        head_tree: str = SHELLS,
-    ) -> None:
+    def __init__(self, model: TrainedModel, sampling: Sampling, seed: int) -> None:
         self.context: list[int] = []
-        self._generator = Generator(shape, weights, head_tree)
-        self._tokenizer = tokenizer
-        self._line_break = next(text for text in ("\n", " ", "") if _knows(tokenizer, text))
+        """All tokens so far, given and written; the model sees as many of the last as it has context for."""
+        self._generator = Generator(model.shape, model.weights, model.head_tree)
+        self._tokenizer = model.tokenizer
+        self._line_break = next(text for text in ("\n", " ", "") if _knows(model.tokenizer, text))
         self._sampling = sampling
         self._seed = seed
 
@@ -98,9 +81,52 @@ class TextSession:
 
 def write_sample(model: TrainedModel, prompt: str, num_tokens: int, seed: int) -> str:
     """Return the prompt and what a model writes after it, through the ends of texts."""
-    session = TextSession(model.shape, model.weights, model.tokenizer, Sampling(), seed, model.head_tree)
+    session = TextSession(model, Sampling(), seed)
     session.add(prompt)
     return prompt + "".join(session.write(num_tokens, through_ends=True))
+
+
+def chat(
+    new_session: Callable[[], TextSession],
+    read_line: Callable[[], str],
+    show: Callable[[str], None],
+    max_new_tokens: int,
+) -> None:
+    """Take turns until /quit, the end of the input, or Ctrl-C while a line is awaited.
+
+    `new_session` begins a text; `read_line` raises EOFError at the end of the input; `show` takes text in pieces, line
+    breaks included. A line that is a single word after a slash is a command, no text.
+    """
+    session = new_session()
+    while True:
+        try:
+            line = read_line()
+        except (EOFError, KeyboardInterrupt):
+            show("\n")
+            return
+        command = line.strip()
+        if command == "/quit":
+            return
+        if command == "/clear":
+            session = new_session()
+        elif re.fullmatch(r"/[a-z]+", command):
+            show(f"({COMMANDS if command == '/help' else f'{command} is no command; {COMMANDS}'})\n")
+        else:
+            _take_turn(session, line, show, max_new_tokens)
+
+
+def _take_turn(session: TextSession, line: str, show: Callable[[str], None], max_new_tokens: int) -> None:
+    try:
+        session.add_line(line)
+    except TokenizerError as error:
+        show(f"({error})\n")
+        return
+    try:
+        for piece in session.write(max_new_tokens):
+            show(piece)
+    except KeyboardInterrupt:
+        show(" ...")
+    show("\n(end of the text)\n" if session.ended else "\n")
 
 
 def _knows(tokenizer: Tokenizer, text: str) -> bool:

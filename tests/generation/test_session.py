@@ -1,32 +1,44 @@
 """Writing and chatting, with a model made to say what the test needs."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from crystalline_ray.data.bpe import BpeTokenizer
 from crystalline_ray.data.symbols import CharTokenizer
+from crystalline_ray.data.tokenizer import Tokenizer
 from crystalline_ray.errors import TokenizerError
-from crystalline_ray.generation.chat import chat
 from crystalline_ray.generation.generator import Sampling
-from crystalline_ray.generation.session import TextSession
+from crystalline_ray.generation.load import TrainedModel
+from crystalline_ray.generation.session import TextSession, chat
+from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.layout import ParameterLayout
+from crystalline_ray.training.state import TrainingState
 from tests.helpers.model_shapes import gpt2_shape
 
 TOKENIZER = BpeTokenizer.train(["the crystal of kissing spheres"] * 3, 270)
 
 
+def writer_of(layout: ParameterLayout, weights: NDArray[np.float32], tokenizer: Tokenizer) -> TextSession:
+    state = TrainingState(
+        step=1, total_steps=1, sequences=1, epoch=0, tokens_seen=1, seed=1, optimizer="adamw", config_digest=""
+    )
+    model = TrainedModel(Path(), state, layout, weights, tokenizer, SHELLS, ())
+    return TextSession(model, Sampling(temperature=0), seed=1)
+
+
 def writer_that_says(token: int | None) -> TextSession:
     """A model whose likeliest next token is always `token`."""
     assert token is not None
-    shape = gpt2_shape(TOKENIZER.vocab_size, 8, 4, 1, 1)
-    layout = ParameterLayout(shape)
+    layout = ParameterLayout(gpt2_shape(TOKENIZER.vocab_size, 8, 4, 1, 1))
     weights = np.zeros(layout.size, np.float32)
     views = layout.views(weights)
     views["ln_f.bias"][:] = 1.0
     views["wte.weight"][token] = 1.0
-    return TextSession(shape, weights, TOKENIZER, Sampling(temperature=0), seed=1)
+    return writer_of(layout, weights, TOKENIZER)
 
 
 def test_tokenizer_of_these_tests_ends_texts() -> None:
@@ -46,22 +58,20 @@ def test_text_begins_after_the_end_of_another() -> None:
 
 @pytest.mark.parametrize(("symbols", "begin"), [("eta\n", "\n"), ("etao", "e")])
 def test_without_a_separator_text_begins_after_a_line_break(symbols: str, begin: str) -> None:
-    shape = gpt2_shape(4, 8, 4, 1, 1)
-    layout = ParameterLayout(shape)
+    layout = ParameterLayout(gpt2_shape(4, 8, 4, 1, 1))
     weights = np.zeros(layout.size, np.float32)
     views = layout.views(weights)
     views["ln_f.weight"][:] = 1.0
     views["wte.weight"][...] = np.eye(4)  # repeats the token that it is given
-    writer = TextSession(shape, weights, CharTokenizer(symbols), Sampling(temperature=0), seed=1)
+    writer = writer_of(layout, weights, CharTokenizer(symbols))
     assert "".join(writer.write(3)) == begin * 3
 
 
 @pytest.mark.parametrize(("symbols", "between"), [("eta \n", "\n"), ("eta ", " "), ("eta", "")])
 def test_lines_are_apart_as_far_as_the_model_knows_how(symbols: str, between: str) -> None:
-    shape = gpt2_shape(len(symbols), 8, 4, 1, 1)
+    layout = ParameterLayout(gpt2_shape(len(symbols), 8, 4, 1, 1))
     tokenizer = CharTokenizer(symbols)
-    weights = np.zeros(ParameterLayout(shape).size, np.float32)
-    writer = TextSession(shape, weights, tokenizer, Sampling(temperature=0), seed=1)
+    writer = writer_of(layout, np.zeros(layout.size, np.float32), tokenizer)
     for line in ("tea", "", "eat"):
         writer.add_line(line)
     assert tokenizer.decode(writer.context) == f"tea{between}eat"

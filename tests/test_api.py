@@ -136,10 +136,11 @@ def test_logits_of_a_prefix_are_those_of_the_whole(model: Model) -> None:
 
 
 def test_a_model_writes_by_the_tree_that_its_text_formed(tmp_path: Path, cache_folder: Path) -> None:
-    config = small_config(tmp_path, cache_folder, steps=2, head="lattice", head_tree="frequency")
-    learned = train(config, texts=TEXTS, progress=False).model
-    best = int(learned.logits(learned.tokenizer.encode("the crystal of k"))[-1].argmax())
-    assert learned.generate("the crystal of k", max_tokens=1, temperature=0) == learned.tokenizer.decode([best])
+    fields = {"tokenizer": "bpe", "vocab_size": 300, "head": "lattice", "head_tree": "frequency"}
+    learned = train(small_config(tmp_path, cache_folder, steps=2, **fields), texts=TEXTS, progress=False).model
+    tokens = learned.tokenizer.encode("the crystal").tolist()
+    best = int(learned.logits([learned.tokenizer.end_of_text, *tokens])[-1].argmax())
+    assert learned.generate("the crystal", max_tokens=1, temperature=0) == learned.tokenizer.decode([best])
 
 
 @pytest.mark.parametrize(

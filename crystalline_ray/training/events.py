@@ -8,8 +8,7 @@ from crystalline_ray.config import Config
 from crystalline_ray.data.dataset import Dataset
 from crystalline_ray.spheres.messages import EvaluationResult, StepResult
 from crystalline_ray.spheres.run_spec import RunOf
-from crystalline_ray.training.meter import Meter
-from crystalline_ray.training.state import TrainingState
+from crystalline_ray.training.state import Meter, TrainingState
 
 
 @dataclass(frozen=True, slots=True)

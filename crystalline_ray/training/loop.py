@@ -15,10 +15,9 @@ from crystalline_ray.spheres.messages import EvaluationRequest, EvaluationResult
 from crystalline_ray.spheres.run_spec import RunOf
 from crystalline_ray.training.events import Interrupted, Recovered, SaveDue, Stepped, Subscriber, Validated
 from crystalline_ray.training.interruption import Interruption
-from crystalline_ray.training.meter import Meter
 from crystalline_ray.training.run_folder import command
 from crystalline_ray.training.schedule import learning_rate, smoothing_weight
-from crystalline_ray.training.state import TrainingState
+from crystalline_ray.training.state import Meter, TrainingState
 
 # One bad batch is skipped; when this many updates in a row are not finite, the run has diverged.
 _MOST_SKIPPED_IN_A_ROW = 10

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from crystalline_ray.engine.base import SphereStats
 from crystalline_ray.screen import duration, facts, plural, short_count
-from crystalline_ray.training.facts import of_micro_batches, token_groups
+from crystalline_ray.training.console import of_micro_batches, token_groups
 from crystalline_ray.training.report import RunReport
 
 _ANY_WIDTH = 1000

@@ -20,9 +20,8 @@ from crystalline_ray.spheres.memory import VERSIONS
 from crystalline_ray.spheres.plan import SpherePlan, SphereSpec
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.sizing import leaf_bytes, memory_layout
-from crystalline_ray.training.console import Console
+from crystalline_ray.training.console import Console, describe_model, idle_leaves
 from crystalline_ray.training.events import Event, Introduced, Subscriber
-from crystalline_ray.training.facts import describe_model, idle_leaves
 
 # Up to here each level-1 sphere has a line of its own; a larger tree shows equal ones together.
 _DETAILED_SPHERES = 157

@@ -14,8 +14,7 @@ from crystalline_ray.screen import duration, short_count
 from crystalline_ray.spheres.messages import EvaluationResult, StepResult
 from crystalline_ray.training.console import Console
 from crystalline_ray.training.events import Interrupted, Recovered, Stepped, Validated, Waiting
-from crystalline_ray.training.meter import Meter
-from crystalline_ray.training.state import TrainingState
+from crystalline_ray.training.state import Meter, TrainingState
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

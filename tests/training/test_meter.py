@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from crystalline_ray.training.meter import Meter
+from crystalline_ray.training.state import Meter
 
 
 class Clock:

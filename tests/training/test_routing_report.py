@@ -14,8 +14,8 @@ from crystalline_ray.lattice.symmetry import symmetry_groups
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.sphere import batch_sources
+from crystalline_ray.training.report import RoutingReport
 from crystalline_ray.training.resolve import plan_for, specify
-from crystalline_ray.training.routing_report import RoutingReport
 
 
 def specified(corpus_file: Path, cache_folder: Path, **fields: Any) -> tuple[RunSpec, Dataset]:
@@ -57,7 +57,7 @@ def test_a_long_run_is_judged_by_steps_spread_over_it(
     whole = RoutingReport.of(run, dataset, 200)
     assert whole is not None
     assert whole.steps == 64
-    monkeypatch.setattr("crystalline_ray.training.routing_report._MOST_STEPS", 200)
+    monkeypatch.setattr("crystalline_ray.training.report._MOST_STEPS", 200)
     every = RoutingReport.of(run, dataset, 200)
     assert every is not None
     assert every.steps == 200

@@ -9,8 +9,7 @@ from rich.console import Console as RichConsole
 
 from crystalline_ray.engine.base import SphereStats
 from crystalline_ray.training.console import Console
-from crystalline_ray.training.report import RunReport
-from crystalline_ray.training.routing_report import RoutingReport
+from crystalline_ray.training.report import RoutingReport, RunReport
 from crystalline_ray.views.report import render_report
 from tests.helpers.reports import make_report
 

@@ -1,6 +1,6 @@
 """What a run says as it goes on. Console, metrics, report and checkpointing subscribe; so does anything new."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,13 +87,3 @@ Event = Introduced | Stepped | Validated | SaveDue | Saved | Interrupted | Recov
 
 Subscriber = Callable[[Event], None]
 """Called with every event, in the thread that trains. An exception it raises ends the run."""
-
-
-def to_all(subscribers: Sequence[Subscriber]) -> Subscriber:
-    """Return a subscriber that passes each event on to all, in order; the sequence may still grow."""
-
-    def say(event: Event) -> None:
-        for subscriber in subscribers:
-            subscriber(event)
-
-    return say

@@ -16,14 +16,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interruption:
-    """Turns signals into a request that the training loop reads between steps.
-
-    Attributes:
-        signal: name of the signal that came while patient, None while none has.
-    """
+    """Turns signals into a request that the training loop reads between steps."""
 
     def __init__(self) -> None:
         self.signal: str | None = None
+        """Name of the signal that came while patient."""
         self._patient = False
         self._ended: Stopped | None = None
 
@@ -31,9 +28,8 @@ class Interruption:
     def handled(self, *, patiently: bool) -> Iterator[None]:
         """Take over the signals for a while.
 
-        Args:
-            patiently: only note the first signal; otherwise, and for a second Ctrl-C, raise Stopped. It is raised
-                again here if it came before and got lost, as in a callback of a library that was starting.
+        If `patiently`, only note the first; otherwise, and for a second Ctrl-C, raise Stopped. It is raised again here
+        if it came before and got lost, as in a callback of a library that was starting.
         """
         if self._ended:
             raise self._ended
@@ -57,8 +53,7 @@ class Interruption:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
             _forget_closed_terminal()
-        repeated = self.signal is not None and number == signal.SIGINT
-        if not self._patient or repeated:
+        if not self._patient or (self.signal is not None and number == signal.SIGINT):
             self._ended = self._stopped(number)
             raise self._ended
         self.signal = signal.Signals(number).name

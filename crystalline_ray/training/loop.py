@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from crystalline_ray.config import Config
@@ -39,12 +39,11 @@ class TrainingLoop:
     progress: Progress
     _skipped_in_a_row: int = 0
     _best_step: int | None = None
-    _started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         config, seq_len = self.run.config, self.run.shape.seq_len
         self.meter = Meter(first_step=self.state.step, total_steps=self.state.total_steps)
-        self._elapsed_before = self.state.elapsed_seconds
+        self._started = time.monotonic() - self.state.elapsed_seconds
         self._windows = count_windows(self.dataset.train, seq_len)
         self._all_batches = ValidationBatches(self.dataset.validation, seq_len, config.batch_size).count
         self._few_batches = min(self._all_batches, config.eval_batches or self._all_batches)
@@ -52,10 +51,8 @@ class TrainingLoop:
     def train(self) -> None:
         """Train to the last step or to a signal; the last state is saved either way.
 
-        Raises:
-            CrystallineError: a sphere failed, or too many updates in a row were not finite; the state before that
-                is saved first.
-            InputError: the disk refuses, so nothing more is saved.
+        Raises CrystallineError if a sphere failed, or too many updates in a row were not finite: the state before that
+        is saved first; InputError if the disk refuses, so that nothing more is saved.
         """
         if self.state.first_validation_loss is None:
             self._validate()
@@ -94,16 +91,16 @@ class TrainingLoop:
     def _after(self, result: StepResult) -> TrainingState:
         run, before = self.run, self.state
         sequences = min(before.sequences + run.steps.sequences_per_step, run.total_sequences)
-        changes = {
+        changed = {
             "step": before.step + 1,
             "sequences": sequences,
             "epoch": sequences // self._windows,
             "tokens_seen": before.tokens_seen + result.tokens,
             "skipped_steps": before.skipped_steps + (not result.applied),
             "train_loss": result.loss if math.isfinite(result.loss) else before.train_loss,
-            "elapsed_seconds": self._elapsed_before + time.monotonic() - self._started,
+            "elapsed_seconds": time.monotonic() - self._started,
         }
-        return before.model_copy(update=changes)
+        return before.model_copy(update=changed)
 
     def _judge(self, result: StepResult) -> None:
         if result.applied:
@@ -121,9 +118,9 @@ class TrainingLoop:
         """Measure the validation loss over the same micro-batches every time, and keep the best."""
         result = self._evaluate(self._few_batches)
         first, best = self.state.first_validation_loss, self.state.best_validation_loss
+        first = result.loss if first is None else first
         if best is None or result.loss <= best:
             best, self._best_step = result.loss, self.state.step
-        first = result.loss if first is None else first
         self._keep(result, first_validation_loss=first, best_validation_loss=best)
 
     def _validate_at_the_end(self) -> None:

@@ -50,20 +50,18 @@ class MetricsWriter:
         """Write the record of an event that has one."""
         match event:
             case Stepped(state, result, rate, meter):
+                values: Record = {
+                    "loss": result.loss,
+                    "learning_rate": rate,
+                    "gradient_norm": result.gradient_norm,
+                    "tokens_per_second": meter.tokens_per_second,
+                    "tokens_seen": state.tokens_seen,
+                    "epoch": state.epoch,
+                    "skipped_steps": state.skipped_steps,
+                    "gradient_bytes": result.gradient_bytes,
+                }
                 if state.step % self._log_every == 0 or state.step == state.total_steps or not result.applied:
-                    self.write(
-                        state.step,
-                        {
-                            "loss": result.loss,
-                            "learning_rate": rate,
-                            "gradient_norm": result.gradient_norm,
-                            "tokens_per_second": meter.tokens_per_second,
-                            "tokens_seen": state.tokens_seen,
-                            "epoch": state.epoch,
-                            "skipped_steps": state.skipped_steps,
-                            "gradient_bytes": result.gradient_bytes,
-                        },
-                    )
+                    self.write(state.step, values)
             case Validated(state, result, bits_per_byte):
                 values = {
                     "validation_loss": result.loss,
@@ -84,17 +82,13 @@ class MetricsWriter:
             while data:
                 data = data[self._file.write(data) :]
 
-    def close(self) -> None:
-        """Wait until the records are on the disk and close the file; a second call does nothing."""
-        if not self._file.closed:
-            with disk_errors(self._path), self._file:
-                os.fsync(self._file.fileno())
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
+        """Wait until the records are on the disk and close the file."""
+        with disk_errors(self._path), self._file:
+            os.fsync(self._file.fileno())
 
 
 def read_metrics(path: Path) -> Metrics:

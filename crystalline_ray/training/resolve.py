@@ -1,4 +1,11 @@
-"""What a run is, decided before it begins: its tree, its model, its length; and whether the machine can hold it."""
+"""What a run is and where it starts, decided before it begins, and whether the machine can hold it.
+
+Its tree, its model, its length; a new model, the weights of another run, or where it stood when it was saved.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -7,16 +14,22 @@ from crystalline_ray.config import Config
 from crystalline_ray.crystal.trees import learn_tree
 from crystalline_ray.data.batches import count_windows
 from crystalline_ray.data.dataset import Dataset
+from crystalline_ray.data.tokenizer import Tokenizer
 from crystalline_ray.engine.arena import arena_root, check_room
 from crystalline_ray.engine.cores import allowed_cores
 from crystalline_ray.engine.process import one_worker_thread
 from crystalline_ray.errors import CheckpointError, ConfigError, ResourceError
 from crystalline_ray.lattice.tree import SHELLS, token_tree
-from crystalline_ray.model.config import ModelShape
+from crystalline_ray.model.config import Architecture, ModelShape
+from crystalline_ray.model.layout import initialise
+from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.plan import SpherePlan, plan_spheres
 from crystalline_ray.spheres.run_spec import RunOf, RunSpec
 from crystalline_ray.spheres.sizing import leaf_bytes, memory_layout
-from crystalline_ray.training.checkpoint import LoadedCheckpoint
+from crystalline_ray.training.checkpoint import LoadedCheckpoint, describe_shape, is_locked
+from crystalline_ray.training.run_folder import CHECKPOINTS, command, find_model, load_checkpoint
+from crystalline_ray.training.schedule import learning_rate, smoothing_weight
+from crystalline_ray.training.state import TrainingState
 
 
 def check_prompt(config: Config) -> None:
@@ -58,13 +71,8 @@ def specify(config: Config, plan: SpherePlan, dataset: Dataset, head_tree: str) 
     vocab_size = dataset.tokenizer.vocab_size
     branches = token_tree(vocab_size, head_tree).num_branches if config.head == "lattice" else 0
     shape = ModelShape.of(config, vocab_size, branches)
-    sequences = count_sequences(config, count_windows(dataset.train, config.seq_len))
+    sequences = _count_sequences(config, count_windows(dataset.train, config.seq_len))
     return RunOf(config, shape, plan, dataset.folder, sequences, head_tree)
-
-
-def count_sequences(config: Config, windows: int) -> int:
-    """Return how many sequences a run trains on, an epoch of the text having `windows`."""
-    return windows * config.epochs if config.epochs else (config.steps or 0) * config.global_batch_size
 
 
 def check_memory(run: RunSpec) -> None:
@@ -81,3 +89,140 @@ def check_memory(run: RunSpec) -> None:
             f"shared, {workspace / 2**20:,.0f} for each leaf, {saved / 2**20:,.0f} for the checkpoint being written), "
             f"{available / 2**20:,.0f} MiB are available; use a smaller model, a smaller batch_size or fewer threads"
         )
+
+
+def load_start(config: Config, resume: Path | None) -> LoadedCheckpoint | None:
+    """Load the checkpoint a run starts from: its own newest, or the one it is to begin with; None for a new model.
+
+    Raises CheckpointError or InputError if there is none that is intact.
+    """
+    if resume is not None:
+        try:
+            return load_checkpoint(resume)
+        except CheckpointError as error:
+            if is_locked(resume / CHECKPOINTS):
+                raise CheckpointError(f"another process is training {resume}, which has no checkpoint yet") from error
+            raise
+    if config.init_from is None:
+        return None
+    return load_checkpoint(find_model(config.init_from, config.runs_dir), with_moments=False)
+
+
+def with_model_of(config: Config, start: LoadedCheckpoint, tokenizer: Tokenizer) -> Config:
+    """Return the configuration with the model and the tokenizer of the checkpoint that it begins with.
+
+    Raises ConfigError, naming the field, if it was given and says something else.
+    """
+    shape = start.layout.shape
+    fixed = {field: getattr(shape, field) for field in Architecture.model_fields}
+    fixed |= {"tokenizer": tokenizer.kind, "end_token": tokenizer.end_token}
+    if shape.head == "lattice":
+        fixed["head_tree"] = start.head_tree.partition(":")[0]
+    if tokenizer.kind != "char":
+        fixed["vocab_size"] = tokenizer.vocab_size
+    for field in fixed.keys() & config.model_fields_set:
+        if (given := getattr(config, field)) != fixed[field]:
+            raise ConfigError(
+                f"{field} = {given!r}: {config.init_from}, which the run is to begin with, has {field} = "
+                f"{fixed[field]!r}; leave it out"
+            )
+    return Config.model_validate(dict(config) | fixed)
+
+
+def state_at_start(
+    start: LoadedCheckpoint | None, run: RunOf[Config], dataset: Dataset, resume: Path | None
+) -> TrainingState:
+    """Return where a run stands before its next step.
+
+    Raises CheckpointError if the checkpoint is of another model, or the run would not go on from there as from its
+    beginning.
+    """
+    shape = None if start is None else start.layout.shape
+    same_but_text = shape and shape.model_copy(update={"vocab_size": run.shape.vocab_size}) == run.shape
+    if start and resume and same_but_text and start.state.data_digest != dataset.folder.name:
+        raise CheckpointError(
+            f"{resume} learned from other tokens: the text has changed, or another version made tokens of it; "
+            "start a new run, or give texts that were in memory once more"
+        )
+    if start and shape != run.shape:
+        raise CheckpointError(
+            f"{start.path} holds a model of another shape: {describe_shape(start.layout.shape)} there, "
+            f"{describe_shape(run.shape)} in the configuration"
+        )
+    if start is not None and resume is not None:
+        return _continued(start.state, run, dataset, resume)
+    return TrainingState(
+        step=0,
+        total_steps=run.steps.total,
+        sequences=0,
+        epoch=0,
+        tokens_seen=0,
+        seed=run.config.seed,
+        optimizer=run.config.optimizer,
+        config_digest=run.config.digest(),
+        data_digest=dataset.folder.name,
+        began_from=start.state.weights_digest if start else "",
+    )
+
+
+def place(start: LoadedCheckpoint | None, state: TrainingState, run: RunOf[Config], memory: Memory) -> None:
+    """Write the weights, and where a run is resumed the moments, that it goes on with."""
+    config, weights = run.config, memory.weights(state.version)
+    weights[:] = start.weights if start else initialise(run.layout, config.seed, config.embedding_init)
+    if start and start.moments:
+        for name, vector in memory.state(state.version).items():
+            vector[:] = start.moments[name]
+
+
+def _continued(state: TrainingState, run: RunOf[Config], dataset: Dataset, folder: Path) -> TrainingState:
+    """Return the state of a checkpoint for a run that may be longer or shorter now."""
+    windows = count_windows(dataset.train, run.shape.seq_len)
+    before = next((c for c in _lengths(state, run.config, windows) if c.digest() == state.config_digest), None)
+    if before is None:
+        raise CheckpointError("the checkpoint belongs to another configuration: its weights would differ")
+    if state.step >= run.steps.total:
+        raise CheckpointError(
+            f"{folder} has finished all its {run.steps.total:,} steps: there is nothing to resume; give it more with "
+            f"--steps or --epochs, or begin another run with its weights: {command('train --init-from', folder)}"
+        )
+    _check_same_so_far(state, replace(run, total_sequences=_count_sequences(before, windows)), run, folder)
+    return state.model_copy(update={"total_steps": run.steps.total, "config_digest": run.config.digest()})
+
+
+def _lengths(state: TrainingState, config: Config, windows: int) -> Iterator[Config]:
+    """Yield the configuration with every length that the run of the checkpoint may have had."""
+    steps, size = state.total_steps, config.global_batch_size
+    yield config
+    yield config.model_copy(update={"steps": steps, "epochs": None})
+    for epochs in range((steps - 1) * size // windows + 1, steps * size // windows + 1):
+        yield config.model_copy(update={"steps": None, "epochs": epochs})
+
+
+def _check_same_so_far(state: TrainingState, before: RunOf[Config], now: RunOf[Config], folder: Path) -> None:
+    """Raise CheckpointError if a step that is done would have been another one in a run of the new length."""
+    if before.total_sequences == now.total_sequences:
+        return
+    for step in range(state.step):
+        then, new = _decided(before, step), _decided(now, step)
+        if (what := next((name for name in then if then[name] != new[name]), None)) is not None:
+            config = now.config
+            length = f"epochs = {config.epochs}" if config.epochs else f"steps = {config.steps}"
+            raise CheckpointError(
+                f"{length}: {folder} cannot become a run of that length: its step {step} had {what} "
+                f"{then[what]:.6g} and in such a run has {new[what]:.6g} (schedule = {config.schedule!r}, warmup_steps "
+                f"= {config.warmup_steps}); leave the length as it was, or begin another run with these weights: "
+                f"{command('train --init-from', folder)}"
+            )
+
+
+def _decided(run: RunOf[Config], step: int) -> dict[str, float]:
+    """Return what the length of a run decides about one of its steps."""
+    return {
+        "learning rate": learning_rate(run.config, step, run.steps.total),
+        "smoothing weight": smoothing_weight(run.config, step, run.steps.total),
+        "sequences": run.steps.sequences(step),
+    }
+
+
+def _count_sequences(config: Config, windows: int) -> int:
+    return windows * config.epochs if config.epochs else (config.steps or 0) * config.global_batch_size

@@ -12,18 +12,17 @@ from crystalline_ray.engine import open as engine_open
 from crystalline_ray.engine.arithmetic import decide_arithmetic, warnings_about
 from crystalline_ray.engine.base import Engine
 from crystalline_ray.progress import Progress, silent
+from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.run_spec import RunOf, RunSpec
 from crystalline_ray.storage.files import replace_file
+from crystalline_ray.training import resolve
 from crystalline_ray.training.checkpoint_writer import CheckpointWriter, check_space
-from crystalline_ray.training.checkpointing import Checkpointing
-from crystalline_ray.training.events import Introduced, Recovered, Subscriber, Waiting, to_all
+from crystalline_ray.training.events import Event, Introduced, Recovered, Saved, SaveDue, Subscriber, Waiting
 from crystalline_ray.training.interruption import Interruption
 from crystalline_ray.training.loop import TrainingLoop
 from crystalline_ray.training.metrics import MetricsWriter
 from crystalline_ray.training.report import Reporting, RunReport
-from crystalline_ray.training.resolve import check_memory, check_prompt, find_head_tree, plan_for, specify
 from crystalline_ray.training.run_folder import CHECKPOINTS, CONFIG, METRICS, REPORT, choose_folder, made_folder
-from crystalline_ray.training.start import load_start, place, state_at_start, with_model_of
 
 OpenEngine = Callable[[RunSpec, Progress], AbstractContextManager[Engine]]
 
@@ -39,8 +38,6 @@ def train(
 ) -> RunReport:
     """Train a model, or go on with the run in the folder `resume`; return its report.
 
-    The run's folder holds the resolved configuration, checkpoints, metrics and the report.
-
     Args:
         subscribers: called with every event of the run, in order.
         progress: called with how far reading, starting and validating are.
@@ -53,35 +50,39 @@ def train(
         CrystallineError: the run failed; what was trained up to then is saved.
         Stopped: a signal came before the first step; nothing was trained.
     """
-    interruption = Interruption()
+    interruption, listening = Interruption(), [*subscribers]
+
+    def say(event: Event) -> None:
+        for subscriber in listening:
+            subscriber(event)
+
     with interruption.handled(patiently=False):
         if open_engine is None:
             engine_open.refuse_clusters(config)
-        check_prompt(config)
+        resolve.check_prompt(config)
         folder = choose_folder(config) if resume is None else resume
         config = decide_arithmetic(config.model_copy(update={"name": folder.name, "runs_dir": folder.parent}))
-        start, tokenizer = load_start(config, resume), None
+        start, tokenizer = resolve.load_start(config, resume), None
         if start and config.init_from:
             tokenizer = parse_tokenizer(start.tokenizer_json)
             tokenizer.encode(config.sample_prompt or "")
-            config = config if resume else with_model_of(config, start, tokenizer)
-        plan = plan_for(config)
+            config = config if resume else resolve.with_model_of(config, start, tokenizer)
+        plan = resolve.plan_for(config)
         dataset = prepare(
             config, seq_len=config.seq_len, seed=config.seed, corpus=corpus, tokenizer=tokenizer, progress=progress
         )
         dataset.tokenizer.encode(config.sample_prompt or "")  # refused now rather than after the training
-        run = specify(config, plan, dataset, find_head_tree(config, dataset, start))
-        state = state_at_start(start, run, dataset, resume)
-        check_memory(run)
+        run = resolve.specify(config, plan, dataset, resolve.find_head_tree(config, dataset, start))
+        state = resolve.state_at_start(start, run, dataset, resume)
+        resolve.check_memory(run)
         with made_folder(folder) if resume is None else nullcontext():
             check_space(folder / CHECKPOINTS, run)
-            say = to_all(listening := [*subscribers])
             with (
                 (open_engine or engine_open.open_engine)(run, progress) as engine,
                 interruption.handled(patiently=False),  # once more: Ray took SIGTERM for itself when it started
                 _open_writer(folder, run, dataset, engine) as writer,
             ):
-                place(start, state, run, engine.memory)
+                resolve.place(start, state, run, engine.memory)
                 for reason in start.skipped if start else ():
                     say(Recovered(state.step, f"checkpoint skipped: {reason}"))
                 start = None  # as large as the model; training does not need it
@@ -94,7 +95,7 @@ def train(
                     interruption.handled(patiently=True),
                 ):
                     reporting = Reporting()
-                    listening += [metrics, reporting, Checkpointing(writer, engine.memory, say)]
+                    listening += [metrics, reporting, _saving(writer, engine.memory, say)]
                     TrainingLoop(run, dataset, engine, folder, state, interruption, say, progress).train()
                     report = reporting.report(run, dataset, folder.name, engine.stats())
                     report.write(folder / REPORT)
@@ -112,3 +113,20 @@ def _open_writer(folder: Path, run: RunOf[Config], dataset: Dataset, engine: Eng
         keep_last=run.config.keep_checkpoints,
         keep_every=run.config.keep_every,
     )
+
+
+def _saving(writer: CheckpointWriter, memory: Memory, say: Subscriber) -> Subscriber:
+    """Return a subscriber that hands what is due to `writer`, no step twice, and says what is saved since."""
+
+    def save(event: Event) -> None:
+        if isinstance(event, SaveDue):
+            state = event.state
+            if writer.last_step != state.step:
+                weights, moments = memory.weights(state.version), memory.state(state.version)
+                writer.save(state, weights, moments, is_best=event.is_best)
+            if event.wait:
+                writer.wait()
+        for saved in writer.take_saved():
+            say(Saved(saved))
+
+    return save

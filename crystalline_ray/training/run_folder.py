@@ -73,9 +73,9 @@ def find_run(run: str, runs_dir: Path) -> Path:
     unknown = f"{run}: neither the folder nor the name of a run"
     if not names:
         raise InputError(f"{unknown}; there are no runs in {runs_dir}")
-    shown = [*names[:_MOST_NAMES], *([f"and {len(names) - _MOST_NAMES} more"] if len(names) > _MOST_NAMES else [])]
-    hint = nearest(run, names) or "."
-    raise InputError("\n  ".join([f"{unknown}{hint} In {runs_dir} there are:", *shown]))
+    more = [f"and {len(names) - _MOST_NAMES} more"] if len(names) > _MOST_NAMES else []
+    hint = f"{nearest(run, names) or '.'} In {runs_dir} there are:"
+    raise InputError("\n  ".join([unknown + hint, *names[:_MOST_NAMES], *more]))
 
 
 def find_model(run: str, runs_dir: Path) -> Path:

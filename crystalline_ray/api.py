@@ -68,8 +68,9 @@ def train(
         folder = find_run(str(resume), Config().runs_dir)
         config = resume_config(folder / CONFIG)
     config, corpus = _learned_from(config or Config(), texts, tokens)
-    console = Console(most_lines=_NOTEBOOK_LINES) if "ipykernel" in sys.modules else Console()
-    with console:
+    with Console() as console:
+        if "ipykernel" in sys.modules:
+            console.most_lines = _NOTEBOOK_LINES
         report = training.train(
             config,
             subscribers=[console, *subscribers] if progress else subscribers,

@@ -1,9 +1,7 @@
 """The console: a run's events as a person reads them, and the facts of a run in words."""
 
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TextIO
+from collections.abc import Iterator, Sequence
 
 from crystalline_ray.screen import Screen, duration, short_count
 from crystalline_ray.spheres.hooks import similar_tokens
@@ -16,19 +14,10 @@ from crystalline_ray.training.events import Event, Interrupted, Introduced, Reco
 class Console(Screen):
     """Shows the events of a run as a subscriber; where there is no terminal, in about `most_lines` lines."""
 
-    def __init__(
-        self,
-        *,
-        json_output: bool = False,
-        file: TextIO | None = None,
-        most_lines: int = 200,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        super().__init__(json_output=json_output, file=file, clock=clock)
-        self._most_lines = most_lines
-        self._next_step_time = self._next_waiting = -math.inf
-        self._next_step = 0
-        self._validation_loss: float | None = None
+    most_lines = 200
+    _next_step = 0
+    _next_step_time = _next_waiting = -math.inf
+    _validation_loss: float | None = None
 
     def __call__(self, event: Event) -> None:
         """Show what is worth it of an event."""
@@ -65,7 +54,7 @@ class Console(Screen):
             return
         self._next_step_time = now + self._seconds
         if not self.is_terminal:
-            self._next_step = done + (meter.total_steps - meter.first_step) // self._most_lines
+            self._next_step = done + (meter.total_steps - meter.first_step) // self.most_lines
         parts = [f"step {done:>{len(f'{meter.total_steps:,}')},}/{meter.total_steps:,}"]
         if meter.loss is not None:
             parts.append(f"loss {meter.loss:.3f}")

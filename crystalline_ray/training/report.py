@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError, computed_field
@@ -19,7 +19,7 @@ from crystalline_ray.spheres.routed_batches import find_routes
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.storage.files import replace_file
 from crystalline_ray.training.events import Event, Interrupted, Saved, Stepped, Validated
-from crystalline_ray.training.state import Meter, TrainingState
+from crystalline_ray.training.state import TrainingState
 
 # Routes follow from the text, so they are found again at the end; so many steps tell the shares to a few per mille.
 _MOST_STEPS = 64
@@ -143,47 +143,35 @@ class Reporting:
     """Gathers from the events of a run what its report says."""
 
     def __init__(self) -> None:
-        self._saved: TrainingState | None = None
-        self._meter: Meter | None = None
-        self._validated: Validated | None = None
-        self._periodic: Validated | None = None
-        self._stopped = "finished"
+        self._found: dict[str, Any] = {"stopped": "finished", "bits_per_byte": None, "tokens_per_second": 0.0}
 
     def __call__(self, event: Event) -> None:
         """Remember what the report needs of an event."""
         match event:
             case Stepped(meter=meter):
-                self._meter = meter
+                self._found["tokens_per_second"] = meter.mean_tokens_per_second
             case Validated():
-                self._periodic, self._validated = self._periodic or event, event
+                self._found.setdefault("periodic_batches", event.micro_batches)
+                self._found["validation_batches"], self._found["all_batches"] = event.micro_batches, event.of
+                self._found["bits_per_byte"] = event.bits_per_byte
+                self._found["crystalline_score"] = event.result.crystalline_score
             case Saved(state):
-                self._saved = state
+                shared = RunReport.model_fields.keys() & TrainingState.model_fields.keys()
+                self._found |= state.model_dump(include=shared) | {"steps": state.step, "tokens": state.tokens_seen}
             case Interrupted(signal):
-                self._stopped = signal
+                self._found["stopped"] = signal
 
     def report(self, run: RunSpec, dataset: Dataset, name: str, spheres: Sequence[SphereStats]) -> RunReport:
         """Return the report of a run whose last state is saved."""
-        state, validated, config = self._saved, self._validated, run.config
-        if state is None:
-            raise RuntimeError("a run reports after its last state is saved")
-        codec, plain_bytes = make_codec(config.gradient_compression), run.layout.size * np.dtype(np.float32).itemsize
-        shared = RunReport.model_fields.keys() & TrainingState.model_fields.keys()
+        code = run.config.gradient_compression
+        codec, plain_bytes = make_codec(code), run.layout.size * np.dtype(np.float32).itemsize
         return RunReport(
-            **state.model_dump(include=shared),
+            **self._found,
             run=name,
-            steps=state.step,
-            stopped=self._stopped,
-            validation_batches=validated.micro_batches if validated else None,
-            periodic_batches=self._periodic.micro_batches if self._periodic else None,
-            all_batches=validated.of if validated else None,
-            bits_per_byte=validated.bits_per_byte if validated else None,
-            crystalline_score=validated.result.crystalline_score if validated else None,
-            tokens=state.tokens_seen,
-            tokens_per_second=self._meter.mean_tokens_per_second if self._meter else 0.0,
             group_sizes=dataset.summary["group_sizes"],
             group_shares=dataset.summary["group_shares"],
-            routing=RoutingReport.of(run, dataset, state.step),
-            gradient_compression=config.gradient_compression,
+            routing=RoutingReport.of(run, dataset, self._found["steps"]),
+            gradient_compression=code,
             gradient_bytes=run.steps.groups * (codec.num_bytes(run.layout.size) if codec else plain_bytes),
             gradient_bytes_float32=run.steps.groups * plain_bytes,
             spheres=tuple(spheres),

@@ -294,7 +294,9 @@ def test_faults_and_signals_leave_a_line() -> None:
 
 def test_a_notebook_can_ask_for_few_lines(clock: Clock) -> None:
     file = io.StringIO()
-    train(Console(file=file, most_lines=10, clock=clock), clock, steps=1000, seconds=60.0)
+    console = Console(file=file, clock=clock)
+    console.most_lines = 10
+    train(console, clock, steps=1000, seconds=60.0)
     assert 10 <= len(re.findall(r"^step +[\d,]+/", file.getvalue(), re.M)) <= 12
 
 

@@ -65,8 +65,7 @@ def evaluate(model: TrainedModel, corpus: Corpus | None = None, progress: Progre
             )
         tokens, num_bytes = dataset.validation, dataset.validation_bytes
     batches = ValidationBatches(tokens, model.shape.seq_len, config.batch_size)
-    with one_worker_thread():
-        return _measure(model, batches, config.batch_size, num_bytes, progress)
+    return _measure(model, batches, config.batch_size, num_bytes, progress)
 
 
 def read_texts(model: TrainedModel, paths: Sequence[Path], progress: Progress = silent) -> Corpus:
@@ -74,6 +73,7 @@ def read_texts(model: TrainedModel, paths: Sequence[Path], progress: Progress = 
     return read_corpus(load_config(model.run / CONFIG).model_copy(update={"text": tuple(paths)}), progress)
 
 
+@one_worker_thread()
 def _measure(
     model: TrainedModel, batches: ValidationBatches, batch_size: int, num_bytes: int | None, progress: Progress
 ) -> Evaluation:

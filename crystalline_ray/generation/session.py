@@ -47,8 +47,8 @@ class TextSession:
         """
         self.add(line if self.ended or not line else self._line_break + line)
 
-    def write(self, max_new_tokens: int, *, through_ends: bool = False) -> Iterator[str]:
-        """Yield text as whole characters until `max_new_tokens` are written or the model ends the text.
+    def write(self, max_tokens: int, *, through_ends: bool = False) -> Iterator[str]:
+        """Yield text as whole characters until `max_tokens` are written or the model ends the text.
 
         With `through_ends` the model may begin another text after that; the end itself is no text either way.
         """
@@ -57,7 +57,7 @@ class TextSession:
         tokens = generate(
             self._generator,
             self.context or [self._tokenizer.start],
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=max_tokens,
             sampling=self._sampling,
             seed=self._seed,
             stop_token=None if through_ends else end_of_text,
@@ -73,7 +73,7 @@ class TextSession:
             self.context.append(token)
             if token != end_of_text and (text := stream.feed(token)):
                 yield text
-        if len(self.context) < before + max_new_tokens and end_of_text is not None:
+        if len(self.context) < before + max_tokens and end_of_text is not None:
             self.context.append(end_of_text)
         if text := stream.flush():
             yield text
@@ -87,10 +87,7 @@ def write_sample(model: TrainedModel, prompt: str, num_tokens: int, seed: int) -
 
 
 def chat(
-    new_session: Callable[[], TextSession],
-    read_line: Callable[[], str],
-    show: Callable[[str], None],
-    max_new_tokens: int,
+    new_session: Callable[[], TextSession], read_line: Callable[[], str], show: Callable[[str], None], max_tokens: int
 ) -> None:
     """Take turns until /quit, the end of the input, or Ctrl-C while a line is awaited.
 
@@ -112,17 +109,17 @@ def chat(
         elif re.fullmatch(r"/[a-z]+", command):
             show(f"({COMMANDS if command == '/help' else f'{command} is no command; {COMMANDS}'})\n")
         else:
-            _take_turn(session, line, show, max_new_tokens)
+            _take_turn(session, line, show, max_tokens)
 
 
-def _take_turn(session: TextSession, line: str, show: Callable[[str], None], max_new_tokens: int) -> None:
+def _take_turn(session: TextSession, line: str, show: Callable[[str], None], max_tokens: int) -> None:
     try:
         session.add_line(line)
     except TokenizerError as error:
         show(f"({error})\n")
         return
     try:
-        for piece in session.write(max_new_tokens):
+        for piece in session.write(max_tokens):
             show(piece)
     except KeyboardInterrupt:
         show(" ...")

@@ -29,9 +29,8 @@ class MetricsWriter:
     Of the steps, every `log_every`-th has one, and the last, and those whose update was skipped.
 
     A file that is there is continued: a torn last line goes, and so do the records whose step is `drop_from` or
-    later, which a resumed run writes again. That happens at once or, after a crash, not at all.
-
-    Raises ResourceError if the disk refuses.
+    later, which a resumed run writes again; at once or, after a crash, not at all. Raises ResourceError if the disk
+    refuses.
     """
 
     def __init__(self, path: Path, *, drop_from: int | None = None, log_every: int = 1) -> None:
@@ -47,7 +46,6 @@ class MetricsWriter:
             self._file = path.open("ab", buffering=0)
 
     def __call__(self, event: Event) -> None:
-        """Write the record of an event that has one."""
         match event:
             case Stepped(state, result, rate, meter):
                 values: Record = {
@@ -86,7 +84,6 @@ class MetricsWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Wait until the records are on the disk and close the file."""
         with disk_errors(self._path), self._file:
             os.fsync(self._file.fileno())
 
@@ -102,15 +99,15 @@ def read_metrics(path: Path) -> Metrics:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     *whole, last = lines
     records: list[Record] = []
+    torn = f"line {len(lines)} has no end: {last[:40]!r}" if last else None
     for number, line in enumerate(whole, start=1):
-        record = _parse(line)
-        if record is None:
-            if number == len(whole) and not last:
-                # After a power failure the file may be as long as it was to be, without the content.
-                return Metrics(tuple(records), torn=f"line {number} is not a record: {line[:40]!r}")
+        if (record := _parse(line)) is not None:
+            records.append(record)
+        elif number < len(whole) or last:
             raise InputError(f"{path}, line {number}: not a record with a step: {line[:40]!r}")
-        records.append(record)
-    return Metrics(tuple(records), torn=f"line {len(lines)} has no end: {last[:40]!r}" if last else None)
+        else:  # after a power failure the file may be as long as it was to be, without the content
+            torn = f"line {number} is not a record: {line[:40]!r}"
+    return Metrics(tuple(records), torn)
 
 
 def _parse(line: bytes) -> Record | None:

@@ -92,10 +92,7 @@ def check_memory(run: RunSpec) -> None:
 
 
 def load_start(config: Config, resume: Path | None) -> LoadedCheckpoint | None:
-    """Load the checkpoint a run starts from: its own newest, or the one it is to begin with; None for a new model.
-
-    Raises CheckpointError or InputError if there is none that is intact.
-    """
+    """Load the checkpoint a run starts from: its own newest, or the one it is to begin with; None for a new model."""
     if resume is not None:
         try:
             return load_checkpoint(resume)
@@ -109,10 +106,7 @@ def load_start(config: Config, resume: Path | None) -> LoadedCheckpoint | None:
 
 
 def with_model_of(config: Config, start: LoadedCheckpoint, tokenizer: Tokenizer) -> Config:
-    """Return the configuration with the model and the tokenizer of the checkpoint that it begins with.
-
-    Raises ConfigError, naming the field, if it was given and says something else.
-    """
+    """Return the configuration with the model of its source; raises ConfigError if a given field says another."""
     shape = start.layout.shape
     fixed = {field: getattr(shape, field) for field in Architecture.model_fields}
     fixed |= {"tokenizer": tokenizer.kind, "end_token": tokenizer.end_token}
@@ -134,8 +128,7 @@ def state_at_start(
 ) -> TrainingState:
     """Return where a run stands before its next step.
 
-    Raises CheckpointError if the checkpoint is of another model, or the run would not go on from there as from its
-    beginning.
+    Raises CheckpointError if the checkpoint is of another model, or of a run that would have gone otherwise until then.
     """
     shape = None if start is None else start.layout.shape
     same_but_text = shape and shape.model_copy(update={"vocab_size": run.shape.vocab_size}) == run.shape
@@ -185,7 +178,7 @@ def _continued(state: TrainingState, run: RunOf[Config], dataset: Dataset, folde
             f"{folder} has finished all its {run.steps.total:,} steps: there is nothing to resume; give it more with "
             f"--steps or --epochs, or begin another run with its weights: {command('train --init-from', folder)}"
         )
-    _check_same_so_far(state, replace(run, total_sequences=_count_sequences(before, windows)), run, folder)
+    _check_same_so_far(state.step, replace(run, total_sequences=_count_sequences(before, windows)), run, folder)
     return state.model_copy(update={"total_steps": run.steps.total, "config_digest": run.config.digest()})
 
 
@@ -198,30 +191,28 @@ def _lengths(state: TrainingState, config: Config, windows: int) -> Iterator[Con
         yield config.model_copy(update={"steps": None, "epochs": epochs})
 
 
-def _check_same_so_far(state: TrainingState, before: RunOf[Config], now: RunOf[Config], folder: Path) -> None:
-    """Raise CheckpointError if a step that is done would have been another one in a run of the new length."""
+def _check_same_so_far(done: int, before: RunOf[Config], now: RunOf[Config], folder: Path) -> None:
+    """Raise CheckpointError if one of the steps that are done would have been another in a run of the new length."""
     if before.total_sequences == now.total_sequences:
         return
-    for step in range(state.step):
-        then, new = _decided(before, step), _decided(now, step)
-        if (what := next((name for name in then if then[name] != new[name]), None)) is not None:
-            config = now.config
-            length = f"epochs = {config.epochs}" if config.epochs else f"steps = {config.steps}"
-            raise CheckpointError(
-                f"{length}: {folder} cannot become a run of that length: its step {step} had {what} "
-                f"{then[what]:.6g} and in such a run has {new[what]:.6g} (schedule = {config.schedule!r}, warmup_steps "
-                f"= {config.warmup_steps}); leave the length as it was, or begin another run with these weights: "
-                f"{command('train --init-from', folder)}"
-            )
+    config = now.config
+    length = f"epochs = {config.epochs}" if config.epochs else f"steps = {config.steps}"
+    for step in range(done):
+        for (what, had), (_, would) in zip(_decided(before, step), _decided(now, step), strict=True):
+            if had != would:
+                raise CheckpointError(
+                    f"{length}: {folder} cannot become a run of that length: its step {step} had {what} {had:.6g} and "
+                    f"in such a run has {would:.6g} (schedule = {config.schedule!r}, warmup_steps = "
+                    f"{config.warmup_steps}); leave the length as it was, or begin another run with these weights: "
+                    f"{command('train --init-from', folder)}"
+                )
 
 
-def _decided(run: RunOf[Config], step: int) -> dict[str, float]:
-    """Return what the length of a run decides about one of its steps."""
-    return {
-        "learning rate": learning_rate(run.config, step, run.steps.total),
-        "smoothing weight": smoothing_weight(run.config, step, run.steps.total),
-        "sequences": run.steps.sequences(step),
-    }
+def _decided(run: RunOf[Config], step: int) -> Iterator[tuple[str, float]]:
+    """Yield what the length of a run decides about one of its steps."""
+    yield "learning rate", learning_rate(run.config, step, run.steps.total)
+    yield "smoothing weight", smoothing_weight(run.config, step, run.steps.total)
+    yield "sequences", run.steps.sequences(step)
 
 
 def _count_sequences(config: Config, windows: int) -> int:

@@ -39,10 +39,7 @@ def choose_folder(config: Config) -> Path:
 
 @contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
-    """Make the folder of a new run; it disappears again if the block fails before a step was made.
-
-    Raises ResourceError if it cannot be made.
-    """
+    """Make the folder of a new run; it disappears again if the block fails before a step was made."""
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     with disk_errors(folder):
         make_folder(folder)

@@ -10,8 +10,8 @@ from crystalline_ray.config import Config, resume_config
 from crystalline_ray.data.corpus import Corpus, text_corpus, token_corpus
 from crystalline_ray.data.integers import Row
 from crystalline_ray.errors import ConfigError
-from crystalline_ray.generation.load import load_model as load_trained
 from crystalline_ray.generation.model import Model
+from crystalline_ray.generation.trained import load_model as load_trained
 from crystalline_ray.progress import silent
 from crystalline_ray.training import run as training
 from crystalline_ray.training.console import Console

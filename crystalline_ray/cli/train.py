@@ -83,8 +83,8 @@ def _resumed(inputs: Sequence[str], config_file: Path | None, flags: dict[str, A
 
 def _show_end(console: "Console", report: "RunReport", config: Config) -> None:
     """Show what the model of a finished run writes by itself, the report, and what a person would type next."""
-    from crystalline_ray.generation.load import load_model
     from crystalline_ray.generation.session import write_sample
+    from crystalline_ray.generation.trained import load_model
     from crystalline_ray.training.run_folder import command
     from crystalline_ray.views.report import render_report
 

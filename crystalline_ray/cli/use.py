@@ -10,8 +10,8 @@ import click
 from crystalline_ray.cli import options, output
 
 if TYPE_CHECKING:
-    from crystalline_ray.generation.load import TrainedModel
     from crystalline_ray.generation.session import TextSession
+    from crystalline_ray.generation.trained import TrainedModel
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -97,7 +97,7 @@ def evaluate_command(run: str, text: tuple[Path, ...], folder: str | None, as_js
     RUN is a name, a folder, or one checkpoint. TEXT is a file, a folder, or - for standard input; without it, what was
     held out of the training text is measured.
     """
-    from crystalline_ray.generation.evaluation import evaluate, read_texts
+    from crystalline_ray.generation.trained import evaluate, read_texts
     from crystalline_ray.training.console import Console
 
     model = load(run, folder)
@@ -127,7 +127,7 @@ def evaluate_command(run: str, text: tuple[Path, ...], folder: str | None, as_js
 def load(run: str, folder: str | None) -> "TrainedModel":
     """Load the model of a run, given as on the command line, and say which damaged checkpoints were passed over."""
     from crystalline_ray.config import load_config
-    from crystalline_ray.generation.load import load_model
+    from crystalline_ray.generation.trained import load_model
     from crystalline_ray.training.run_folder import CONFIG, find_model
 
     model = load_model(find_model(run, options.runs_dir(folder)))

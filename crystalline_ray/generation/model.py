@@ -10,10 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 from crystalline_ray.data.corpus import text_corpus
 from crystalline_ray.engine.process import one_worker_thread
 from crystalline_ray.errors import InputError
-from crystalline_ray.generation.evaluation import Evaluation, evaluate
 from crystalline_ray.generation.generator import Sampling
-from crystalline_ray.generation.load import TrainedModel
 from crystalline_ray.generation.session import TextSession
+from crystalline_ray.generation.trained import Evaluation, TrainedModel, evaluate
 from crystalline_ray.model.transformer import Transformer
 from crystalline_ray.progress import Progress, silent
 

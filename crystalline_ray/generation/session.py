@@ -7,7 +7,7 @@ from crystalline_ray.data.tokenizer import Tokenizer
 from crystalline_ray.engine.process import one_worker_thread
 from crystalline_ray.errors import TokenizerError
 from crystalline_ray.generation.generator import Generator, Sampling, generate
-from crystalline_ray.generation.load import TrainedModel
+from crystalline_ray.generation.trained import TrainedModel
 
 COMMANDS = "/clear forgets the text, /quit or Ctrl-D ends, Ctrl-C stops the model in the middle, /help shows this."
 GREETING = (

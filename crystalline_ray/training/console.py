@@ -20,6 +20,7 @@ class Console(Screen):
     _validation_loss: float | None = None
 
     def __call__(self, event: Event) -> None:
+        """Show what is worth it of an event."""
         with self._if_open():
             match event:
                 case Introduced():

@@ -46,6 +46,7 @@ class MetricsWriter:
             self._file = path.open("ab", buffering=0)
 
     def __call__(self, event: Event) -> None:
+        """Write the record of an event that has one."""
         match event:
             case Stepped(state, result, rate, meter):
                 values: Record = {

@@ -146,6 +146,7 @@ class Reporting:
         self._found: dict[str, Any] = {"stopped": "finished", "bits_per_byte": None, "tokens_per_second": 0.0}
 
     def __call__(self, event: Event) -> None:
+        """Remember what the report needs of an event."""
         match event:
             case Stepped(meter=meter):
                 self._found["tokens_per_second"] = meter.mean_tokens_per_second

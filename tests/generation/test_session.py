@@ -12,8 +12,8 @@ from crystalline_ray.data.symbols import CharTokenizer
 from crystalline_ray.data.tokenizer import Tokenizer
 from crystalline_ray.errors import TokenizerError
 from crystalline_ray.generation.generator import Sampling
-from crystalline_ray.generation.load import TrainedModel
 from crystalline_ray.generation.session import TextSession, chat
+from crystalline_ray.generation.trained import TrainedModel
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.layout import ParameterLayout
 from crystalline_ray.training.state import TrainingState

@@ -23,8 +23,7 @@ from crystalline_ray.engine.arithmetic import decide_arithmetic
 from crystalline_ray.engine.base import Engine
 from crystalline_ray.engine.open import open_engine
 from crystalline_ray.errors import CheckpointError, ConfigError, NonFiniteError, ResourceError
-from crystalline_ray.generation.evaluation import evaluate
-from crystalline_ray.generation.load import load_model
+from crystalline_ray.generation.trained import evaluate, load_model
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.progress import Progress
 from crystalline_ray.spheres.run_spec import RunSpec

@@ -10,8 +10,7 @@ import pytest
 
 from crystalline_ray.config import Config, resume_config
 from crystalline_ray.errors import CheckpointError, ConfigError, InputError, TokenizerError
-from crystalline_ray.generation.evaluation import evaluate
-from crystalline_ray.generation.load import load_model
+from crystalline_ray.generation.trained import evaluate, load_model
 from crystalline_ray.model.layout import weights_digest
 from crystalline_ray.training.checkpoint import load_newest
 from crystalline_ray.training.events import Event, Introduced, Stepped

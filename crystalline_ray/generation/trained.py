@@ -1,4 +1,4 @@
-"""How well a model predicts a text."""
+"""The model that a run has left behind, its newest one or that of an earlier checkpoint, and how well it predicts."""
 
 import math
 from collections.abc import Sequence
@@ -6,18 +6,60 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crystalline_ray.config import load_config
 from crystalline_ray.data.batches import ValidationBatches
 from crystalline_ray.data.corpus import Corpus, read_corpus
 from crystalline_ray.data.dataset import prepare
+from crystalline_ray.data.tokenizer import Tokenizer, parse_tokenizer
 from crystalline_ray.engine.process import one_worker_thread
-from crystalline_ray.errors import DataError
-from crystalline_ray.generation.load import TrainedModel
+from crystalline_ray.errors import CheckpointError, DataError
 from crystalline_ray.lattice.similarity import crystalline_score
+from crystalline_ray.model.config import ModelShape
+from crystalline_ray.model.layout import ParameterLayout
 from crystalline_ray.model.transformer import Transformer
 from crystalline_ray.progress import Progress, silent
-from crystalline_ray.training.run_folder import CONFIG
+from crystalline_ray.training.run_folder import CONFIG, load_checkpoint
+from crystalline_ray.training.state import TrainingState
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """The model of a checkpoint of the run in the folder `run`, ready to use.
+
+    `weights` are flat, float32, in the order of `layout`; `head_tree` is the outline of the lattice head's tree, or
+    "shells"; `skipped` says which newer checkpoints were damaged, and how.
+    """
+
+    run: Path
+    state: TrainingState
+    layout: ParameterLayout
+    weights: NDArray[np.float32]
+    tokenizer: Tokenizer
+    head_tree: str
+    skipped: tuple[str, ...]
+
+    @property
+    def shape(self) -> ModelShape:
+        """The shape of the model."""
+        return self.layout.shape
+
+
+def load_model(path: Path) -> TrainedModel:
+    """Load one checkpoint, or the newest intact one of a run: `path` is the folder of either.
+
+    Raises CheckpointError if there is none, or one whose tokenizer is of another model.
+    """
+    loaded = load_checkpoint(path, with_moments=False)
+    tokenizer = parse_tokenizer(loaded.tokenizer_json)
+    shape = loaded.layout.shape
+    if tokenizer.vocab_size != shape.vocab_size:
+        raise CheckpointError(
+            f"{loaded.path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {shape.vocab_size}"
+        )
+    run = loaded.path.resolve().parent.parent if loaded.path == path else path
+    return TrainedModel(run, loaded.state, loaded.layout, loaded.weights, tokenizer, loaded.head_tree, loaded.skipped)
 
 
 @dataclass(frozen=True)

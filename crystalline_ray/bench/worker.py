@@ -4,8 +4,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from crystalline_ray.engine.cores import proc_entry
 from crystalline_ray.engine.process import one_worker_thread, pin_to
-from crystalline_ray.engine.procfs import proc_entry
 from crystalline_ray.errors import ConfigError, ResourceError
 from crystalline_ray.kernels import gemm
 

@@ -16,8 +16,7 @@ from pathlib import Path
 from crystalline_ray.errors import ResourceError
 from crystalline_ray.spheres.memory import Memory, MemoryLayout, Writer
 
-BOARD = "board"
-
+_BOARD = "board"
 _PREFERRED = Path("/dev/shm")
 # Left free for Ray's object store, which lies in the same file system.
 _HEADROOM_BYTES = 160 << 20
@@ -25,12 +24,9 @@ _HEADROOM_BYTES = 160 << 20
 
 @dataclass(frozen=True)
 class Arena:
-    """The files of one run's shared memory on this node.
+    """The shared memory of one run on this node: files in a folder that is the run's alone.
 
-    Attributes:
-        folder: where they lie; belongs to the run alone.
-        layout: their sizes.
-        board_bytes: size of the board of the level-1 spheres.
+    `board_bytes` is the size of the board of the spheres, which lies beside the parts of the layout.
     """
 
     folder: Path
@@ -40,48 +36,37 @@ class Arena:
     def create(self) -> None:
         """Make the files at full size, so that a later write cannot find the file system full.
 
-        Raises:
-            ResourceError: not enough shared memory.
+        Raises ResourceError if there is not enough shared memory.
         """
         check_room(self.folder.parent, self.layout)
         private_folder(self.folder)
-        for part, size in (self.layout.sizes | {BOARD: self.board_bytes}).items():
-            descriptor = os.open(self.folder / part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-            try:
-                os.posix_fallocate(descriptor, 0, size)
-            except OSError as error:
-                if error.errno == errno.ENOSPC:
-                    raise _too_small(self.folder.parent, self.layout.total_bytes) from error
-                raise
-            finally:
-                os.close(descriptor)
+        for part, size in (self.layout.sizes | {_BOARD: self.board_bytes}).items():
+            with open(self.folder / part, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+                try:
+                    os.posix_fallocate(file.fileno(), 0, size)
+                except OSError as error:
+                    if error.errno == errno.ENOSPC:
+                        raise _too_small(self.folder.parent, self.layout) from error
+                    raise
 
     def attach(self, writer: Writer) -> Memory:
-        """Map the files; those of parts that `writer` does not write are mapped read-only.
-
-        Raises:
-            FileNotFoundError: the arena is gone.
-        """
+        """Map the files; those of parts that `writer` does not write are mapped read-only."""
         return Memory(self.layout, lambda part: self._map(part.name, writer in part.writers))
 
     def attach_board(self) -> memoryview:
-        """Map the board of the level-1 spheres, writable."""
-        return self._map(BOARD, writable=True)
+        """Map the board, writable."""
+        return self._map(_BOARD, writable=True)
 
     def _map(self, part: str, writable: bool) -> memoryview:
-        flags, access = (os.O_RDWR, mmap.ACCESS_WRITE) if writable else (os.O_RDONLY, mmap.ACCESS_READ)
-        descriptor = os.open(self.folder / part, flags)
-        try:
-            return memoryview(mmap.mmap(descriptor, 0, access=access))
-        finally:
-            os.close(descriptor)
+        mode, access = ("r+b", mmap.ACCESS_WRITE) if writable else ("rb", mmap.ACCESS_READ)
+        with open(self.folder / part, mode) as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=access))
 
 
 def arena_root() -> Path:
     """Return the folder arenas live in: shared memory where the system has it, else the temporary folder."""
-    if _PREFERRED.is_dir() and os.access(_PREFERRED, os.W_OK):
-        return _PREFERRED
-    return Path(tempfile.gettempdir())
+    usable = _PREFERRED.is_dir() and os.access(_PREFERRED, os.W_OK)
+    return _PREFERRED if usable else Path(tempfile.gettempdir())
 
 
 def private_folder(path: Path) -> None:
@@ -101,13 +86,13 @@ def private_folder(path: Path) -> None:
 def check_room(root: Path, layout: MemoryLayout) -> None:
     """Raise ResourceError if `root` has not enough free space for an arena of this layout."""
     if shutil.disk_usage(root).free < layout.total_bytes + _HEADROOM_BYTES:
-        raise _too_small(root, layout.total_bytes)
+        raise _too_small(root, layout)
 
 
-def _too_small(root: Path, needed: int) -> ResourceError:
-    free = shutil.disk_usage(root).free
+def _too_small(root: Path, layout: MemoryLayout) -> ResourceError:
+    needed, free = layout.total_bytes / 2**20, shutil.disk_usage(root).free / 2**20
     return ResourceError(
-        f"shared memory too small: the arena needs {needed / 2**20:,.0f} MiB, {root} has {free / 2**20:,.0f} MiB free "
+        f"shared memory too small: the arena needs {needed:,.0f} MiB, {root} has {free:,.0f} MiB free "
         f"({_HEADROOM_BYTES >> 20} MiB of it are kept for Ray); use a smaller model, fewer micro-batches per step, "
         "or a larger shared-memory file system (docker: --shm-size)"
     )

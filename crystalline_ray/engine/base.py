@@ -10,15 +10,16 @@ from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.messages import EvaluationRequest, EvaluationResult, StepRequest, StepResult
 from crystalline_ray.spheres.plan import Role
 
+ROOT = 0
+"""Id of the sphere that answers the driver."""
+
 
 @dataclass(frozen=True, slots=True)
 class SphereStats:
     """What a sphere has done since the engine started.
 
-    Attributes:
-        cpu_seconds: processor time of its process (local engine: of its own code).
-        wait_seconds: wall time it was not working.
-        batches: micro-batches computed by a leaf, coordinated by a control.
+    Processor time of its process (local engine: of its own code), wall time it was not working, and micro-batches
+    computed by a leaf, or coordinated by a control.
     """
 
     id: int
@@ -41,20 +42,16 @@ class Engine(ABC):
 
     memory: Memory
     warnings: tuple[str, ...] = ()
-    report_waiting: Callable[[str, float], None]
-
-    def __init__(self) -> None:
-        self.report_waiting = lambda sphere, seconds: None
+    report_waiting: Callable[[str, float], None] = staticmethod(lambda sphere, seconds: None)
 
     @abstractmethod
     def start(self, progress: Progress) -> None:
-        """Make all spheres."""
+        """Make all spheres. Raises CrystallineError if one could not be made, or not in time."""
 
     def step(self, request: StepRequest) -> StepResult:
         """Run one optimizer step; afterwards version + 1 is in `memory` if it was applied.
 
-        Raises:
-            SphereError: a sphere died or is silent; the last committed version is intact.
+        Raises SphereError if a sphere died or is silent; the last committed version is intact.
         """
         result: StepResult = self._ask(request)
         return result

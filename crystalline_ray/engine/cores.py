@@ -1,4 +1,4 @@
-"""Which cores this process may use, and in which order spheres are pinned to them.
+"""What the kernel tells of the cores: which this process may use, and in which order spheres are pinned to them.
 
 Allowed is what the scheduler affinity and the control groups' CPU quota leave, not what the machine has: a container
 sees all cores of its host. The order is physical cores first, their SMT siblings last, NUMA node by NUMA node.
@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from crystalline_ray.engine.procfs import SYSTEM, read_text
+_SYSTEM = Path("/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +40,14 @@ class Topology:
         return len({core.siblings for core in self.cores})
 
 
-def allowed_cores(affinity: Collection[int] | None = None, system: Path = SYSTEM) -> list[int]:
+def allowed_cores(affinity: Collection[int] | None = None, system: Path = _SYSTEM) -> list[int]:
     """Return the ids of the cores to use, in pinning order; at least one. Arguments as of `detect_topology`."""
     topology = detect_topology(affinity, system)
     cores = [core.id for core in topology.cores]
     return cores if topology.quota is None else cores[: max(1, int(topology.quota))]
 
 
-def detect_topology(affinity: Collection[int] | None = None, system: Path = SYSTEM) -> Topology:
+def detect_topology(affinity: Collection[int] | None = None, system: Path = _SYSTEM) -> Topology:
     """Read the topology of the cores in `affinity` (this process's own by default) from /sys and /proc under `system`.
 
     Where the operating system does not tell (no Linux), every core counts as a physical core of NUMA node 0.
@@ -57,11 +57,11 @@ def detect_topology(affinity: Collection[int] | None = None, system: Path = SYST
     numa_nodes = {
         core: int(folder.name.removeprefix("node"))
         for folder in (system / "sys/devices/system/node").glob("node[0-9]*")
-        for core in _cpu_list(read_text(folder / "cpulist"))
+        for core in _cpu_list(_read(folder / "cpulist"))
     }
     cores = []
     for core in affinity:
-        siblings = read_text(system / f"sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
+        siblings = _read(system / f"sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
         cores.append(Core(core, numa_nodes.get(core, 0), tuple(_cpu_list(siblings)) or (core,)))
 
     def pinning_order(core: Core) -> tuple[int, int, int]:
@@ -71,30 +71,27 @@ def detect_topology(affinity: Collection[int] | None = None, system: Path = SYST
     return Topology(tuple(sorted(cores, key=pinning_order)), _cpu_quota(system))
 
 
+def proc_entry(file: str, name: str) -> str:
+    """Return the first value of `name` in a file of `name: value` lines under /proc, '' if there is none."""
+    entries = (line.partition(":") for line in _read(_SYSTEM / "proc" / file).splitlines())
+    return next((value.strip() for found, _, value in entries if found.strip() == name), "")
+
+
 def _cpu_quota(system: Path) -> float | None:
     """The tightest CPU bandwidth limit, in cores, of this process's control group and the groups around it."""
-    limits: list[tuple[str, ...]] = []
-    for line in read_text(system / "proc/self/cgroup").splitlines():
+    limits = []
+    for line in _read(system / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
-        if not controllers:  # version 2
-            folders = _with_parents(system / "sys/fs/cgroup", path)
-            limits += [tuple((read_text(folder / "cpu.max") or "max 0").split()) for folder in folders]
-        elif "cpu" in controllers.split(","):
-            folders = _with_parents(system / "sys/fs/cgroup/cpu", path)
-            limits += [
-                (read_text(folder / "cpu.cfs_quota_us"), read_text(folder / "cpu.cfs_period_us")) for folder in folders
-            ]
-    # "max" (version 2) and -1 (version 1) stand for no limit.
-    quotas = [int(quota) / int(period) for quota, period in limits if quota.isdecimal() and period.isdecimal()]
+        mount, files = system / "sys/fs/cgroup", ["cpu.max"]  # version 2
+        if controllers:
+            mount, files = mount / "cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        if not controllers or "cpu" in controllers.split(","):
+            group = mount / path.lstrip("/")
+            groups = [folder for folder in (group, *group.parents) if folder.is_relative_to(mount)]
+            limits += [" ".join(_read(folder / file) for file in files).split() for folder in groups]
+    # Of two numbers; "max" (version 2) and -1 (version 1) stand for no limit.
+    quotas = [int(limit[0]) / int(limit[1]) for limit in limits if [word.isdecimal() for word in limit] == [True, True]]
     return min(quotas, default=None)
-
-
-def _with_parents(mount: Path, path: str) -> Iterator[Path]:
-    folder = mount / path.lstrip("/")
-    yield folder
-    while folder != mount:
-        folder = folder.parent
-        yield folder
 
 
 def _cpu_list(text: str) -> Iterator[int]:
@@ -102,3 +99,11 @@ def _cpu_list(text: str) -> Iterator[int]:
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")
         yield from range(int(first), int(last or first) + 1)
+
+
+def _read(path: Path) -> str:
+    """The stripped content, '' where the kernel has no such file or does not show it to this process."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""

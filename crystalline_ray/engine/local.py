@@ -6,12 +6,12 @@ from collections.abc import Callable, Collection, Generator
 from contextlib import ExitStack
 from typing import Any
 
-from crystalline_ray.engine.base import Engine, SphereStats
+from crystalline_ray.engine.base import ROOT, Engine, SphereStats
 from crystalline_ray.engine.process import one_worker_thread
 from crystalline_ray.errors import SphereError
 from crystalline_ray.progress import Progress
 from crystalline_ray.spheres.hooks import place_similar_tokens
-from crystalline_ray.spheres.memory import Memory, Part
+from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.messages import EvaluationRequest, Posts, StepRequest
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 from crystalline_ray.spheres.run_spec import RunSpec
@@ -19,19 +19,13 @@ from crystalline_ray.spheres.segment_owner import CommitProtocol, Squares
 from crystalline_ray.spheres.sizing import memory_layout
 from crystalline_ray.spheres.sphere import Sphere
 
-_ROOT = 0
-
 
 class LocalEngine(Engine):
-    """Hosts the spheres of a run in the calling thread.
-
-    Args:
-        run: the run.
-    """
+    """Hosts the spheres of a run in the calling thread."""
 
     def __init__(self, run: RunSpec) -> None:
-        super().__init__()
-        self.memory = Memory(memory_layout(run), _anonymous_buffer)
+        # Anonymous maps are zeroed and page-aligned, and cost nothing until they are written.
+        self.memory = Memory(memory_layout(run), lambda part: memoryview(mmap.mmap(-1, part.num_bytes)))
         self._run = run
         self._link = _LocalLink(len(run.plan.spheres))
         self._started = 0.0
@@ -61,7 +55,7 @@ class LocalEngine(Engine):
         self._link.spheres.clear()
 
     def _ask(self, request: StepRequest | EvaluationRequest) -> Any:
-        return self._link.call(_ROOT, request)
+        return self._link.call(ROOT, request)
 
 
 class _LocalLink:
@@ -103,7 +97,6 @@ class _LocalLink:
         """Nobody watches: who is late here is the caller."""
 
     def call(self, sphere: int, message: object) -> Any:
-        """Let a sphere act on a message."""
         return self._charge(sphere, lambda: self.spheres[sphere].handle(message))
 
     def _advance(self, ticket: int, sphere: int, protocol: CommitProtocol, squares: Squares | None) -> None:
@@ -124,8 +117,3 @@ class _LocalLink:
             spent = time.thread_time() - start
             self.cpu[sphere] += spent - self._inner
             self._inner = outer + spent
-
-
-def _anonymous_buffer(part: Part) -> memoryview:
-    # mmap gives zeroed, page-aligned memory that costs nothing until it is written.
-    return memoryview(mmap.mmap(-1, part.num_bytes))

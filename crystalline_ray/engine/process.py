@@ -1,16 +1,29 @@
-"""How a thread that computes is set up: its core, its BLAS threads, its denormals."""
+"""The settings of a process and of a thread that computes: environment, core, BLAS threads, denormals."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 
-from crystalline_ray.engine.environment import environment
 from crystalline_ray.errors import ResourceError
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.denormals import flush_to_zero
 
-with environment({}):  # it sets a variable of OpenMP's
+
+@contextmanager
+def environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the duration, then restore every variable that has changed since."""
+    before = dict(os.environ)
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+with environment({}):  # its import sets a variable of OpenMP's
     from threadpoolctl import ThreadpoolController as ThreadpoolController
 
 # Read by the BLAS libraries when NumPy is first imported.
@@ -23,11 +36,7 @@ def one_worker_thread(blas: gemm.Library = "numpy") -> Iterator[None]:
 
     It takes some microseconds, so that it may be entered for every token.
 
-    Args:
-        blas: library that computes matrix products.
-
-    Raises:
-        ResourceError: the library is not available, or BLAS keeps more than one thread.
+    Raises ResourceError if the library is not available, or if BLAS keeps more than one thread.
     """
     with ExitStack() as settings:
         try:
@@ -46,8 +55,7 @@ def one_worker_thread(blas: gemm.Library = "numpy") -> Iterator[None]:
 def pin_to(core: int) -> None:
     """Bind the calling thread to one core; other threads of the process (Ray's own) stay free.
 
-    Raises:
-        ResourceError: the core is not available to this process.
+    Raises ResourceError if the core is not available to this process.
     """
     try:
         os.sched_setaffinity(0, {core})

@@ -19,8 +19,7 @@ from crystalline_ray.bench.peak import measure_peak
 from crystalline_ray.bench.worker import as_worker, measuring_core
 from crystalline_ray.config import Config
 from crystalline_ray.engine.arithmetic import chosen_arithmetic
-from crystalline_ray.engine.cores import allowed_cores, detect_topology
-from crystalline_ray.engine.procfs import proc_entry
+from crystalline_ray.engine.cores import allowed_cores, detect_topology, proc_entry
 from crystalline_ray.progress import Progress
 from crystalline_ray.screen import facts
 from crystalline_ray.training.resolve import plan_for

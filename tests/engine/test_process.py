@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
-from crystalline_ray.engine.environment import environment
-from crystalline_ray.engine.process import one_worker_thread
+from crystalline_ray.engine.process import environment, one_worker_thread
 from crystalline_ray.errors import ResourceError
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.blas import mkl_library

@@ -5,7 +5,7 @@
 
 import sys
 
-from crystalline_ray.engine.environment import environment
+from crystalline_ray.engine.process import environment
 
 _path = list(sys.path)
 with environment({}):

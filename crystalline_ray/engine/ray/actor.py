@@ -22,13 +22,7 @@ START_SECONDS = 20.0
 
 
 class SphereHost:
-    """Hosts one sphere: sets up its process, passes messages on, keeps the books.
-
-    Args:
-        run: the run.
-        sphere_id: place in the plan.
-        arena: shared memory of the node.
-    """
+    """Hosts one sphere of a run: sets up its process, passes messages on, keeps the books."""
 
     def __init__(self, run: RunSpec, sphere_id: int, arena: Arena) -> None:
         spec = run.plan.spheres[sphere_id]
@@ -37,9 +31,10 @@ class SphereHost:
             pin_to(spec.core)
         self._settings = ExitStack()  # never closed: they hold as long as the process
         self._settings.enter_context(one_worker_thread(run.blas))
-        self._link = RayLink(run.plan, sphere_id, self._board, lambda message: self._sphere.handle(message))
+        self._link = RayLink(sphere_id, self._board)
         memory = arena.attach("root" if spec.role == "root" else "level1" if spec.level == 1 else "worker")
         self._sphere = Sphere(run, sphere_id, memory, self._link)
+        self._link.handle = self._sphere.handle
         self._busy = self._cpu = self._started = 0.0
 
     def connect(self, actors: dict[int, Any]) -> None:
@@ -62,15 +57,9 @@ class SphereHost:
 
     def stats(self) -> SphereStats:
         """Return what the sphere did since it was connected."""
-        working = self._busy - self._board.wait_seconds
-        return SphereStats(
-            id=self._sphere.spec.id,
-            role=self._sphere.spec.role,
-            level=self._sphere.spec.level,
-            cpu_seconds=time.process_time() - self._cpu,
-            wait_seconds=max(0.0, time.perf_counter() - self._started - working),
-            batches=self._sphere.batches,
-        )
+        spec, working = self._sphere.spec, self._busy - self._board.wait_seconds
+        cpu, waiting = time.process_time() - self._cpu, time.perf_counter() - self._started - working
+        return SphereStats(spec.id, spec.role, spec.level, cpu, max(0.0, waiting), self._sphere.batches)
 
     def _drive(self, protocol: CommitProtocol) -> Committed:
         try:
@@ -84,21 +73,19 @@ class SphereHost:
 class RootHost(SphereHost):
     """Hosts the root, which makes all other actors: an actor dies with its creator, and the root outlives them."""
 
-    def __init__(self, run: RunSpec, sphere_id: int, arena: Arena) -> None:
-        super().__init__(run, sphere_id, arena)
-        self._run = run
-        self._arena = arena
-
-    def launch(self) -> None:
+    def launch(self, run: RunSpec, arena: Arena) -> None:
         """Make every other sphere; return when all are ready.
 
-        Raises:
-            CrystallineError: a sphere could not be made, or not in time.
+        Raises CrystallineError if a sphere could not be made, or not in time.
         """
-        run, arena = ray.put(self._run), ray.put(self._arena)
-        others = {spec.id: HOST.remote(run, spec.id, arena) for spec in self._run.plan.spheres[1:]}
-        self.connect(others)
-        tickets = {self._link.call(sphere, "connect", self._acquaintances(sphere)) for sphere in others}
+        plan, in_store = run.plan, (ray.put(run), ray.put(arena))
+        actors = {spec.id: HOST.remote(in_store[0], spec.id, in_store[1]) for spec in plan.spheres[1:]}
+        self.connect(actors)
+        tickets = set()
+        for spec in plan.spheres[1:]:
+            # Level-1 spheres may borrow any worker; a deeper control knows its children; a deeper leaf nobody.
+            known = actors if spec.level == 1 else {child.id: actors[child.id] for child in plan.children(spec.id)}
+            tickets.add(self._link.call(spec.id, "connect", known))
         while tickets:
             self._link.excuse(START_SECONDS)
             tickets.remove(self._link.receive(tickets)[0])
@@ -108,14 +95,6 @@ class RootHost(SphereHost):
         tickets = [self._link.call(sphere, "stats") for sphere in self._link.actors]
         return [self.stats(), *(self._link.receive([ticket])[1] for ticket in tickets)]
 
-    def _acquaintances(self, sphere: int) -> dict[int, Any]:
-        """Level-1 spheres may borrow any worker; a deeper control knows its children; a deeper leaf nobody."""
-        actors = self._link.actors
-        if self._run.plan.spheres[sphere].level == 1:
-            return actors
-        return {child.id: actors[child.id] for child in self._run.plan.children(sphere)}
-
 
 # Coordinators and leaves share cores by plan, so Ray is not to count them; a lost sphere is never restarted blindly.
-HOST = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)(SphereHost)
-ROOT_HOST = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)(RootHost)
+HOST, ROOT_HOST = map(ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0), (SphereHost, RootHost))

@@ -38,13 +38,6 @@ def board_bytes(plan: SpherePlan) -> int:
     return (SYMMETRY_GROUPS + len(plan.spheres) + 1) * _ROW * 8
 
 
-def describe(plan: SpherePlan, sphere: int) -> str:
-    """Return how a sphere is called in messages to people."""
-    spec = plan.spheres[sphere]
-    place = "" if spec.core is None else f", core {spec.core}"
-    return f"sphere {sphere} ({spec.role}, level {spec.level}{place})"
-
-
 class Board:
     """The board as one sphere, or the driver, sees it.
 
@@ -69,6 +62,12 @@ class Board:
         self._plan = plan
         self._deadline = deadline
         self._woke = 0.0
+
+    def name(self, sphere: int) -> str:
+        """Return how a sphere is called in messages to people."""
+        spec = self._plan.spheres[sphere]
+        place = "" if spec.core is None else f", core {spec.core}"
+        return f"sphere {sphere} ({spec.role}, level {spec.level}{place})"
 
     def exchange(self, posts: Posts) -> Squares:
         """Publish the posts; return the squares of all segments as soon as their owners have published them.
@@ -101,14 +100,13 @@ class Board:
     def look(self, owing: Mapping[int, float]) -> None:
         """Give a sign of life while waiting for spheres, each of which owes something since the time given.
 
-        Raises:
-            DeadlineError: spheres were silent for longer than the deadline; names them.
+        Raises DeadlineError, which names them, if spheres were silent for longer than the deadline.
         """
         now = time.monotonic()
         if now - self._own[_ALIVE] > 2 * self.look_seconds:
             self._woke = now  # this process was suspended, and perhaps the others with it
         heard = {sphere: max(since, self._woke, self._spheres[sphere, _ALIVE]) for sphere, since in owing.items()}
-        late = [describe(self._plan, sphere) for sphere in sorted(heard) if now - heard[sphere] > self._deadline]
+        late = [self.name(sphere) for sphere in sorted(heard) if now - heard[sphere] > self._deadline]
         if late:
             raise DeadlineError(f"no sign of life within {self._deadline:g} s from {', '.join(late)}")
         sphere = min(heard, key=heard.__getitem__)

@@ -2,7 +2,6 @@
 
 import os
 import secrets
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,10 @@ import psutil
 import ray
 
 from crystalline_ray.engine.arena import Arena
-from crystalline_ray.engine.base import Engine, SphereStats
+from crystalline_ray.engine.base import ROOT, Engine, SphereStats
 from crystalline_ray.engine.ray import janitor
 from crystalline_ray.engine.ray.actor import ROOT_HOST, START_SECONDS
-from crystalline_ray.engine.ray.board import DRIVER, Board, board_bytes, describe
+from crystalline_ray.engine.ray.board import DRIVER, Board, board_bytes
 from crystalline_ray.engine.ray.link import RayLink
 from crystalline_ray.errors import ResourceError, SphereError
 from crystalline_ray.progress import Progress
@@ -22,7 +21,6 @@ from crystalline_ray.spheres.messages import EvaluationRequest, StepRequest
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.sizing import memory_layout
 
-_ROOT = 0
 # Seconds without progress after which the driver says whom it waits for.
 _PATIENCE_SECONDS = 5.0
 _EXIT_SECONDS = 15.0
@@ -35,22 +33,17 @@ class RayEngine(Engine):
         run: the run.
         arenas: folder for arenas of the started Ray instance, which outlives the engine.
 
-    Attributes:
-        arena: the shared memory, whose files this engine owns.
-
-    Raises:
-        ResourceError: not enough shared memory.
+    Raises ResourceError if there is not enough shared memory.
     """
 
     def __init__(self, run: RunSpec, arenas: Path) -> None:
-        super().__init__()
         self.warnings = _oversubscription(run)
         self._run = run
         self.arena = Arena(arenas / secrets.token_hex(4), memory_layout(run), board_bytes(run.plan))
         self.arena.create()
         self.memory = self.arena.attach("driver")
         self._board = Board(self.arena.attach_board(), DRIVER, run.plan, run.config.deadline_seconds)
-        self._link = RayLink(run.plan, DRIVER, self._board, _nobody)
+        self._link = RayLink(DRIVER, self._board)
 
     @property
     def processes(self) -> list[int]:
@@ -58,54 +51,46 @@ class RayEngine(Engine):
         return self._board.processes()
 
     def start(self, progress: Progress) -> None:
-        """Make the root, which makes all other spheres.
-
-        Raises:
-            CrystallineError: a sphere could not be made, or not in time.
-        """
+        """Make the root, which makes all other spheres."""
         place_similar_tokens(self._run, self.memory, progress)
         total = len(self._run.plan.spheres)
         progress("Starting spheres", 0, total)
-        self._link.actors = {_ROOT: ROOT_HOST.remote(self._run, _ROOT, self.arena)}
-        ticket = self._link.call(_ROOT, "launch")
+        self._link.actors = {ROOT: ROOT_HOST.remote(self._run, ROOT, self.arena)}
+        launched = self._link.call(ROOT, "launch", self._run, self.arena)
         self._link.excuse(START_SECONDS)
-        self._await(ticket, lambda: progress("Starting spheres", self._board.count_ready(), total))
+        self._link.on_look = lambda: progress("Starting spheres", self._board.count_ready(), total)
+        self._link.receive([launched])
+        self._link.on_look = self._report
         progress("Starting spheres", total, total)
 
     def stats(self) -> list[SphereStats]:
         """Return the work of every sphere."""
-        stats: list[SphereStats] = self._await(self._link.call(_ROOT, "stats_of_all"), self._report)
+        stats: list[SphereStats] = self._link.receive([self._link.call(ROOT, "stats_of_all")])[1]
         return stats
 
     def close(self) -> None:
         """Stop all actors and remove the arena."""
-        spheres = [process for process in psutil.process_iter() if process.pid in self.processes]
+        ids = self.processes
+        spheres = [process for process in psutil.process_iter() if process.pid in ids]
         for root in self._link.actors.values():
             ray.kill(root)
         self._link.actors = {}
         # A stopped process ends by kill -9 only.
         if not janitor.clear([str(self.arena.folder)], {os.getpid()}):
             raise ResourceError(f"could not remove {self.arena.folder}, or the processes that use it")
-        psutil.wait_procs(spheres, timeout=_EXIT_SECONDS)  # until Ray has taken note
+        # They have ended, but stay in the table of processes until Ray, their parent, takes note.
+        psutil.wait_procs(spheres, timeout=_EXIT_SECONDS)
 
     def _ask(self, request: StepRequest | EvaluationRequest) -> Any:
         try:
-            return self._await(self._link.send(_ROOT, request), self._report)
+            return self._link.receive([self._link.send(ROOT, request)])[1]
         except SphereError as error:
             raise type(error)(f"step {request.step}: {error}") from error
-
-    def _await(self, ticket: int, on_look: Callable[[], None]) -> Any:
-        self._link.on_look = on_look
-        return self._link.receive([ticket])[1]
 
     def _report(self) -> None:
         sphere, seconds = self._board.longest_wait()
         if seconds >= _PATIENCE_SECONDS:
-            self.report_waiting(describe(self._run.plan, sphere), seconds)
-
-
-def _nobody(message: object) -> Any:
-    raise RuntimeError(f"the driver is no sphere and cannot answer {message}")
+            self.report_waiting(self._board.name(sphere), seconds)
 
 
 def _oversubscription(run: RunSpec) -> tuple[str, ...]:

@@ -22,9 +22,9 @@ _PAUSE_SECONDS = 0.1
 
 def users_of(folders: list[str], spared: set[int]) -> Iterator[int]:
     """Yield the ids of processes, other than the spared ones, that use one of the folders."""
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and int(entry) not in spared and _uses(Path("/proc") / entry, folders):
-            yield int(entry)
+    for process in Path("/proc").glob("[0-9]*"):
+        if int(process.name) not in spared and any(folder in trace for folder in folders for trace in _traces(process)):
+            yield int(process.name)
 
 
 def clear(folders: list[str], spared: set[int]) -> bool:
@@ -42,13 +42,12 @@ def clear(folders: list[str], spared: set[int]) -> bool:
     return False
 
 
-def _uses(process: Path, folders: list[str]) -> bool:
+def _traces(process: Path) -> list[str]:
     try:
-        traces = [(process / "cmdline").read_text(errors="replace"), (process / "maps").read_text(errors="replace")]
-        traces += [os.readlink(link) for link in (process / "fd").iterdir()]
+        texts = [(process / name).read_text(errors="replace") for name in ("cmdline", "maps")]
+        return texts + [os.readlink(link) for link in (process / "fd").iterdir()]
     except (FileNotFoundError, PermissionError, ProcessLookupError):
-        return False  # gone meanwhile, or another user's
-    return any(folder in trace for folder in folders for trace in traces)
+        return []  # gone meanwhile, or another user's
 
 
 def main(arguments: list[str]) -> int:

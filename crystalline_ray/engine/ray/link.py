@@ -8,32 +8,27 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from crystalline_ray.engine.ray.board import Board, describe
+from crystalline_ray.engine.ray.board import Board
 from crystalline_ray.errors import CrystallineError, SphereError
-from crystalline_ray.spheres.plan import SpherePlan
 
 
 class RayLink:
     """Reaches other spheres through their actors, and the sphere of its own process directly.
 
-    Args:
-        plan: names the culprit of a failure.
-        own: id of the sphere that uses the link.
-        board: as that sphere sees it.
-        handle: answers messages to the own sphere (a level-1 leaf sends itself work).
-
     Attributes:
+        actors: the other spheres.
+        handle: answers messages to the own sphere (a level-1 leaf sends itself work).
         on_look: called after every look at those who are waited for.
     """
 
-    def __init__(self, plan: SpherePlan, own: int, board: Board, handle: Callable[[object], Any]) -> None:
+    handle: Callable[[object], Any]
+
+    def __init__(self, own: int, board: Board) -> None:
         self.actors: dict[int, Any] = {}
         self.beat = board.beat
         self.on_look: Callable[[], None] = lambda: None
-        self._plan = plan
         self._own = own
         self._board = board
-        self._handle = handle
         self._tickets = itertools.count()
         self._done: dict[int, Any] = {}
         self._calls: dict[int, tuple[ray.ObjectRef[Any], int]] = {}
@@ -44,7 +39,7 @@ class RayLink:
         if sphere != self._own:
             return self.call(sphere, "handle", message)
         ticket = next(self._tickets)
-        self._done[ticket] = self._handle(message)
+        self._done[ticket] = self.handle(message)
         return ticket
 
     def call(self, sphere: int, method: str, *arguments: object) -> int:
@@ -75,22 +70,16 @@ class RayLink:
         ticket = pending[ready[0]]
         reference, sphere = self._calls.pop(ticket)
         del self._since[ticket]
-        return ticket, _fetch(reference, describe(self._plan, sphere))
+        return ticket, _fetch(reference, self._board.name(sphere))
 
 
 def _fetch(reference: "ray.ObjectRef[Any]", name: str) -> Any:
-    """Return the value of a finished call.
-
-    Raises:
-        SphereError: the actor `name` died, or failed with an error that is none of ours.
-        CrystallineError: whatever the sphere raised itself.
-    """
+    """Return the value of a finished call; raise what the sphere raised, SphereError if that is no error of ours."""
     try:
         return ray.get(reference)
     except RayActorError as error:
         raise SphereError(f"{name} died") from error
     except RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, CrystallineError):
-            raise cause from None
+        if isinstance(error.cause, CrystallineError):
+            raise error.cause from None
         raise SphereError(f"{name} failed:\n{error}") from error

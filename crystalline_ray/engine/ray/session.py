@@ -19,8 +19,7 @@ from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray._raylet import Config as RayConfig  # type: ignore[attr-defined]
 
 from crystalline_ray.engine.arena import arena_root, private_folder
-from crystalline_ray.engine.environment import environment
-from crystalline_ray.engine.process import SINGLE_THREAD
+from crystalline_ray.engine.process import SINGLE_THREAD, environment
 from crystalline_ray.engine.ray import janitor
 from crystalline_ray.errors import ConfigError, CrystallineError
 
@@ -48,7 +47,10 @@ def ray_session() -> Iterator[Path]:
         raise ConfigError("engine = 'ray': Ray runs in this process already; call ray.shutdown() first, or use local")
     sweep_stale()
     name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
-    arenas, temporary = arena_root() / name, _temporary_root(name) / name
+    temporary = Path(tempfile.gettempdir(), name)
+    if len(os.fsencode(temporary)) + _LONGEST_BELOW > _LONGEST_SOCKET:
+        temporary = _SHORT_ROOT / name
+    arenas = arena_root() / name
     folders = sorted({str(arenas), str(temporary)})
     watch = subprocess.Popen(
         [sys.executable, "-I", janitor.__file__, str(os.getpid()), *folders],
@@ -77,12 +79,6 @@ def sweep_stale() -> None:
             owner = folder.name.removeprefix(_PREFIX).split("-")[0]
             if owner.isdigit() and not Path("/proc", owner).exists() and folder.lstat().st_uid == os.getuid():
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _temporary_root(name: str) -> Path:
-    """The temporary folder, or /tmp if paths of sockets below that would be too long."""
-    root = Path(tempfile.gettempdir())
-    return root if len(os.fsencode(root / name)) + _LONGEST_BELOW <= _LONGEST_SOCKET else _SHORT_ROOT
 
 
 def _start(folder: Path) -> None:

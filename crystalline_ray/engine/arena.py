@@ -34,10 +34,7 @@ class Arena:
     board_bytes: int
 
     def create(self) -> None:
-        """Make the files at full size, so that a later write cannot find the file system full.
-
-        Raises ResourceError if there is not enough shared memory.
-        """
+        """Make the files at full size, so that no later write finds the memory full. Raises ResourceError if it is."""
         check_room(self.folder.parent, self.layout)
         private_folder(self.folder)
         for part, size in (self.layout.sizes | {_BOARD: self.board_bytes}).items():
@@ -70,10 +67,7 @@ def arena_root() -> Path:
 
 
 def private_folder(path: Path) -> None:
-    """Make a folder that only this user may enter; never take over one that is there.
-
-    Raises ResourceError if it cannot be made so.
-    """
+    """Make a folder that only this user may enter. Raises ResourceError if it cannot, or if the path is there."""
     try:
         path.mkdir(mode=0o700)
     except OSError as error:

@@ -63,12 +63,9 @@ def detect_topology(affinity: Collection[int] | None = None, system: Path = _SYS
     for core in affinity:
         siblings = _read(system / f"sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
         cores.append(Core(core, numa_nodes.get(core, 0), tuple(_cpu_list(siblings)) or (core,)))
-
-    def pinning_order(core: Core) -> tuple[int, int, int]:
-        allowed_before = sum(sibling in affinity for sibling in core.siblings if sibling < core.id)
-        return (allowed_before, core.numa_node, core.id)
-
-    return Topology(tuple(sorted(cores, key=pinning_order)), _cpu_quota(system))
+    # By how many of its allowed siblings come before it.
+    cores.sort(key=lambda core: (sum(id in affinity for id in core.siblings if id < core.id), core.numa_node, core.id))
+    return Topology(tuple(cores), _cpu_quota(system))
 
 
 def proc_entry(file: str, name: str) -> str:

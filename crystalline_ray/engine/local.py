@@ -10,34 +10,40 @@ from crystalline_ray.engine.base import ROOT, Engine, SphereStats
 from crystalline_ray.engine.process import one_worker_thread
 from crystalline_ray.errors import SphereError
 from crystalline_ray.progress import Progress
-from crystalline_ray.spheres.hooks import place_similar_tokens
+from crystalline_ray.spheres import hooks, messages, sizing
 from crystalline_ray.spheres.memory import Memory
-from crystalline_ray.spheres.messages import EvaluationRequest, Posts, StepRequest
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.segment_owner import CommitProtocol, Squares
-from crystalline_ray.spheres.sizing import memory_layout
 from crystalline_ray.spheres.sphere import Sphere
 
 
 class LocalEngine(Engine):
-    """Hosts the spheres of a run in the calling thread."""
+    """Hosts the spheres of a run in the calling thread, and is the link between them.
+
+    The receiver of a message acts at once; the reply waits until it is asked for. Commits of level-1 spheres halt where
+    they wait for one another; all go on when the first reply is asked for.
+    """
 
     def __init__(self, run: RunSpec) -> None:
         # Anonymous maps are zeroed and page-aligned, and cost nothing until they are written.
-        self.memory = Memory(memory_layout(run), lambda part: memoryview(mmap.mmap(-1, part.num_bytes)))
+        self.memory = Memory(sizing.memory_layout(run), lambda part: memoryview(mmap.mmap(-1, part.num_bytes)))
         self._run = run
-        self._link = _LocalLink(len(run.plan.spheres))
-        self._started = 0.0
+        self._spheres: list[Sphere] = []
+        self._cpu = [0.0] * len(run.plan.spheres)
+        self._inner = self._started = 0.0
         self._settings = ExitStack()
+        self._tickets = 0
+        self._replies: dict[int, Any] = {}
+        self._halted: dict[int, tuple[int, CommitProtocol, messages.Posts]] = {}
 
     def start(self, progress: Progress) -> None:
         """Make all spheres."""
         self._settings.enter_context(one_worker_thread(self._run.blas))
-        place_similar_tokens(self._run, self.memory, progress)
+        hooks.place_similar_tokens(self._run, self.memory, progress)
         total = len(self._run.plan.spheres)
         for number in range(total):
-            self._link.spheres.append(Sphere(self._run, number, self.memory, self._link))
+            self._spheres.append(Sphere(self._run, number, self.memory, self))
             progress("Starting spheres", number + 1, total)
         self._started = time.perf_counter()
 
@@ -46,36 +52,19 @@ class LocalEngine(Engine):
         wall = time.perf_counter() - self._started
         return [
             SphereStats(s.spec.id, s.spec.role, s.spec.level, cpu, max(0.0, wall - cpu), s.batches)
-            for s, cpu in zip(self._link.spheres, self._link.cpu, strict=True)
+            for s, cpu in zip(self._spheres, self._cpu, strict=True)
         ]
 
     def close(self) -> None:
         """Drop the spheres and restore the thread's settings."""
         self._settings.close()
-        self._link.spheres.clear()
-
-    def _ask(self, request: StepRequest | EvaluationRequest) -> Any:
-        return self._link.call(ROOT, request)
-
-
-class _LocalLink:
-    """Runs the receiver of a message at once; the reply waits until it is asked for.
-
-    Commits of level-1 spheres halt where they wait for one another; all go on when the first reply is asked for.
-    """
-
-    def __init__(self, count: int) -> None:
-        self.spheres: list[Sphere] = []
-        self.cpu = [0.0] * count
-        self._replies: dict[int, Any] = {}
-        self._halted: dict[int, tuple[int, CommitProtocol, Posts]] = {}
-        self._tickets = 0
-        self._inner = 0.0
+        self._spheres.clear()
 
     def send(self, sphere: int, message: object) -> int:
+        """Let a sphere act on a message; return a ticket for the reply."""
         self._tickets += 1
         ticket = self._tickets
-        reply = self.call(sphere, message)
+        reply = self._act(sphere, message)
         if isinstance(reply, Generator):
             self._advance(ticket, sphere, reply, None)
         else:
@@ -83,6 +72,7 @@ class _LocalLink:
         return ticket
 
     def receive(self, tickets: Collection[int]) -> tuple[int, Any]:
+        """Return the first of the tickets and its reply."""
         ticket = next(iter(tickets))
         while ticket not in self._replies:
             if not self._halted:
@@ -96,8 +86,11 @@ class _LocalLink:
     def beat(self) -> None:
         """Nobody watches: who is late here is the caller."""
 
-    def call(self, sphere: int, message: object) -> Any:
-        return self._charge(sphere, lambda: self.spheres[sphere].handle(message))
+    def _ask(self, request: messages.StepRequest | messages.EvaluationRequest) -> Any:
+        return self._act(ROOT, request)
+
+    def _act(self, sphere: int, message: object) -> Any:
+        return self._charge(sphere, lambda: self._spheres[sphere].handle(message))
 
     def _advance(self, ticket: int, sphere: int, protocol: CommitProtocol, squares: Squares | None) -> None:
         try:
@@ -115,5 +108,5 @@ class _LocalLink:
             return action()
         finally:
             spent = time.thread_time() - start
-            self.cpu[sphere] += spent - self._inner
+            self._cpu[sphere] += spent - self._inner
             self._inner = outer + spent

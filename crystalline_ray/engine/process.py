@@ -53,10 +53,7 @@ def one_worker_thread(blas: gemm.Library = "numpy") -> Iterator[None]:
 
 
 def pin_to(core: int) -> None:
-    """Bind the calling thread to one core; other threads of the process (Ray's own) stay free.
-
-    Raises ResourceError if the core is not available to this process.
-    """
+    """Bind the calling thread, and none of Ray's, to one core. Raises ResourceError if this process may not use it."""
     try:
         os.sched_setaffinity(0, {core})
     except OSError as error:

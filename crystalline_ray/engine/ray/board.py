@@ -39,16 +39,10 @@ def board_bytes(plan: SpherePlan) -> int:
 
 
 class Board:
-    """The board as one sphere, or the driver, sees it.
+    """The board as the sphere `own`, or the driver, sees it, over `board_bytes` of shared memory, zero at first.
 
-    Args:
-        buffer: `board_bytes` of shared memory, zero at first.
-        own: the sphere whose row to write.
-        plan: names the culprit.
-        deadline: seconds a sphere that owes something may be silent.
-
-    Attributes:
-        wait_seconds: time spent waiting for others.
+    `deadline` is how many seconds a sphere that owes something may be silent; `wait_seconds` counts the time spent
+    waiting for others.
     """
 
     def __init__(self, buffer: memoryview, own: int, plan: SpherePlan, deadline: float) -> None:
@@ -70,10 +64,7 @@ class Board:
         return f"sphere {sphere} ({spec.role}, level {spec.level}{place})"
 
     def exchange(self, posts: Posts) -> Squares:
-        """Publish the posts; return the squares of all segments as soon as their owners have published them.
-
-        Raises DeadlineError as `look`.
-        """
+        """Publish the posts; return the squares of all segments once all are there. Raises DeadlineError as `look`."""
         stamp = posts.step + 1
         for segment, square in posts.squares.items():
             self._segments[segment, _SQUARE] = square

@@ -11,15 +11,12 @@ import ray
 from crystalline_ray.engine.arena import Arena
 from crystalline_ray.engine.base import ROOT, Engine, SphereStats
 from crystalline_ray.engine.ray import janitor
-from crystalline_ray.engine.ray.actor import ROOT_HOST, START_SECONDS
+from crystalline_ray.engine.ray.actor import ROOT_HOST, START_SECONDS, RayLink
 from crystalline_ray.engine.ray.board import DRIVER, Board, board_bytes
-from crystalline_ray.engine.ray.link import RayLink
 from crystalline_ray.errors import ResourceError, SphereError
 from crystalline_ray.progress import Progress
-from crystalline_ray.spheres.hooks import place_similar_tokens
-from crystalline_ray.spheres.messages import EvaluationRequest, StepRequest
+from crystalline_ray.spheres import hooks, messages, sizing
 from crystalline_ray.spheres.run_spec import RunSpec
-from crystalline_ray.spheres.sizing import memory_layout
 
 # Seconds without progress after which the driver says whom it waits for.
 _PATIENCE_SECONDS = 5.0
@@ -27,19 +24,20 @@ _EXIT_SECONDS = 15.0
 
 
 class RayEngine(Engine):
-    """Hosts the spheres of a run as actors.
-
-    Args:
-        run: the run.
-        arenas: folder for arenas of the started Ray instance, which outlives the engine.
+    """Hosts the spheres of a run as actors, with an arena in the folder `arenas` of a Ray instance that runs.
 
     Raises ResourceError if there is not enough shared memory.
     """
 
     def __init__(self, run: RunSpec, arenas: Path) -> None:
-        self.warnings = _oversubscription(run)
+        leaves = run.plan.leaves
+        if run.config.pin and any(leaf.core is None for leaf in leaves):
+            self.warnings = (
+                f"{len(leaves)} leaves are more than the cores at hand: they run unpinned and share cores, so expect "
+                "no more tokens/s than with one leaf per core, and more memory and context switches",
+            )
         self._run = run
-        self.arena = Arena(arenas / secrets.token_hex(4), memory_layout(run), board_bytes(run.plan))
+        self.arena = Arena(arenas / secrets.token_hex(4), sizing.memory_layout(run), board_bytes(run.plan))
         self.arena.create()
         self.memory = self.arena.attach("driver")
         self._board = Board(self.arena.attach_board(), DRIVER, run.plan, run.config.deadline_seconds)
@@ -52,7 +50,7 @@ class RayEngine(Engine):
 
     def start(self, progress: Progress) -> None:
         """Make the root, which makes all other spheres."""
-        place_similar_tokens(self._run, self.memory, progress)
+        hooks.place_similar_tokens(self._run, self.memory, progress)
         total = len(self._run.plan.spheres)
         progress("Starting spheres", 0, total)
         self._link.actors = {ROOT: ROOT_HOST.remote(self._run, ROOT, self.arena)}
@@ -81,7 +79,7 @@ class RayEngine(Engine):
         # They have ended, but stay in the table of processes until Ray, their parent, takes note.
         psutil.wait_procs(spheres, timeout=_EXIT_SECONDS)
 
-    def _ask(self, request: StepRequest | EvaluationRequest) -> Any:
+    def _ask(self, request: messages.StepRequest | messages.EvaluationRequest) -> Any:
         try:
             return self._link.receive([self._link.send(ROOT, request)])[1]
         except SphereError as error:
@@ -91,13 +89,3 @@ class RayEngine(Engine):
         sphere, seconds = self._board.longest_wait()
         if seconds >= _PATIENCE_SECONDS:
             self.report_waiting(self._board.name(sphere), seconds)
-
-
-def _oversubscription(run: RunSpec) -> tuple[str, ...]:
-    leaves = run.plan.leaves
-    if not run.config.pin or all(leaf.core is not None for leaf in leaves):
-        return ()
-    return (
-        f"{len(leaves)} leaves are more than the cores at hand: they run unpinned and share cores, so expect no more "
-        "tokens/s than with one leaf per core, and more memory and context switches",
-    )

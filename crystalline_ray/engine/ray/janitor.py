@@ -50,14 +50,8 @@ def _traces(process: Path) -> list[str]:
         return []  # gone meanwhile, or another user's
 
 
-def main(arguments: list[str]) -> int:
-    """Wait for the driver's end, then clear up."""
-    driver, *folders = arguments
+if __name__ == "__main__":
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)
     sys.stdin.buffer.read()
-    return 0 if clear(folders, {os.getpid(), int(driver)}) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(not clear(sys.argv[2:], {os.getpid(), int(sys.argv[1])}))

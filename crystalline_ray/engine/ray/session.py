@@ -52,12 +52,9 @@ def ray_session() -> Iterator[Path]:
         temporary = _SHORT_ROOT / name
     arenas = arena_root() / name
     folders = sorted({str(arenas), str(temporary)})
+    command = [sys.executable, "-I", janitor.__file__, str(os.getpid()), *folders]
     watch = subprocess.Popen(
-        [sys.executable, "-I", janitor.__file__, str(os.getpid()), *folders],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
         for folder in folders:

@@ -5,6 +5,7 @@ sees all cores of its host. The order is physical cores first, their SMT sibling
 """
 
 import os
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +64,9 @@ def detect_topology(affinity: Collection[int] | None = None, system: Path = _SYS
     for core in affinity:
         siblings = _read(system / f"sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
         cores.append(Core(core, numa_nodes.get(core, 0), tuple(_cpu_list(siblings)) or (core,)))
-    # By how many of its allowed siblings come before it.
-    cores.sort(key=lambda core: (sum(id in affinity for id in core.siblings if id < core.id), core.numa_node, core.id))
+    # First by how many of its allowed siblings come before it.
+    allowed = frozenset(affinity)
+    cores.sort(key=lambda c: (len(allowed.intersection(c.siblings, range(c.id))), c.numa_node, c.id))
     return Topology(tuple(cores), _cpu_quota(system))
 
 
@@ -85,10 +87,10 @@ def _cpu_quota(system: Path) -> float | None:
         if not controllers or "cpu" in controllers.split(","):
             group = mount / path.lstrip("/")
             groups = [folder for folder in (group, *group.parents) if folder.is_relative_to(mount)]
-            limits += [" ".join(_read(folder / file) for file in files).split() for folder in groups]
-    # Of two numbers; "max" (version 2) and -1 (version 1) stand for no limit.
-    quotas = [int(limit[0]) / int(limit[1]) for limit in limits if [word.isdecimal() for word in limit] == [True, True]]
-    return min(quotas, default=None)
+            limits += [" ".join(_read(folder / file) for file in files) for folder in groups]
+    # "max" (version 2) and -1 (version 1) stand for no limit.
+    found = (pair for limit in limits for pair in re.findall(r"^(\d+) (\d+)$", limit))
+    return min((int(quota) / int(period) for quota, period in found), default=None)
 
 
 def _cpu_list(text: str) -> Iterator[int]:

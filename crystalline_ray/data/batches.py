@@ -1,4 +1,12 @@
-"""Batches by random access: a sequence's number gives its tokens, with no scan and no state to restore on resume."""
+"""Batches by random access: a sequence's number gives its tokens, with no scan and no state to restore on resume.
+
+The shuffled order of an epoch is no list but a keyed bijection of range(n), computed point by point. A Feistel network
+permutes the smallest power of two that holds n, and cycle walking brings values outside range(n) back: apply the
+network again until the value falls inside. That is a bijection of range(n), since it follows the network's own cycles;
+less than two applications are needed on average. Black and Rogaway, "Ciphers with arbitrary finite domains" (CT-RSA
+2002), describe both. The round function is the finaliser of splitmix64 (Steele, Lea and Flood, "Fast splittable
+pseudorandom number generators", OOPSLA 2014): good mixing is what is needed, not secrecy.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -7,11 +15,13 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from crystalline_ray.data.permutation import Permutation
 from crystalline_ray.data.shards import TokenArray
+from crystalline_ray.streams import Purpose, generator
 
 _BLOCK = 512  # positions of an epoch whose windows are computed at once: amortises NumPy's cost per call
 IGNORED = -1  # target of a position that counts for nothing
+_ROUNDS = 8
+_MAX_SIZE = 1 << 62
 
 
 def count_windows(tokens: TokenArray, seq_len: int) -> int:
@@ -25,9 +35,7 @@ class TrainBatches:
     Window k is tokens[k*T : k*T + T + 1] with T = `seq_len`: T inputs, and the same shifted by one as targets, so every
     token but the first and a rest shorter than T is a target once an epoch. Sequence s is window
     `Permutation(windows, seed, epoch)(s % windows)` with epoch = s // windows. From `total_sequences` on, rows are
-    padding: inputs 0, targets -1.
-
-    Raises ValueError if the tokens are too few for one window.
+    padding: inputs 0, targets -1. Raises ValueError if the tokens are too few for one window.
     """
 
     def __init__(
@@ -36,11 +44,8 @@ class TrainBatches:
         self.windows = count_windows(tokens, seq_len)
         if self.windows < 1:
             raise ValueError(f"{len(tokens)} tokens hold no window of {seq_len} + 1")
-        self._tokens = tokens
-        self._seq_len = seq_len
-        self._batch_size = batch_size
-        self._total_sequences = total_sequences
-        self._order = lru_cache(maxsize=1)(lambda epoch: Permutation(self.windows, seed, epoch))
+        self._tokens, self._seq_len, self._batch_size = tokens, seq_len, batch_size
+        self._seed, self._total_sequences = seed, total_sequences
         self._block = lru_cache(maxsize=1)(self._find_block)
 
     def window(self, sequence: int) -> int:
@@ -71,7 +76,7 @@ class TrainBatches:
 
     def _find_block(self, epoch: int, block: int) -> list[int]:
         positions = np.arange(block * _BLOCK, min(self.windows, (block + 1) * _BLOCK), dtype=np.uint64)
-        windows: list[int] = self._order(epoch)(positions).tolist()
+        windows: list[int] = Permutation(self.windows, self._seed, epoch)(positions).tolist()
         return windows
 
 
@@ -84,20 +89,57 @@ class ValidationBatches:
     def __init__(self, tokens: TokenArray, seq_len: int, batch_size: int) -> None:
         if len(tokens) < 2:
             raise ValueError(f"{len(tokens)} tokens have nothing to predict")
-        self._tokens = tokens
-        self._seq_len = seq_len
-        self._batch_size = batch_size
-        self._targets = len(tokens) - 1
-        rows = -(-self._targets // seq_len)
-        self.count = -(-rows // batch_size)
+        self._tokens, self._targets, self._batch_tokens = tokens, len(tokens) - 1, batch_size * seq_len
+        self.count = -(-self._targets // self._batch_tokens)
 
     def fill(self, index: int, inputs: NDArray[np.int32], targets: NDArray[np.int32]) -> int:
         """Write batch `index`, 0 .. count - 1, into int32 (B, T) arrays; return the number of targets."""
         if not 0 <= index < self.count:
             raise IndexError(f"validation batch {index} of {self.count}")
-        start = index * self._batch_size * self._seq_len
-        valid = min(self._batch_size * self._seq_len, self._targets - start)
+        start = index * self._batch_tokens
+        valid = min(self._batch_tokens, self._targets - start)
         tokens = self._tokens.read(start, start + valid + 1)
         inputs.flat[:valid], inputs.flat[valid:] = tokens[:-1], 0
         targets.flat[:valid], targets.flat[valid:] = tokens[1:], IGNORED
         return valid
+
+
+class Permutation:
+    """The order of one epoch: a bijection of range(n), chosen by (seed, epoch).
+
+    Raises ValueError unless 1 <= n <= 2**62.
+    """
+
+    def __init__(self, n: int, seed: int, epoch: int) -> None:
+        if not 1 <= n <= _MAX_SIZE:
+            raise ValueError(f"a permutation needs 1 to 2**62 elements, got {n}")
+        self.n = n
+        bits = max(2, (n - 1).bit_length())
+        self._low_bits = np.uint64(bits // 2)
+        self._low_mask = np.uint64((1 << (bits // 2)) - 1)
+        self._high_mask = np.uint64((1 << (bits - bits // 2)) - 1)
+        keys = generator(seed, Purpose.SHUFFLE, epoch).integers(0, 1 << 64, size=_ROUNDS, dtype=np.uint64)
+        self._keys = tuple(keys[i : i + 1] for i in range(_ROUNDS))  # one-element arrays: uint64 arrays wrap silently
+
+    def __call__(self, indices: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """Map `indices`, uint64 (k,) in range(n), to uint64 (k,) in range(n)."""
+        values = self._network(indices)
+        outside = np.flatnonzero(values >= self.n)
+        while outside.size:
+            values[outside] = self._network(values[outside])
+            outside = outside[values[outside] >= self.n]
+        return values
+
+    def _network(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        low = values & self._low_mask
+        high = values >> self._low_bits
+        for even, odd in zip(self._keys[::2], self._keys[1::2], strict=True):
+            low = low ^ (_mix(high + even) & self._low_mask)
+            high = high ^ (_mix(low + odd) & self._high_mask)
+        return (high << self._low_bits) | low
+
+
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

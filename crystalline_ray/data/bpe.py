@@ -7,7 +7,7 @@ byte is a token before any merge, so any text can be encoded and decoding gives 
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,7 @@ from tokenizers import Tokenizer as Library
 from tokenizers import models, pre_tokenizers, trainers
 
 from crystalline_ray.data.documents import Document, only_texts
-from crystalline_ray.data.ranks import old_ids
-from crystalline_ray.data.tokenizer_base import TokenizerBase
+from crystalline_ray.data.tokenizer_base import TokenizerBase, old_ids
 from crystalline_ray.errors import TokenizerError
 from crystalline_ray.progress import Progress, silent
 
@@ -44,9 +43,7 @@ class BpeTokenizer(TokenizerBase):
         self.start = self.end_of_text
 
     @classmethod
-    def train(
-        cls, documents: Sequence[Document], vocab_size: int | None, progress: Progress = silent
-    ) -> "BpeTokenizer":
+    def train(cls, documents: Sequence[Document], vocab_size: int | None, progress: Progress = silent) -> Self:
         """Learn merges from texts (from an even sample of them if they are long).
 
         The vocabulary comes out smaller than `vocab_size` if the text has too few pairs that occur twice. The same
@@ -66,7 +63,7 @@ class BpeTokenizer(TokenizerBase):
         library.train_from_iterator(_sample(only_texts(documents), progress), trainer)
         return cls(library)
 
-    def renumbered(self, new_ids: NDArray[np.int64]) -> "BpeTokenizer":
+    def renumbered(self, new_ids: NDArray[np.int64]) -> Self:
         """Return the tokenizer that gives token t the id new_ids[t], int (V,), and cuts any text as this one does.
 
         Raises ValueError if `new_ids` is no permutation.
@@ -77,17 +74,15 @@ class BpeTokenizer(TokenizerBase):
         found["model"]["vocab"] = {token: int(new_ids[old]) for token, old in found["model"]["vocab"].items()}
         for special in found["added_tokens"]:
             special["id"] = int(new_ids[special["id"]])
-        return BpeTokenizer.from_json(json.dumps(found))
+        return self.from_json(json.dumps(found))
 
     @classmethod
-    def from_json(cls, text: str) -> "BpeTokenizer":
+    def from_json(cls, text: str) -> Self:
         """Restore what `to_json` wrote. Raises TokenizerError if it is something else."""
         try:
             return cls(Library.from_str(text))
-        except (ValueError, LookupError) as error:
-            raise TokenizerError(f"not a byte-level BPE tokenizer: {error}") from error
         except Exception as error:  # the library raises bare Exception for JSON that it cannot read
-            if type(error) is not Exception:
+            if not isinstance(error, ValueError | LookupError) and type(error) is not Exception:
                 raise
             raise TokenizerError(f"not a byte-level BPE tokenizer: {error}") from error
 
@@ -137,19 +132,18 @@ def _sample(texts: Sequence[str], progress: Progress) -> Iterator[Document]:
 
 
 def _token_bytes(library: Library) -> list[bytes]:
-    """Return the bytes of each token: the library spells them in GPT-2's printable stand-ins for bytes."""
+    """Return the bytes of each token: the library spells them in GPT-2's printable stand-ins for bytes.
+
+    Printable Latin-1 stands for itself, and for the other bytes stand the characters from U+0100 on, in order.
+    """
+    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    stand_ins = dict(
+        zip(characters, sorted(range(NUM_BYTES), key=lambda byte: chr(byte) not in characters), strict=True)
+    )
     vocabulary = library.get_vocab(with_added_tokens=True)
-    stand_ins = _stand_ins()
+    if not set(stand_ins) <= set(vocabulary):
+        raise ValueError("some bytes have no token")
     table = [b""] * len(vocabulary)
     for token, number in vocabulary.items():
         table[number] = bytes(stand_ins[char] for char in token)
-    if not set(stand_ins) <= set(vocabulary):
-        raise ValueError("some bytes have no token")
     return table
-
-
-def _stand_ins() -> dict[str, int]:
-    """Return GPT-2's character for each byte: printable Latin-1 stands for itself, the rest from U+0100 on in order."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(NUM_BYTES) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}

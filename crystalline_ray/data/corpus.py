@@ -1,20 +1,30 @@
-"""What is learnt from: documents in an order that does not depend on how they were named, and their digest."""
+"""What is learnt from: documents in an order that does not depend on how their files were named, and their digest."""
 
-from collections.abc import Iterable, Sequence
+import os
+import re
+import stat
+import sysconfig
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
+from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
 from crystalline_ray.data.config import DataConfig
 from crystalline_ray.data.documents import Document, content
-from crystalline_ray.data.files import find_files, standard_library
 from crystalline_ray.data.integers import OFFSETS, Row, documents_of, read_integers
-from crystalline_ray.data.readers import FileText, UnsuitableFileError, read_file
+from crystalline_ray.data.readers import STANDARD_INPUT, FileText, UnsuitableFileError, read_file
 from crystalline_ray.errors import DataError
 from crystalline_ray.progress import Progress, silent
 
+_SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules"})
+# Tests and a bundled editor are not what the library is, and not every distribution ships them.
+_NOT_OF_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib"})
+_MACHINE_SPECIFIC_MODULE = "_sysconfigdata"
+_ADDRESS = re.compile(r"(\w+):/+")  # a Path has lost one of two slashes
 _FILES_PER_REPORT = 16
 _NAMED = 5  # files in a note
 
@@ -42,14 +52,17 @@ class Corpus:
 def read_corpus(data: DataConfig, progress: Progress = silent) -> Corpus:
     """Read all documents behind the paths of `data.text`; without any, the source text of Python's standard library.
 
-    Inside folders, files that hold no text are left out, with a note. Raises DataError for a path that cannot be read,
-    a named file that is binary or a table without the column `text_column`, anything but integers where they are asked
-    for, or when there is nothing to read.
+    Folders are read recursively but for hidden files and folders, `__pycache__`, `node_modules`, linked folders and
+    whatever is not a regular file; files in there that hold no text are left out, with a note. A file that is reached
+    twice is read once. "-" is standard input.
+
+    Raises DataError for a path that cannot be read, a named file that is binary or a table without the column
+    `text_column`, anything but integers where they are asked for, or when there is nothing to read.
     """
     integers = data.tokenizer == "none"
     if integers and not data.text:
         raise DataError("tokenizer = 'none' needs text: files of integers to learn from")
-    files = find_files(data.text) if data.text else standard_library()
+    files = _find_files(data.text) if data.text else standard_library()
     files = [file for file in files if not (integers and file.name.endswith(OFFSETS))]
     documents: list[Document] = []
     left_out: dict[str, list[str]] = {}
@@ -57,11 +70,13 @@ def read_corpus(data: DataConfig, progress: Progress = silent) -> Corpus:
     for number, file in enumerate(files):
         if number % _FILES_PER_REPORT == 0:
             progress("reading", number, len(files))
-        if integers:
-            documents += read_integers(file.path, data)
-            continue
         try:
+            if integers:
+                documents += read_integers(file.path, data)
+                continue
             found = read_file(file.path, data.text_column)
+        except OSError as error:
+            _refuse(error, file.path)
         except UnsuitableFileError as error:
             if file.explicit:
                 raise
@@ -106,6 +121,80 @@ def token_corpus(tokens: Row, end_token: int | None = None) -> Corpus:
     if not documents:
         raise DataError("tokens: no integers in there")
     return Corpus(documents)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file to read. `name` is its path inside the folder that was asked for: it does not depend on where that is."""
+
+    path: Path
+    name: str
+    explicit: bool
+    """Asked for by its own path: what would be skipped inside a folder is an error here."""
+
+
+def standard_library() -> list[SourceFile]:
+    """List the Python source files of the running Python's standard library, without its tests.
+
+    Raises DataError where the library is not there as source files (some embedded Pythons).
+    """
+    folder = Path(sysconfig.get_path("stdlib"))
+    files = [
+        file
+        for file in _walk(folder, _SKIPPED_FOLDERS | _NOT_OF_LIBRARY)
+        if file.path.suffix == ".py" and not file.name.startswith(_MACHINE_SPECIFIC_MODULE)
+    ]
+    if not files:
+        raise DataError(
+            f"{folder}: this Python has no source text of its standard library; name a file or folder to read"
+        )
+    return _ordered(files)
+
+
+def _find_files(paths: Sequence[Path]) -> list[SourceFile]:
+    found: dict[tuple[int, int], SourceFile] = {}
+    for number, path in enumerate(paths):
+        if str(path) in STANDARD_INPUT:
+            found[-1, number] = SourceFile(path, "standard input", explicit=True)
+            continue
+        named = SourceFile(path, path.name, explicit=True)
+        for file in _walk(path, _SKIPPED_FOLDERS) if os.path.isdir(path) else [named]:
+            try:
+                status = file.path.stat()
+            except OSError as error:
+                _refuse(error, file.path)
+            if not stat.S_ISREG(status.st_mode):
+                raise DataError(f"{file.path}: neither a file nor a folder")
+            identity = status.st_dev, status.st_ino
+            if file.explicit or identity not in found:
+                found[identity] = file
+    return _ordered(found.values())
+
+
+def _walk(folder: Path, skipped: Collection[str]) -> Iterator[SourceFile]:
+    for parent, folders, names in os.walk(folder, onerror=_refuse):
+        folders[:] = [name for name in folders if name not in skipped and not name.startswith(".")]
+        for name in names:
+            path = Path(parent, name)
+            if not name.startswith(".") and path.is_file():
+                yield SourceFile(path, path.relative_to(folder).as_posix(), explicit=False)
+
+
+def _ordered(files: Iterable[SourceFile]) -> list[SourceFile]:
+    return sorted(files, key=lambda file: (file.name, str(file.path)))
+
+
+def _refuse(error: OSError, path: Path | None = None) -> NoReturn:
+    """Say why `path`, by default the one that the error names, cannot be read."""
+    where, reason = str(path or error.filename), f"cannot be read: {error.strerror or error}"
+    if isinstance(error, FileNotFoundError):
+        reason = "no such file or folder"
+        if _ADDRESS.match(where):
+            where = _ADDRESS.sub(r"\1://", where, count=1)
+            reason = "addresses are not read; download the text first, and name the file"
+    elif isinstance(error, PermissionError):
+        reason = "no permission to read it"
+    raise DataError(f"{where}: {reason}") from error
 
 
 def _listed(names: Sequence[str]) -> str:

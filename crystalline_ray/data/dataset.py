@@ -12,25 +12,21 @@ import numpy as np
 import pyarrow as pa
 import tokenizers
 from numpy.typing import NDArray
-from pyarrow.fs import LocalFileSystem
 
 from crystalline_ray.data.config import DataConfig
 from crystalline_ray.data.corpus import Corpus, read_corpus
-from crystalline_ray.data.documents import Document
-from crystalline_ray.data.files import STANDARD_INPUT
-from crystalline_ray.data.ranks import frequency_ranks
+from crystalline_ray.data.documents import Document, Mode, resolve_mode, split
+from crystalline_ray.data.readers import STANDARD_INPUT
 from crystalline_ray.data.shards import TokenArray, map_shard, renumber_shard, token_dtype, write_shards
-from crystalline_ray.data.split import Mode, resolve_mode, split
 from crystalline_ray.data.tokenizer import Tokenizer, parse_tokenizer, train_tokenizer
 from crystalline_ray.errors import DamageError, DataError, ResourceError, TokenizerError
 from crystalline_ray.lattice.symmetry import group_shares, group_sizes
 from crystalline_ray.progress import Progress, silent
 from crystalline_ray.storage.files import disk_errors
-from crystalline_ray.storage.sealed import Store, seal
+from crystalline_ray.storage.sealed import open_store, seal
 
 FORMAT = 2  # 2: token ids are frequency ranks
 _TOKENIZER, _SUMMARY = "tokenizer.json", "summary.json"
-_PARTS = ("train", "validation")
 _LOCK_SECONDS = 300.0
 _ABANDONED_SECONDS = 3600.0  # a builder writes a file every few minutes at the slowest
 
@@ -81,32 +77,27 @@ def prepare(
         if not STANDARD_INPUT.isdisjoint(map(str, data.text)):
             raise DataError("text = standard input: a run reads its text again when it goes on; save it to a file")
         corpus = read_corpus(data, progress)
-    documents = corpus.documents
-    mode = resolve_mode(documents, data.validation_split)
-    root = default_cache_dir() if data.cache_dir is None else data.cache_dir
-    store, key = _open_store(root), _key(data, corpus, mode, seed, tokenizer)
+    mode = resolve_mode(corpus.documents, data.validation_split)
+    root = data.cache_dir or default_cache_dir()
+    store, key = open_store(root), _key(data, corpus, mode, seed, tokenizer)
     notes = list(corpus.notes)
-    dataset = None
     with disk_errors(root, "; name another folder with cache_dir"):
-        if key in store.folders():
+        if cached := key in store.folders():
             try:
                 dataset = open_dataset(root / key, contents=True)
             except DataError as error:
+                cached = False
                 notes.append(f"the cached tokens were damaged and have been made anew ({error})")
-        cached = dataset is not None
-        if dataset is None:
+        if not cached:
             with store.lock(_LOCK_SECONDS):
                 store.sweep(_ABANDONED_SECONDS)
             with store.staging() as staged:
-                _build(staged, documents, data, mode, seed, tokenizer, progress)
+                _build(staged, corpus, data, mode, seed, tokenizer, progress)
                 seal(staged)
                 with store.lock(_LOCK_SECONDS):
                     store.publish(staged, key, keep_intact=True)  # another process may have been first
             dataset = open_dataset(root / key)
-    _require_length(dataset, seq_len)
-    if dataset.tokenizer.vocab_size < 2:
-        one = "integer" if data.tokenizer == "none" else "character"
-        raise DataError(f"the text is one {one} over and over, so there is nothing to predict; use other text")
+    _require_enough(dataset, seq_len)
     dataset.summary["notes"] += notes
     dataset.summary["cached"] = cached
     return dataset
@@ -118,13 +109,13 @@ def open_dataset(folder: Path, *, contents: bool = False) -> Dataset:
     Raises DataError if it is missing or damaged.
     """
     try:
-        with _open_store(folder.parent).opened(folder.name, contents=contents) as files:
+        with open_store(folder.parent).opened(folder.name, contents=contents) as files:
             tokenizer = parse_tokenizer(files[_TOKENIZER].read_text(encoding="utf-8"))
             summary = json.loads(files[_SUMMARY].read_bytes())
             dtype = token_dtype(tokenizer.vocab_size)
             train, validation = (
                 TokenArray([map_shard(files[name]) for name in sorted(files) if name.startswith(f"{part}-")], dtype)
-                for part in _PARTS
+                for part in ("train", "validation")
             )
     except (DamageError, TokenizerError, pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{folder}: {error}") from error
@@ -146,10 +137,6 @@ def default_cache_dir() -> Path:
         raise ResourceError("there is no home folder for the cache; name a folder with cache_dir") from error
 
 
-def _open_store(root: Path) -> Store:
-    return Store(LocalFileSystem(), str(root))
-
-
 def _key(data: DataConfig, corpus: Corpus, mode: Mode, seed: int, tokenizer: Tokenizer | None) -> str:
     decides: dict[str, Any] = {
         "format": FORMAT,
@@ -169,14 +156,9 @@ def _key(data: DataConfig, corpus: Corpus, mode: Mode, seed: int, tokenizer: Tok
 
 
 def _build(
-    folder: Path,
-    documents: Sequence[Document],
-    data: DataConfig,
-    mode: Mode,
-    seed: int,
-    given: Tokenizer | None,
-    progress: Progress,
+    folder: Path, corpus: Corpus, data: DataConfig, mode: Mode, seed: int, given: Tokenizer | None, progress: Progress
 ) -> None:
+    documents = corpus.documents
     parts = split(documents, data.validation_fraction, mode, seed)
     # A symbol that only the validation part has must have a token; merges must not be learnt from that part.
     learnt_from = parts.train if data.tokenizer == "bpe" else documents
@@ -225,12 +207,22 @@ def _write_part(
     return write_shards(folder, part, token_dtype(tokenizer.vocab_size), counted()), counts
 
 
-def _require_length(dataset: Dataset, seq_len: int) -> None:
+def frequency_ranks(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the rank of each token from how often it occurs, int (V,): rank 0 is the commonest, ties in order of ids.
+
+    The result, int64 (V,), is a permutation of 0 .. V - 1, on which lattice geometry is defined.
+    """
+    return np.argsort(np.argsort(-counts, kind="stable"))
+
+
+def _require_enough(dataset: Dataset, seq_len: int) -> None:
     longest = min(len(dataset.train), len(dataset.validation)) - 1
-    if longest >= seq_len:
-        return
-    advice = f"use seq_len = {longest} or less, or more text" if longest >= 1 else "use more text"
-    raise DataError(
-        f"the context is longer than the text: seq_len = {seq_len} needs {seq_len + 1} tokens in each part, "
-        f"but there are {len(dataset.train)} to train on and {len(dataset.validation)} to validate on; {advice}"
-    )
+    if longest < seq_len:
+        advice = f"use seq_len = {longest} or less, or more text" if longest >= 1 else "use more text"
+        raise DataError(
+            f"the context is longer than the text: seq_len = {seq_len} needs {seq_len + 1} tokens in each part, "
+            f"but there are {len(dataset.train)} to train on and {len(dataset.validation)} to validate on; {advice}"
+        )
+    if dataset.tokenizer.vocab_size < 2:
+        one = "integer" if dataset.tokenizer.kind == "none" else "character"
+        raise DataError(f"the text is one {one} over and over, so there is nothing to predict; use other text")

@@ -1,16 +1,28 @@
-"""A document, the unit that is learnt from or held out as a whole: a text, or a row of integers."""
+"""Documents, the units that are learnt from or held out: texts, or rows of integers."""
 
+import math
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias
+from fractions import Fraction
+from hashlib import blake2b
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crystalline_ray.errors import TokenizerError
+from crystalline_ray.errors import DataError, TokenizerError
 
 Ids: TypeAlias = NDArray[np.integer[Any]]
 Document: TypeAlias = str | Ids
+Mode: TypeAlias = Literal["document", "tail"]
 IDS_AT_ONCE = 1 << 20  # a memory-mapped file is never in memory as a whole
+AUTO_DOCUMENTS = 20
+
+
+class Split(NamedTuple):
+    """The documents of both parts, in the order of the corpus."""
+
+    train: list[Document]
+    validation: list[Document]
 
 
 def content(document: Document) -> tuple[int, Iterable[bytes]]:
@@ -28,3 +40,62 @@ def only_texts(documents: Sequence[Document]) -> list[str]:
     if len(texts) < len(documents):
         raise TokenizerError("integers are no text: they need tokenizer = 'none'")
     return texts
+
+
+def resolve_mode(documents: Sequence[Document], mode: Literal["auto", "document", "tail"]) -> Mode:
+    """Decide what `auto` means: by document from 20 different documents on, otherwise the tail of each.
+
+    Raises DataError if `document` is asked for and there are not two different ones.
+    """
+    if mode == "tail":
+        return "tail"
+    distinct = len({_hash(document, 0) for document in documents})
+    if mode == "auto":
+        return "document" if distinct >= AUTO_DOCUMENTS else "tail"
+    if distinct < 2:
+        raise DataError("validation_split = 'document' needs at least two different documents, this text is one")
+    return "document"
+
+
+def split(documents: Sequence[Document], fraction: float, mode: Mode, seed: int) -> Split:
+    """Part `documents`, holding out about `fraction` (at most 0.5) of their characters or integers.
+
+    document: a document is held out if the hash of (seed, its content) falls below `fraction`, so another document more
+    or less does not move the others, and copies stay on one side. Where chance would hold out more than twice the
+    fraction or less than half of it (few documents, or one of great length), documents are left in or taken in
+    addition, in the order of their hashes.
+
+    tail: the last `fraction` of each document, rounded up.
+    """
+    if mode == "document":
+        hashes = [_hash(document, seed) for document in documents]
+        held = _held_out(documents, hashes, fraction)
+        hashed = list(zip(documents, hashes, strict=True))
+        return Split([one for one, own in hashed if own not in held], [one for one, own in hashed if own in held])
+    exact = Fraction(str(fraction))  # 100 * 0.07 > 7 in binary
+    cuts = [(one, max(1, len(one) - math.ceil(len(one) * exact))) for one in documents]
+    return Split([one[:cut] for one, cut in cuts], [one[cut:] for one, cut in cuts if cut < len(one)])
+
+
+def _hash(document: Document, seed: int) -> bytes:
+    """Return eight bytes that the document's content and the seed decide."""
+    digest = blake2b(digest_size=8, key=seed.to_bytes(8, "little"), person=b"split")
+    for part in content(document)[1]:
+        digest.update(part)
+    return digest.digest()
+
+
+def _held_out(documents: Sequence[Document], hashes: Sequence[bytes], fraction: float) -> set[bytes]:
+    sizes: dict[bytes, int] = {}
+    for document, own in zip(documents, hashes, strict=True):
+        sizes[own] = sizes.get(own, 0) + len(document)
+    total = sum(sizes.values())
+    least, most = total * fraction / 2, total * min(2 * fraction, (1 + fraction) / 2)
+    held: set[bytes] = set()
+    size = 0
+    for own in sorted(sizes):
+        wanted = int.from_bytes(own, "big") < fraction * 2**64
+        if (wanted or size < least) and size + sizes[own] <= most:
+            held.add(own)
+            size += sizes[own]
+    return held or {min(sizes, key=lambda own: (sizes[own], own))}

@@ -8,11 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.lib.format import open_memmap
-from pyarrow import types
 
 from crystalline_ray.data.config import DataConfig
 from crystalline_ray.data.documents import IDS_AT_ONCE, Ids
-from crystalline_ray.data.files import unreadable
 from crystalline_ray.errors import DataError
 
 SUFFIXES = (".npy", ".arrow", ".bin")
@@ -28,7 +26,7 @@ def read_integers(path: Path, data: DataConfig) -> list[Ids]:
     with one column, or one called `text_column`, of integers, or of lists of integers, a document each. Beside x.npy
     and x.bin, `x.offsets.npy` may say where documents begin and the last one ends: document i is x[o[i] : o[i + 1]].
 
-    Raises DataError if the file or its offsets cannot be read or are something else.
+    Raises DataError if the file or its offsets are something else, OSError if they cannot be read.
     """
     suffix, offsets = path.suffix.lower(), path.with_name(path.stem + OFFSETS)
     if suffix not in SUFFIXES:
@@ -41,8 +39,6 @@ def read_integers(path: Path, data: DataConfig) -> list[Ids]:
         else:
             row = _map(path, data.bin_dtype)
             rows = _cut(row, open_memmap(offsets, mode="r"), offsets) if offsets.exists() else [row]
-    except OSError as error:
-        raise unreadable(path, error) from error
     except (ValueError, pa.ArrowException) as error:
         raise DataError(f"{path}: not integers as a {suffix} file has them: {error}") from error
     return documents_of(rows, data.end_token, str(path))
@@ -108,8 +104,8 @@ def _read_arrow(path: Path, column: str) -> list[Ids]:
     if len(names) != 1 and column not in names:
         raise DataError(f"{path}: choose one of the columns {names} with text_column (--text-column), not {column!r}")
     chosen = table.column(0 if len(names) == 1 else column)
-    is_list = any(fits(chosen.type) for fits in (types.is_list, types.is_large_list, types.is_fixed_size_list))
-    if not types.is_integer(chosen.type.value_type if is_list else chosen.type):
+    is_list = isinstance(chosen.type, pa.ListType | pa.LargeListType | pa.FixedSizeListType)
+    if not pa.types.is_integer(chosen.type.value_type if is_list else chosen.type):
         raise DataError(f"{path}: the column must hold integers or lists of integers, it holds {chosen.type}")
     rows: list[Ids] = []
     for chunk in chosen.chunks:

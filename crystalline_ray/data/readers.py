@@ -13,12 +13,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crystalline_ray.data.files import STANDARD_INPUT, unreadable
 from crystalline_ray.data.integers import SUFFIXES
 from crystalline_ray.errors import DataError
 
+STANDARD_INPUT = frozenset({"-", "/dev/stdin"})
 _PROBE_BYTES = 8192
 _MAX_ODD_SHARE = 0.3
+_ORDINARY_CONTROLS = frozenset("\t\n\v\f\r\x1b\x85")
 _REPLACEMENT = "\ufffd"
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -33,12 +34,9 @@ class FileText:
 
     def decode(self, raw: bytes) -> str:
         """Decode UTF-8; count what had to be replaced."""
-        try:
-            return raw.decode()
-        except UnicodeDecodeError:
-            text = raw.decode(errors="replace")
-            self.replaced += text.count(_REPLACEMENT) - raw.count(_REPLACEMENT.encode())
-            return text
+        text = raw.decode(errors="replace")
+        self.replaced += text.count(_REPLACEMENT) - raw.count(_REPLACEMENT.encode())
+        return text
 
     def add_decoded(self, text: str) -> None:
         """Append `text`, which may hold lone surrogates (JSON can spell them, UTF-8 cannot)."""
@@ -58,16 +56,13 @@ class UnsuitableFileError(DataError):
 def read_file(path: Path, text_column: str) -> FileText:
     """Read one file: each row of a .jsonl, .ndjson, .csv or .parquet file is a text, any other file is one text.
 
-    Raises DataError if the file cannot be read or is not what its suffix says, and UnsuitableFileError if it is binary
-    or has no column `text_column`.
+    Raises DataError if the file is not what its suffix says, UnsuitableFileError if it is binary or has no column
+    `text_column`, and OSError if it cannot be read.
     """
     suffix = path.suffix.lower()
-    try:
-        if suffix == ".parquet":
-            return _read_parquet(path, text_column)
-        raw = sys.stdin.buffer.read() if str(path) in STANDARD_INPUT else path.read_bytes()
-    except OSError as error:
-        raise unreadable(path, error) from error
+    if suffix == ".parquet":
+        return _read_parquet(path, text_column)
+    raw = sys.stdin.buffer.read() if str(path) in STANDARD_INPUT else path.read_bytes()
     if is_binary(raw):
         reason = "a binary file, or text in an encoding other than UTF-8"
         if raw.startswith(_UTF16_MARKS):
@@ -96,32 +91,27 @@ def is_binary(raw: bytes) -> bool:
     if b"\0" in probe:
         return True
     text = probe.decode(errors="replace")
-    odd = sum(text.count(char) for char in set(text) if char == _REPLACEMENT or _is_control(char))
-    return odd > _MAX_ODD_SHARE * len(text)
-
-
-def _is_control(char: str) -> bool:
-    return unicodedata.category(char) == "Cc" and char not in "\t\n\v\f\r\x1b\x85"
+    controls = (char for char in set(text) - _ORDINARY_CONTROLS if unicodedata.category(char) == "Cc")
+    return sum(map(text.count, (_REPLACEMENT, *controls))) > _MAX_ODD_SHARE * len(text)
 
 
 def _read_jsonl(path: Path, text: str, column: str, found: FileText) -> None:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, line {number}: not valid JSON: {error}") from error
+            raise DataError(f"{where}: not valid JSON: {error}") from error
         if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: each line must be a JSON object, this is {json.dumps(row)[:40]}")
+            raise DataError(f"{where}: each line must be a JSON object, this is {json.dumps(row)[:40]}")
         if column not in row:
-            missing = _no_column(f"{path}, line {number}", column, list(row))
+            missing = _no_column(where, column, list(row))
             raise DataError(str(missing)) if found.texts else missing
         value = "" if row[column] is None else row[column]
         if not isinstance(value, str):
-            raise DataError(
-                f"{path}, line {number}: column {column!r} must hold text, here it is {json.dumps(value)[:40]}"
-            )
+            raise DataError(f"{where}: column {column!r} must hold text, here it is {json.dumps(value)[:40]}")
         found.add_decoded(value)
 
 
@@ -135,11 +125,10 @@ def _read_csv(path: Path, text: str, column: str, found: FileText) -> None:
         if column not in header:
             raise _no_column(str(path), column, header)
         position = header.index(column)
-        for row in rows:
-            if row and len(row) <= position:
+        for row in filter(None, rows):
+            if len(row) <= position:
                 raise DataError(f"{path}, line {rows.line_num}: {len(row)} fields, but the header has {len(header)}")
-            if row:
-                found.texts.append(row[position])
+            found.texts.append(row[position])
     except csv.Error as error:
         raise DataError(f"{path}, line {rows.line_num}: not valid CSV: {error}") from error
     finally:
@@ -154,9 +143,8 @@ def _read_parquet(path: Path, column: str) -> FileText:
             if column not in schema.names:
                 raise _no_column(str(path), column, schema.names)
             kind = schema.field(column).type
-            if pa.types.is_dictionary(kind):
-                kind = kind.value_type
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+            if kind not in (pa.string(), pa.large_string(), pa.string_view()):
                 raise DataError(f"{path}: column {column!r} must hold text, it holds {kind}")
             for batch in file.iter_batches(columns=[column]):
                 # As bytes: a writer may have stored text that is not UTF-8, and Arrow does not check.
@@ -168,7 +156,6 @@ def _read_parquet(path: Path, column: str) -> FileText:
 
 
 def _no_column(where: str, column: str, existing: list[str]) -> UnsuitableFileError:
-    columns = ", ".join(repr(name) for name in existing) or "none"
-    reason = f"no column {column!r}"
+    columns, reason = ", ".join(map(repr, existing)) or "none", f"no column {column!r}"
     choice = "choose one with text_column (--text-column)"
     return UnsuitableFileError(f"{where}: {reason}; columns there: {columns}; {choice}", f"{reason}; {choice}")

@@ -46,10 +46,7 @@ def renumber_shard(path: Path, new_ids: NDArray[np.int64]) -> None:
 
 
 def write_shards(folder: Path, part: str, dtype: DTypeLike, chunks: Iterable[NDArray[np.int32]]) -> list[str]:
-    """Write tokens, (n,) at a time, to files `<part>-00000.arrow`, ... of 16 Mi each, the last one shorter.
-
-    Returns the names of the files.
-    """
+    """Write tokens, (n,) at a time, to files `<part>-00000.arrow`, ... of 16 Mi each; return their names."""
     shard, used = np.empty(SHARD_TOKENS, dtype), 0
     names: list[str] = []
 
@@ -58,10 +55,9 @@ def write_shards(folder: Path, part: str, dtype: DTypeLike, chunks: Iterable[NDA
         write_shard(folder / names[-1], shard[:used])
 
     for tokens in chunks:
-        while tokens.size:
-            count = min(tokens.size, shard.size - used)
-            shard[used : used + count] = tokens[:count]
-            used, tokens = used + count, tokens[count:]
+        for piece in np.split(tokens, range(shard.size - used, tokens.size, shard.size)):
+            shard[used : used + piece.size] = piece
+            used += piece.size
             if used == shard.size:
                 write()
                 used = 0
@@ -74,7 +70,7 @@ class TokenArray:
     """The tokens of one part of a dataset, over all its files, as one row."""
 
     def __init__(self, shards: Sequence[NDArray[np.unsignedinteger]], dtype: DTypeLike) -> None:
-        self._shards = list(shards)
+        self._shards = shards
         self._starts = np.cumsum([0, *(shard.size for shard in shards)]).tolist()
         self._length: int = self._starts.pop()
         self.dtype = np.dtype(dtype)

@@ -1,17 +1,165 @@
-"""Which tokenizers there are, and how one is trained and loaded."""
+"""The tokenizers there are, made and loaded: tokens are byte pairs, characters, or integers as they are."""
 
 import json
-from collections.abc import Sequence
-from typing import TypeAlias
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crystalline_ray.data.bpe import BpeTokenizer
-from crystalline_ray.data.config import DataConfig
-from crystalline_ray.data.documents import Document
-from crystalline_ray.data.symbols import CharTokenizer, IntegerTokenizer
+from crystalline_ray.data.config import MOST_TOKENS, DataConfig
+from crystalline_ray.data.documents import Document, Ids, only_texts
+from crystalline_ray.data.tokenizer_base import TokenizerBase, old_ids
 from crystalline_ray.errors import TokenizerError
 from crystalline_ray.progress import Progress, silent
+
+_SEPARATOR = "\0"
+_SPAN = 16 << 10
+_MOST_DIGITS = 18  # of a number that int64 holds
+
+
+class _SymbolTokenizer(TokenizerBase):
+    """Maps each of `symbols`, integers (V,), to its position there; `end` is the one after each document, if any."""
+
+    noun: str
+
+    def __init__(self, symbols: Ids, end: int | None) -> None:
+        self._symbols = symbols.astype(np.int64)
+        self._tokens = np.argsort(self._symbols).astype(np.int32)
+        self._sorted = self._symbols[self._tokens]
+        self.vocab_size = symbols.size
+        if not symbols.size or not np.diff(self._sorted).all():
+            raise TokenizerError(f"the symbols of tokenizer {self.kind} must be at least one, and each be there once")
+        self.end_of_text = None if end is None else int(self._find(np.array([end]))[0])
+        self.start = self.end_of_text or 0
+
+    def encode_batch(self, documents: Sequence[Document]) -> list[NDArray[np.int32]]:
+        """Return the tokens of each document, int32 (symbols,). Raises TokenizerError naming an unknown symbol."""
+        return [self._find(self._read(document)) for document in documents]
+
+    def spans(self, document: Document) -> Iterator[Document]:
+        """Cut a document anywhere."""
+        for start in range(0, max(1, len(document)), _SPAN):
+            yield document[start : start + _SPAN]
+
+    def _find(self, symbols: Ids) -> NDArray[np.int32]:
+        symbols = symbols.astype(np.int64)
+        places = np.minimum(np.searchsorted(self._sorted, symbols), self.vocab_size - 1)
+        unknown = np.flatnonzero(self._sorted[places] != symbols)
+        if unknown.size:
+            name, size = self._name(int(symbols[unknown[0]])), self.vocab_size
+            raise TokenizerError(f"{self.noun} {name} is not in the vocabulary of {size} {self.noun}s")
+        return self._tokens[places]
+
+    @staticmethod
+    @abstractmethod
+    def _read(document: Document) -> Ids:
+        """Return the symbols of a document."""
+
+    @staticmethod
+    def _name(symbol: int) -> str:
+        """Return how a person would write a symbol."""
+        return str(symbol)
+
+
+class CharTokenizer(_SymbolTokenizer):
+    """One token per character, each of `symbols` there once: for small models and quick experiments.
+
+    If NUL is among them it separates documents; otherwise there is no separator.
+    """
+
+    kind: Literal["char"] = "char"
+    noun = "character"
+
+    def __init__(self, symbols: str) -> None:
+        super().__init__(self._read(symbols), ord(_SEPARATOR) if _SEPARATOR in symbols else None)
+        if self.end_of_text is None:
+            self.start = max(0, symbols.find("\n"))
+
+    @classmethod
+    def train(cls, documents: Sequence[Document]) -> "CharTokenizer":
+        """Collect the characters of all texts, sorted; NUL is added to separate them if there are several."""
+        symbols = set(_SEPARATOR if len(documents) > 1 else "").union(*only_texts(documents))
+        return cls("".join(sorted(symbols)))
+
+    def renumbered(self, new_ids: NDArray[np.int64]) -> "CharTokenizer":
+        """Return the tokenizer that gives token t the id new_ids[t], int (V,). Raises ValueError: no permutation."""
+        return CharTokenizer("".join(map(chr, self._symbols[old_ids(new_ids, self.vocab_size)])))
+
+    def to_json(self) -> str:
+        """Return the tokenizer as a JSON object."""
+        return json.dumps({"kind": self.kind, "symbols": "".join(map(chr, self._symbols))}, ensure_ascii=False)
+
+    def spell(self, token: int) -> bytes:
+        """Return the character of `token` as UTF-8."""
+        return chr(self._symbols[token]).encode(errors="surrogatepass")
+
+    @staticmethod
+    def _read(document: Document) -> Ids:
+        (text,) = only_texts([document])
+        return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+
+    @staticmethod
+    def _name(symbol: int) -> str:
+        return f"{chr(symbol)!r} (U+{symbol:04X})"
+
+
+class IntegerTokenizer(_SymbolTokenizer):
+    """One token per integer, each of `ids` there once; in a text, spaces stand between them.
+
+    `end_token`, one of them, ends a document; None: nothing does.
+    """
+
+    kind: Literal["none"] = "none"
+    noun = "integer"
+    between = " "
+
+    def __init__(self, ids: Ids, end_token: int | None) -> None:
+        super().__init__(ids, end_token)
+        self.end_token = end_token
+
+    @classmethod
+    def train(cls, documents: Sequence[Document], vocab_size: int | None, end_token: int | None) -> "IntegerTokenizer":
+        """Take the ids 0 .. vocab_size - 1; without `vocab_size`, up to the highest of the documents and `end_token`.
+
+        Raises TokenizerError for a text, for other ids than those, and for ids beyond the 1,000,000 there may be.
+        """
+        if any(isinstance(document, str) for document in documents):
+            raise TokenizerError("tokenizer = 'none' learns from integers, not from text")
+        highest = max(end_token or 0, *(int(np.max(cls._read(document))) for document in documents))
+        if highest >= (vocab_size or MOST_TOKENS):
+            allowed = f"vocab_size = {vocab_size}" if vocab_size else f"{MOST_TOKENS:,}; number them without gaps"
+            raise TokenizerError(f"the integers go up to {highest}, but they must be below {allowed}")
+        return cls(np.arange(vocab_size or highest + 1), end_token)
+
+    def renumbered(self, new_ids: NDArray[np.int64]) -> "IntegerTokenizer":
+        """Return the tokenizer that gives token t the id new_ids[t], int (V,). Raises ValueError: no permutation."""
+        return IntegerTokenizer(self._symbols[old_ids(new_ids, self.vocab_size)], self.end_token)
+
+    def to_json(self) -> str:
+        """Return the tokenizer as a JSON object; `ids` has the id of each token."""
+        return json.dumps({"kind": self.kind, "ids": self._symbols.tolist(), "end_token": self.end_token})
+
+    def spans(self, document: Document) -> Iterator[Document]:
+        """Cut integers anywhere, but no text of them in the middle of a number."""
+        return super().spans(self._read(document))
+
+    def spell(self, token: int) -> bytes:
+        """Return the digits of the id of `token`."""
+        return str(self._symbols[token]).encode()
+
+    @staticmethod
+    def _read(document: Document) -> Ids:
+        if not isinstance(document, str):
+            return document
+        words = document.split()
+        for word in words:
+            if not word.isdecimal() or len(word) > _MOST_DIGITS:
+                raise TokenizerError(f"{word[:40]!r} is no token: this model's are integers, separated by spaces")
+        return np.array([int(word) for word in words], np.int64)
+
 
 Tokenizer: TypeAlias = BpeTokenizer | CharTokenizer | IntegerTokenizer
 

@@ -123,3 +123,14 @@ class TokenStream:
     def flush(self) -> str:
         """Return what is left at the end: U+FFFD if a character stayed incomplete."""
         return self._decoder.decode(b"", final=True)
+
+
+def old_ids(new_ids: NDArray[np.int64], vocab_size: int) -> NDArray[np.int64]:
+    """Return which token gets each id, the inverse of `new_ids`, int (V,), that a renumbering is given.
+
+    Raises ValueError if `new_ids` does not hold each of 0 .. vocab_size - 1 once.
+    """
+    order = np.argsort(new_ids, kind="stable")
+    if new_ids.shape != (vocab_size,) or not np.array_equal(new_ids[order], np.arange(vocab_size)):
+        raise ValueError(f"new ids must hold each of 0 .. {vocab_size - 1} once")
+    return order

@@ -58,10 +58,8 @@ def sync_folder(folder: Path) -> None:
 
 def free_bytes(path: Path) -> int:
     """Return the bytes free for this user on the disk that holds `path`, which need not exist yet."""
-    folder = path.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+    path = path.absolute()
+    return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
 
 
 @contextmanager

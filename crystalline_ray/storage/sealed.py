@@ -35,6 +35,11 @@ class Files(dict[str, Path]):
         raise DamageError(f"{MANIFEST} names no {name}")
 
 
+def open_store(folder: Path) -> "Store":
+    """Return the store in a folder of this machine."""
+    return Store(LocalFileSystem(), str(folder))
+
+
 class Store:
     """Sealed folders side by side in the folder `root` of a file system.
 
@@ -58,37 +63,31 @@ class Store:
             yield
             return
         make_folder(self._local)
-        descriptor = os.open(self._local / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            deadline = time.monotonic() + seconds
-            while not _try_lock(descriptor):
+        path, deadline = self._local / _LOCK, time.monotonic() + seconds
+        path.touch(0o600)
+        with path.open("r+b") as file:
+            while not _try_lock(file.fileno()):
                 if time.monotonic() >= deadline:
-                    raise ResourceError(f"{self._local / _LOCK}: locked by another process for {seconds:.0f} s")
+                    raise ResourceError(f"{path}: locked by another process for {seconds:.0f} s")
                 time.sleep(_LOCK_POLL_SECONDS)
             yield
-        finally:
-            os.close(descriptor)
 
     def folders(self) -> dict[str, str]:
         """Return where each folder is by its name, damaged ones included; both are names in `root`.
 
         They differ for a folder that was being replaced when the process died: the old one counts.
         """
-        found: dict[str, str] = {}
-        for entry in sorted(self._entries(), key=lambda entry: entry.base_name.startswith(_OLD)):
-            name = entry.base_name.removeprefix(_OLD)
-            if not name.startswith(".") and self._is_visible(entry):
-                found.setdefault(name, entry.base_name)
-        return found
+        places = [entry.base_name for entry in self._entries() if self._is_visible(entry)]
+        places.sort(key=lambda place: not place.startswith(_OLD))
+        names = {place.removeprefix(_OLD): place for place in places}
+        return {name: place for name, place in names.items() if not name.startswith(".")}
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
         """Give a new folder on this machine to fill, `seal` and `publish`; what is not published disappears."""
-        folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self._local))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)  # what cannot be removed now is swept later
+        # What cannot be removed now is swept later.
+        with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=self._local, ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
 
     def publish(self, staged: Path, name: str, *, keep_intact: bool = False) -> None:
         """Let readers find a sealed folder as `name`; one that is there is replaced, or kept if it is intact.
@@ -161,11 +160,10 @@ class Store:
                 manifest = json.loads(file.read())
             version = manifest["format"]
             files = {file: (facts["bytes"], facts["sha256"]) for file, facts in manifest["files"].items()}
-        except FileNotFoundError as error:
-            raise DamageError(f"{MANIFEST} is missing") from error
         except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else error
-            raise DamageError(f"{MANIFEST} cannot be read: {reason}") from error
+            reason = f"cannot be read: {os.strerror(error.errno) if error.errno else error}"
+            found = "is missing" if isinstance(error, FileNotFoundError) else reason
+            raise DamageError(f"{MANIFEST} {found}") from error
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DamageError(f"{MANIFEST} is damaged") from error
         if version != FORMAT:
@@ -218,9 +216,10 @@ def _verify(path: Path, size: int, digest: str | None) -> None:
 def _try_lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     except OSError as error:
         # Some network file systems have no locks. That is no reason to refuse working on them.
-        if error.errno not in (errno.EWOULDBLOCK, errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
             raise
-        return error.errno != errno.EWOULDBLOCK
     return True

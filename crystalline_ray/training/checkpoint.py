@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pyarrow.fs import LocalFileSystem
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -24,16 +23,11 @@ from crystalline_ray.errors import CheckpointError, DamageError, ResourceError
 from crystalline_ray.lattice.tree import SHELLS, token_tree
 from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.layout import ParameterLayout, weights_digest
-from crystalline_ray.storage.sealed import Files, Store, seal
+from crystalline_ray.storage.sealed import Files, open_store, seal
 from crystalline_ray.training.state import TrainingState
 
-MODEL, OPTIMIZER, TOKENIZER, TREE, STATE = (
-    "model.safetensors",
-    "optimizer.safetensors",
-    "tokenizer.json",
-    "head_tree.txt",
-    "state.json",
-)
+MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+TOKENIZER, TREE, STATE = "tokenizer.json", "head_tree.txt", "state.json"
 _FOLDER = re.compile(r"step_(\d{8,})")
 
 Array = npt.NDArray[np.float32]
@@ -43,8 +37,7 @@ Array = npt.NDArray[np.float32]
 class LoadedCheckpoint:
     """A verified checkpoint: weights and each moment are flat float32 buffers in the order of `layout`.
 
-    `moments` is empty when they were not asked for; `head_tree` is the outline of the lattice head's tree; `skipped`
-    says which newer checkpoints were damaged, and how.
+    `moments` is empty when they were not asked for; `skipped` says which newer checkpoints were damaged, and how.
     """
 
     path: Path
@@ -60,11 +53,6 @@ class LoadedCheckpoint:
 def folder_name(step: int) -> str:
     """Return the name of the folder that holds the checkpoint of a step."""
     return f"step_{step:08d}"
-
-
-def open_store(folder: Path) -> Store:
-    """Return the store of the checkpoints in a folder."""
-    return Store(LocalFileSystem(), str(folder))
 
 
 def is_locked(folder: Path) -> bool:
@@ -95,9 +83,8 @@ def load_newest(folder: Path, *, with_moments: bool = True) -> LoadedCheckpoint:
             return replace(load(path, with_moments=with_moments), skipped=tuple(skipped))
         except CheckpointError as error:
             skipped.append(str(error))
-    if skipped:
-        raise CheckpointError(f"no checkpoint in {folder} is intact; tried " + "; ".join(skipped))
-    raise CheckpointError(f"there is no checkpoint in {folder}")
+    tried = f"no checkpoint in {folder} is intact; tried " + "; ".join(skipped)
+    raise CheckpointError(tried if skipped else f"there is no checkpoint in {folder}")
 
 
 def load(path: Path, *, with_moments: bool = True) -> LoadedCheckpoint:
@@ -163,7 +150,7 @@ def read_state(path: Path) -> TrainingState:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
-        raise DamageError(f"{path.name} is not understood: {field} {first['msg']}".rstrip()) from error
+        raise DamageError(f"{path.name} is not understood: {field} {first['msg']}") from error
 
 
 def _read_shape(files: Files) -> tuple[ModelShape, str]:

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import Thread
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -19,6 +18,7 @@ from crystalline_ray.model.layout import ParameterLayout
 from crystalline_ray.spheres.run_spec import RunOf
 from crystalline_ray.spheres.sizing import memory_layout
 from crystalline_ray.storage.files import disk_errors, free_bytes, make_folder
+from crystalline_ray.storage.sealed import open_store
 from crystalline_ray.training import checkpoint
 from crystalline_ray.training.checkpoint import Array, folder_name, list_checkpoints
 from crystalline_ray.training.state import TrainingState
@@ -53,7 +53,7 @@ class CheckpointWriter:
         self._folder, self._layout = folder, ParameterLayout(shape)
         self._texts = {"tokenizer_json": tokenizer_json, "head_tree": head_tree}
         self._keep_last, self._keep_every = keep_last, keep_every
-        self._store = checkpoint.open_store(folder)
+        self._store = open_store(folder)
         self._lock = ExitStack()
         with disk_errors(folder):
             try:
@@ -87,24 +87,18 @@ class CheckpointWriter:
             self._stale = {step for step in list_checkpoints(self._folder) if step > state.step}
         self.last_step = state.step
         self._writing = Future()
-        arguments = (state.model_copy(update={"is_best": is_best}), self._writing)
+        arguments = state.model_copy(update={"is_best": is_best}), self._writing
         Thread(target=self._write, args=arguments, name="checkpoint", daemon=True).start()
 
     def take_saved(self) -> tuple[TrainingState, ...]:
-        """Return the states written since the last call, `weights_digest` filled in; never waits.
-
-        Raises what the background thread met.
-        """
+        """Return the states written since the last call, without waiting; raises what the background thread met."""
         if self._writing is not None and self._writing.done():
             self.wait()
         saved, self._saved = tuple(self._saved), []
         return saved
 
     def wait(self) -> None:
-        """Wait until nothing is being written.
-
-        Raises what the background thread met, and ResourceError when the deadline passes.
-        """
+        """Wait until nothing is being written; raises what the thread met, and ResourceError after the deadline."""
         if self._writing is None:
             return
         if not wait([self._writing], _DEADLINE_SECONDS).done:
@@ -116,16 +110,14 @@ class CheckpointWriter:
         self._saved.append(written.result())
 
     def close(self) -> None:
-        """Wait until everything is written and give the folder free; raises like `wait`."""
+        """Wait until everything is written and unlock the folder; raises like `wait`."""
         with self._lock:
             self.wait()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             self.close()
         except CrystallineError as failure:
@@ -158,49 +150,41 @@ class CheckpointWriter:
         self._stale.discard(step)
         steps = [other for other in list_checkpoints(self._folder) if other <= step]
         good = [other for other in steps if other not in self._stale]
-        kept = {*good[-self._keep_last :]}
-        kept.update(other for other in good if other == self._best_step)
+        kept = {*good[-self._keep_last :], self._best_step}
         if self._keep_every is not None:
-            kept.update(other for other in good if other % self._keep_every == 0)
+            kept.update(range(0, step + 1, self._keep_every))
         for other in steps:
-            if other not in kept:
+            if other in self._stale or other not in kept:
                 self._store.remove(folder_name(other))
 
 
 def check_space(folder: Path, run: RunOf[Config]) -> int:
-    """Return the bytes that the checkpoints of `run` will hold at once, having tried that `folder` can be written.
+    """Return the bytes of the last, the best, the regular and the growing checkpoints; try to write to `folder`.
 
-    Counted are the last ones, the best one, the one being written and every n-th. Raises ResourceError, naming what
-    is needed and what is free, if the disk cannot hold them.
+    Raises ResourceError, naming what is needed and what is free, if the disk refuses or cannot hold them.
     """
     config = run.config
-    held = config.keep_checkpoints + 2
-    if config.keep_every is not None:
-        held += run.steps.total // config.keep_every
-    held = min(held, -(-run.steps.total // config.checkpoint_every) + 1)
+    regular = 0 if config.keep_every is None else run.steps.total // config.keep_every
+    held = min(config.keep_checkpoints + 2 + regular, -(-run.steps.total // config.checkpoint_every) + 1)
     each = run.layout.num_parameters * 4 * (1 + len(memory_layout(run).state_names))
     needed = held * each
     with disk_errors(folder):
         make_folder(folder)
-        with checkpoint.open_store(folder).staging():
+        with open_store(folder).staging():
             pass
         present = sum(file.stat().st_size for path in list_checkpoints(folder).values() for file in path.iterdir())
         free = free_bytes(folder)
     if needed - present > free:
         raise ResourceError(
-            f"{folder} has room for {decimal(free)}, the checkpoints of this run need "
-            f"{decimal(needed - present)}: {decimal(each)} each, {held} at once; "
-            "lower keep_checkpoints or use another runs_dir"
+            f"{folder} has room for {decimal(free)}, the checkpoints of this run need {decimal(needed - present)}: "
+            f"{decimal(each)} each, {held} at once; lower keep_checkpoints or use another runs_dir"
         )
     return needed
 
 
 def _best_step(folder: Path) -> int | None:
     for step, path in reversed(list_checkpoints(folder).items()):
-        try:
+        with suppress(DamageError, OSError):  # loading says what is wrong with one; the best it is not
             if checkpoint.read_state(path / checkpoint.STATE).is_best:
                 return step
-        except (DamageError, OSError):
-            # A damaged checkpoint is not the best one; loading says what is wrong with it.
-            continue
     return None

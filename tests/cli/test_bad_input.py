@@ -9,7 +9,7 @@ import pytest
 
 from crystalline_ray.cli import main
 from crystalline_ray.config import Config
-from crystalline_ray.data.symbols import CharTokenizer
+from crystalline_ray.data.tokenizer import CharTokenizer
 from crystalline_ray.model.layout import ParameterLayout, initialise
 from crystalline_ray.training.checkpoint import MODEL, folder_name, write_checkpoint
 from crystalline_ray.training.state import TrainingState

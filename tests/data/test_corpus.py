@@ -13,10 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from crystalline_ray.data.config import DataConfig
-from crystalline_ray.data.corpus import Corpus, read_corpus, text_corpus
+from crystalline_ray.data.corpus import Corpus, read_corpus, standard_library, text_corpus
 from crystalline_ray.data.dataset import prepare
 from crystalline_ray.data.documents import only_texts
-from crystalline_ray.data.files import standard_library
 from crystalline_ray.data.readers import is_binary
 from crystalline_ray.errors import DataError
 

@@ -16,8 +16,7 @@ import pytest
 from crystalline_ray.data.config import DataConfig
 from crystalline_ray.data.corpus import text_corpus
 from crystalline_ray.data.dataset import Dataset, default_cache_dir, open_dataset, prepare
-from crystalline_ray.data.symbols import CharTokenizer
-from crystalline_ray.data.tokenizer import Tokenizer, train_tokenizer
+from crystalline_ray.data.tokenizer import CharTokenizer, Tokenizer, train_tokenizer
 from crystalline_ray.errors import DataError, ResourceError, TokenizerError
 from crystalline_ray.progress import Progress, silent
 from crystalline_ray.storage.sealed import MANIFEST

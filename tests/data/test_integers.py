@@ -17,8 +17,7 @@ from crystalline_ray.data import integers as integers_module
 from crystalline_ray.data.config import DataConfig
 from crystalline_ray.data.corpus import read_corpus, text_corpus, token_corpus
 from crystalline_ray.data.dataset import Dataset, open_dataset, prepare
-from crystalline_ray.data.symbols import IntegerTokenizer
-from crystalline_ray.data.tokenizer import parse_tokenizer
+from crystalline_ray.data.tokenizer import IntegerTokenizer, parse_tokenizer
 from crystalline_ray.errors import DataError, TokenizerError
 from tests.helpers.examples import examples
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crystalline_ray.data.permutation import Permutation
+from crystalline_ray.data.batches import Permutation
 from tests.helpers.examples import examples
 
 SEEDS = st.integers(0, 2**64 - 1)

@@ -14,13 +14,10 @@ from crystalline_ray.data import dataset as dataset_module
 from crystalline_ray.data import shards
 from crystalline_ray.data.bpe import END_OF_TEXT, BpeTokenizer
 from crystalline_ray.data.config import DataConfig
-from crystalline_ray.data.dataset import FORMAT, Dataset, open_dataset, prepare
-from crystalline_ray.data.documents import only_texts
-from crystalline_ray.data.ranks import frequency_ranks
+from crystalline_ray.data.dataset import FORMAT, Dataset, frequency_ranks, open_dataset, prepare
+from crystalline_ray.data.documents import only_texts, split
 from crystalline_ray.data.shards import map_shard, renumber_shard, write_shard
-from crystalline_ray.data.split import split
-from crystalline_ray.data.symbols import CharTokenizer
-from crystalline_ray.data.tokenizer import Tokenizer, parse_tokenizer, train_tokenizer
+from crystalline_ray.data.tokenizer import CharTokenizer, Tokenizer, parse_tokenizer, train_tokenizer
 from crystalline_ray.errors import DataError
 from crystalline_ray.storage import sealed
 from crystalline_ray.storage.sealed import MANIFEST

@@ -2,8 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crystalline_ray.data.documents import only_texts
-from crystalline_ray.data.split import resolve_mode, split
+from crystalline_ray.data.documents import only_texts, resolve_mode, split
 from crystalline_ray.errors import DataError
 from tests.helpers.examples import examples
 

@@ -10,8 +10,7 @@ from crystalline_ray.data import bpe
 from crystalline_ray.data.bpe import END_OF_TEXT, BpeTokenizer
 from crystalline_ray.data.config import DataConfig
 from crystalline_ray.data.documents import only_texts
-from crystalline_ray.data.symbols import CharTokenizer
-from crystalline_ray.data.tokenizer import Tokenizer, parse_tokenizer, train_tokenizer
+from crystalline_ray.data.tokenizer import CharTokenizer, Tokenizer, parse_tokenizer, train_tokenizer
 from crystalline_ray.errors import InputError, TokenizerError
 from tests.helpers.examples import examples
 

@@ -8,8 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from crystalline_ray.data.bpe import BpeTokenizer
-from crystalline_ray.data.symbols import CharTokenizer
-from crystalline_ray.data.tokenizer import Tokenizer
+from crystalline_ray.data.tokenizer import CharTokenizer, Tokenizer
 from crystalline_ray.errors import TokenizerError
 from crystalline_ray.generation.generator import Sampling
 from crystalline_ray.generation.session import TextSession, chat

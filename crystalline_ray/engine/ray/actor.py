@@ -69,7 +69,7 @@ class RayLink:
                 return ticket, self._done.pop(ticket)
         pending = {self._calls[ticket][0]: ticket for ticket in tickets}
         start = time.monotonic()
-        while not (ready := ray.wait(list(pending), num_returns=1, timeout=self._board.look_seconds)[0]):
+        while not (ready := _wait(list(pending), self._board.look_seconds)):
             # The oldest ticket of a sphere comes last: its silence counts from that one.
             self._board.look({self._calls[ticket][1]: self._since[ticket] for ticket in sorted(tickets, reverse=True)})
             self.on_look()
@@ -79,6 +79,14 @@ class RayLink:
         reference, sphere = self._calls.pop(ticket)
         del self._since[ticket]
         return ticket, _fetch(reference, self._board.name(sphere))
+
+
+def _wait(references: "list[ray.ObjectRef[Any]]", seconds: float) -> "list[ray.ObjectRef[Any]]":
+    """Return the first finished call, if there is one within so many seconds."""
+    try:
+        return ray.wait(references, num_returns=1, timeout=seconds)[0]
+    except SystemError as error:  # Ray's, for whatever the handler of a signal has raised
+        raise (error.__cause__ or error) from None
 
 
 class SphereHost:

@@ -37,7 +37,8 @@ def read_yaml(path: Path) -> Layer:
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such configuration file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a configuration file: {error}") from None
+        reason = getattr(error, "strerror", error)
+        raise ConfigError(f"{path}: cannot be read as a configuration file: {reason}") from None
     except RecursionError:
         raise ConfigError(f"{path}: not valid YAML for a configuration: nested too deeply") from None
     except yaml.YAMLError as error:

@@ -1,5 +1,6 @@
 """The command line: parses, calls, prints. What takes time to import is imported by the command that needs it."""
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -47,10 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted", 130)
-    except BrokenPipeError:
-        # Whoever read the output has gone; what is still buffered must not fail once more at exit.
+    except PermissionError as error:
+        return _fail(f"{error.filename}: no permission to use it", 2)
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        # Whoever read the output has gone, or its disk is full; what is still buffered must not fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 1 if error.errno == errno.EPIPE else _fail(f"standard output: {error.strerror}", 1)
     return status if isinstance(status, int) else 0
 
 

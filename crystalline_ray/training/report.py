@@ -132,7 +132,7 @@ class RunReport(BaseModel):
         try:
             return cls.model_validate_json(path.read_bytes())
         except OSError as error:
-            raise InputError(f"cannot read the report {path}: {error.strerror}") from error
+            raise InputError(f"cannot read the report {path}: {error.strerror}; a run writes it at its end") from error
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))

@@ -1,5 +1,6 @@
 """The folders of runs: found by name, made for a new run, removed again if it never came to train."""
 
+import os
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -26,9 +27,11 @@ _MOST_NAMES = 10
 def choose_folder(config: Config) -> Path:
     """Return the folder that a new run will have; raises ConfigError if it cannot be made."""
     folder = config.runs_dir / (config.name or datetime.now().strftime("%Y%m%d-%H%M%S"))
-    for parent in folder.parents:
-        if parent.exists() and not parent.is_dir():
-            raise ConfigError(f"runs_dir = {config.runs_dir}: {parent} is a file, not a folder; choose another one")
+    parent = next(parent for parent in folder.parents if parent.exists())
+    if not parent.is_dir():
+        raise ConfigError(f"runs_dir = {config.runs_dir}: {parent} is a file, not a folder; choose another one")
+    if not os.access(parent, os.W_OK, effective_ids=True):
+        raise ConfigError(f"runs_dir = {config.runs_dir}: no permission to write into {parent}; choose another one")
     if folder.exists():
         raise ConfigError(
             f"name = {folder.name!r}: {folder} exists already; go on with it by --resume --name {folder.name}, or "

@@ -1,6 +1,11 @@
 """Every kind of bad input as one table: one clear message, a non-zero status, and nothing left behind."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -270,3 +275,30 @@ def test_bad_input_is_refused(
     assert re.search(bad.message, messages[0]), messages[0]
     assert "Traceback" not in error
     assert contents(workplace) == before
+
+
+def test_a_run_of_another_user_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(tempfile.mkdtemp())  # pytest's own would not let that user in
+    (folder / "run").mkdir(mode=0)
+    folder.chmod(0o555)
+    for command in ("generate", "train"):
+        assert main([command, "/nowhere"]) == 2  # imports what that user could not
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        assert main(["generate", str(folder / "run")]) == 2
+        assert capsys.readouterr().err.endswith("no permission to use it\n")
+        assert main(["train", "/nowhere", "--runs-dir", str(folder)]) == 2
+        assert "no permission to write into" in capsys.readouterr().err
+    finally:
+        os.seteuid(before)
+        folder.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+def test_a_full_disk_behind_standard_output_is_named() -> None:
+    command = [sys.executable, "-m", "crystalline_ray", "plan", "--cpus", "2"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "error: standard output: No space left on device\n")

@@ -18,12 +18,11 @@ from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Micro-batches whose gradients one worker adds up.
+    """Micro-batches of a step, ascending, whose gradients one worker adds up.
 
     Attributes:
         target: region that receives the sum the unit belongs to.
         position: place of the unit in that sum, from 0.
-        micro_batches: their numbers within the step, ascending.
     """
 
     target: int
@@ -47,7 +46,6 @@ class SumJobs:
     As jobs are admitted in order, the unit whose turn is next always has its region, so slots never run dry for good.
 
     Args:
-        memory: holds the regions.
         slots: regions only this control hands out.
         units: in order; units of one target must have ascending positions.
         message: makes the order for a unit and the region to write.
@@ -58,10 +56,8 @@ class SumJobs:
     ) -> None:
         self.count = len(units)
         self._totals = [Total()] * len(units)
-        self._memory = memory
+        self._memory, self._units, self._message = memory, units, message
         self._free = list(slots)
-        self._units = units
-        self._message = message
         self._turn: dict[int, int] = {}
         self._arrived: dict[tuple[int, int], int] = {}
 
@@ -70,9 +66,7 @@ class SumJobs:
         unit = self._units[number]
         if unit.position == 0:
             return self._message(unit, unit.target)
-        if not self._free:
-            return None
-        return self._message(unit, self._free.pop())
+        return self._message(unit, self._free.pop()) if self._free else None
 
     def finish(self, number: int, reply: GradientMessage) -> None:
         """Take a unit's gradient and add whatever has its turn now."""

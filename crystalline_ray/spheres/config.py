@@ -43,13 +43,9 @@ class BatchConfig(Section):
         return self.global_batch_size // self.batch_size
 
     @model_validator(mode="after")
-    def _whole_micro_batches(self) -> Self:
+    def _consistent_batches(self) -> Self:
         if nearest := nearest_multiples(self.global_batch_size, self.batch_size):
             raise conflict(self, "{global_batch_size} must be a multiple of {batch_size}; nearest: " + nearest)
-        return self
-
-    @model_validator(mode="after")
-    def _equal_groups(self) -> Self:
         nearest = nearest_multiples(self.global_batch_size, 12 * self.batch_size)
         if self.routing == "symmetry" and nearest:
             raise conflict(
@@ -57,10 +53,6 @@ class BatchConfig(Section):
                 "{global_batch_size} with {routing} must be twelve groups of equally many micro-batches of "
                 "{batch_size}; nearest: " + nearest,
             )
-        return self
-
-    @model_validator(mode="after")
-    def _one_length(self) -> Self:
         if self.steps is not None and self.epochs is not None:
             raise conflict(self, "{steps} and {epochs} exclude each other: give one of them")
         return self
@@ -112,13 +104,9 @@ class OptimizerConfig(Section):
     """Clip the gradient to this L2 norm; 0 disables clipping."""
 
     @model_validator(mode="after")
-    def _rate_falls(self) -> Self:
+    def _consistent_rates(self) -> Self:
         if self.min_learning_rate > self.learning_rate:
             raise conflict(self, "{min_learning_rate} must not exceed {learning_rate}")
-        return self
-
-    @model_validator(mode="after")
-    def _decay_shrinks(self) -> Self:
         if self.learning_rate * self.weight_decay > 1:
             raise conflict(self, "{learning_rate} times {weight_decay} must not exceed 1: weights would change sign")
         return self

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from crystalline_ray.errors import SphereError
-from crystalline_ray.spheres.link import Link
+from crystalline_ray.spheres.messages import Link
 
 # One job in work and one waiting at the worker, so that it never waits for its control.
 _IN_FLIGHT = 2
@@ -25,13 +25,7 @@ class Jobs(Protocol):
 
 @dataclass(slots=True)
 class Worker:
-    """A child or a borrowed sphere.
-
-    Attributes:
-        sphere: its id.
-        quota: jobs it may still take, None for any number.
-        in_flight: jobs sent and not answered.
-    """
+    """A child or a borrowed sphere, which may take `quota` more jobs, None for any number."""
 
     sphere: int
     quota: int | None = None
@@ -40,22 +34,17 @@ class Worker:
     @property
     def free(self) -> bool:
         """Whether it can take a job now."""
-        return self.in_flight < _IN_FLIGHT and (self.quota is None or self.quota > 0)
+        return self.in_flight < _IN_FLIGHT and self.quota != 0
 
 
 class Dispatcher:
-    """Runs jobs of one control on its workers.
-
-    Args:
-        link: the way to the workers.
-        own: id of the control's own sphere; work sent to it runs inside `send`, so it is chosen last.
-    """
+    """Runs jobs of the control `own`; work sent to that sphere runs inside `send`, so it is chosen last."""
 
     def __init__(self, link: Link, own: int) -> None:
         self._link = link
         self._own = own
 
-    def run(self, jobs: Jobs, workers: Sequence[Worker], idle: Callable[[], None]) -> None:
+    def run(self, jobs: Jobs, workers: Sequence[Worker], idle: Callable[[], None] = lambda: None) -> None:
         """Run all jobs; call `idle` before each wait.
 
         Raises:
@@ -77,10 +66,7 @@ class Dispatcher:
     def _fill(
         self, jobs: Jobs, following: int, workers: Sequence[Worker], waiting: dict[int, tuple[int, Worker]]
     ) -> int:
-        while following < jobs.count:
-            worker = self._choose(workers)
-            if worker is None:
-                break
+        while following < jobs.count and (worker := self._choose(workers)):
             message = jobs.admit(following)
             if message is None:
                 break

@@ -1,17 +1,27 @@
 """The switches of the crystal where they meet the spheres: a hook for each, and the parts of the memory they need."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
 
 from crystalline_ray.crystal.codes import GradientCoder, make_codec
 from crystalline_ray.crystal.prior import LaplacianPrior
+from crystalline_ray.crystal.routing import Router, Routes, group_loads
+from crystalline_ray.data.batches import TrainBatches
+from crystalline_ray.lattice.integers import Integers
 from crystalline_ray.lattice.similarity import SimilarRanks, similar_ranks
 from crystalline_ray.model.head import SmoothedBy
 from crystalline_ray.progress import Progress
 from crystalline_ray.spheres.memory import VERSIONS, Memory, Part
-from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
-from crystalline_ray.spheres.routed_batches import routes_part
-from crystalline_ray.spheres.run_spec import RunSpec
+from crystalline_ray.spheres.messages import Tokens
+from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, SphereSpec
+from crystalline_ray.spheres.run_spec import RunSpec, Steps
 from crystalline_ray.spheres.segment_owner import Prior
+
+# Spheres read a step ahead, so while some write to the block after the next, others read the one before it.
+_BLOCKS_OF_ROUTES = 3
 
 
 def memory_parts(run: RunSpec) -> Iterator[Part]:
@@ -24,7 +34,9 @@ def memory_parts(run: RunSpec) -> Iterator[Part]:
         ranks_and_weights = (2, run.shape.vocab_size, similar_tokens(run))  # both of 32 bits
         yield Part("similar", ranks_and_weights, frozenset({"driver"}), dtype="int32")
     if run.config.routing == "symmetry":
-        yield routes_part(run)
+        most_spheres_of_a_node = max(Counter(sphere.node for sphere in run.plan.level1).values())
+        shape = (_BLOCKS_OF_ROUTES * most_spheres_of_a_node, 1 + run.steps.sequences_per_step)
+        yield Part("routes", shape, frozenset({"level1"}), dtype="int64")  # a row for a step
 
 
 def similar_tokens(run: RunSpec) -> int:
@@ -55,9 +67,8 @@ def laplacian_priors(run: RunSpec, memory: Memory, segments: Sequence[int]) -> d
 
 def smoothed_by(run: RunSpec, memory: Memory) -> SmoothedBy | None:
     """Return which tokens share the probability of a target, if any do."""
-    if run.config.smoothing == "crystal":
-        return _similar(memory)
-    return "uniform" if run.config.smoothing == "uniform" else None
+    kind = run.config.smoothing
+    return _similar(memory) if kind == "crystal" else None if kind == "none" else kind
 
 
 class GroupCoder:
@@ -82,9 +93,71 @@ class GroupCoder:
         before, after = (self._memory.part("residuals", each) for each in (version, version + 1))
         for group in self._groups[len(coded) :]:
             after[group] = before[group]
-        return sum(
-            self._coder.encode_in_place(self._memory.region(group), before[group], after[group]) for group in coded
-        )
+        code = self._coder.encode_in_place
+        return sum(code(self._memory.region(group), before[group], after[group]) for group in coded)
+
+
+def find_routes(step: int, steps: Steps, batches: TrainBatches, router: Router) -> tuple[Integers, Routes]:
+    """Return the windows of a step's n sequences, int64 (n,), and their routes; none beyond the end of the run."""
+    first = step * steps.sequences_per_step
+    windows = np.array([batches.window(first + number) for number in range(steps.sequences(step))], np.int64)
+    tokens = np.empty((len(windows), steps.seq_len), np.int32)
+    for row, window in zip(tokens, windows.tolist(), strict=True):
+        row[:] = batches.read(window)[:-1]
+    return windows, router.routes(tokens)
+
+
+class RoutedBatches:
+    """Micro-batches by their number in the run, as a level-1 sphere reads them.
+
+    A group's sequences fill its micro-batches in order. In the last step, padding is spread so that no two groups
+    differ by more than one sequence; the lower groups have the larger share.
+
+    The work is shared out: the L level-1 spheres of a node each find the routes of one step in L. Arriving at a block
+    of L steps, a sphere writes those of its own step in the next block to the node's memory, where all will read
+    them. Routes that are not there, as in the first block after a start, a sphere finds for itself.
+    """
+
+    def __init__(self, batches: TrainBatches, run: RunSpec, spec: SphereSpec, memory: Memory) -> None:
+        self._batches, self._steps = batches, run.steps
+        self._shared = memory.part("routes")
+        self._router = Router(run.shape.vocab_size)
+        sharers = [sphere.id for sphere in run.plan.level1 if sphere.node == spec.node]
+        self._turn, self._turns = sharers.index(spec.id), len(sharers)
+        self._block = -1
+        # A control reads the step at hand and the one after it.
+        self._find = lru_cache(maxsize=2)(self._windows_by_group)
+
+    def fill(self, number: int, inputs: Tokens, targets: Tokens) -> int:
+        """Write micro-batch `number` to int32 (B, T) arrays; return the number of targets."""
+        step, micro_batch = divmod(number, self._steps.micro_batches_per_step)
+        position, group = divmod(micro_batch, SYMMETRY_GROUPS)
+        size, loads = self._steps.batch_size, group_loads(self._steps.sequences(step))
+        start = loads[:group].sum() + position * size
+        stop = min(start + size, loads[: group + 1].sum())
+        return self._batches.fill_windows(self._windows(step)[start:stop].tolist(), inputs, targets)
+
+    def _windows(self, step: int) -> Integers:
+        block = step // self._turns
+        if block > self._block:
+            self._block = block
+            self._write((block + 1) * self._turns + self._turn)
+        row = self._row(step)
+        return row[1:] if row[0] == step + 1 else self._find(step)
+
+    def _write(self, step: int) -> None:
+        windows, row = self._windows_by_group(step), self._row(step)
+        row[1 : 1 + len(windows)] = windows
+        row[0] = step + 1  # last: it says that the windows are there
+
+    def _row(self, step: int) -> Integers:
+        """Return the row of a step: its number and one, which no row of zeros has, then its windows."""
+        row: Integers = self._shared[step % len(self._shared)]
+        return row
+
+    def _windows_by_group(self, step: int) -> Integers:
+        windows, routes = find_routes(step, self._steps, self._batches, self._router)
+        return windows[routes.by_group()]
 
 
 def _similar(memory: Memory) -> SimilarRanks:

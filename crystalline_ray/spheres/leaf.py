@@ -10,22 +10,16 @@ from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.head import SmoothedBy
 from crystalline_ray.model.transformer import Transformer
+from crystalline_ray.spheres import messages
 from crystalline_ray.spheres.config import SphereConfig
 from crystalline_ray.spheres.memory import Memory
-from crystalline_ray.spheres.messages import EvaluationResult, EvaluationUnit, GradientMessage, Total, UnitMessage
 
 
 class LeafSphere:
-    """Computes gradients into the regions it is told to write.
+    """Computes gradients into the regions it is told to write; calls `beat` after every micro-batch.
 
-    Args:
-        memory: shared memory of its node.
-        shape: the model.
-        config: the sections that spheres read. A private gradient is kept to add from if units have several
-            micro-batches; dropout is keyed by the seed together with the micro-batch's number.
-        smoothed_by: tokens that share the probability of a target, if any do.
-        head_tree: outline of the lattice head's tree.
-        beat: called after every micro-batch.
+    A private gradient is kept to add from if units have several micro-batches. Dropout is keyed by the seed together
+    with the micro-batch's number.
     """
 
     def __init__(
@@ -38,9 +32,7 @@ class LeafSphere:
         beat: Callable[[], None] = lambda: None,
     ) -> None:
         self.batches = 0
-        self._beat = beat
-        self._memory = memory
-        self._seed = config.seed
+        self._memory, self._seed, self._beat = memory, config.seed, beat
         self._transformer = Transformer(
             shape,
             config.batch_size,
@@ -52,7 +44,7 @@ class LeafSphere:
         self._likeliest = np.empty((config.batch_size, shape.seq_len), np.intp)
         self._scratch = np.empty(memory.region(0).size if config.sum_unit > 1 else 0, np.float32)
 
-    def compute(self, unit: UnitMessage) -> GradientMessage:
+    def compute(self, unit: messages.UnitMessage) -> messages.GradientMessage:
         """Write the sum of the unit's gradients, in order, to the unit's region."""
         region = self._memory.region(unit.region)
         loss = 0.0
@@ -71,10 +63,10 @@ class LeafSphere:
                 np.add(region, gradient, out=region)
             self._beat()
         self.batches += len(unit.batches)
-        total = Total(loss, sum(batch.tokens for batch in unit.batches), math.isfinite(loss))
-        return GradientMessage(unit.step, unit.region, total)
+        total = messages.Total(loss, sum(batch.tokens for batch in unit.batches), math.isfinite(loss))
+        return messages.GradientMessage(unit.step, unit.region, total)
 
-    def evaluate(self, unit: EvaluationUnit) -> EvaluationResult:
+    def evaluate(self, unit: messages.EvaluationUnit) -> messages.EvaluationResult:
         """Return the summed nats and crystalline scores of each micro-batch, without dropout."""
         weights, losses, scores = self._memory.weights(unit.version), [], []
         for batch in unit.batches:
@@ -83,4 +75,4 @@ class LeafSphere:
                 scores.append(crystalline_score(self._likeliest, batch.targets))
             self._beat()
         self.batches += len(unit.batches)
-        return EvaluationResult(tuple(losses), tuple(scores), sum(batch.tokens for batch in unit.batches))
+        return messages.EvaluationResult(tuple(losses), tuple(scores), sum(batch.tokens for batch in unit.batches))

@@ -26,10 +26,7 @@ class Part:
     """An array of the shared memory, or one for each version.
 
     Attributes:
-        name: tells it from the other parts of a layout.
-        shape: of the array.
         writers: may write it; all others map it read-only.
-        dtype: NumPy's name of the type of its items.
         versions: 1 or `VERSIONS`.
         saved_as: names that the rows have in a checkpoint; none if the next step does not need them.
     """
@@ -48,12 +45,9 @@ class Part:
 
 
 def training_parts(size: int, moments: Sequence[str], regions: int) -> tuple[Part, ...]:
-    """Return the parts that every run has.
+    """Return the parts that every run has: `size` weights, the optimizer's vectors beside them, gradients in `regions`.
 
-    Args:
-        size: length of the weights.
-        moments: names of the vectors that the optimizer keeps beside them.
-        regions: gradients: an accumulator for each symmetry group, then the slots of the controls.
+    The regions are an accumulator for each symmetry group, then the slots of the controls.
     """
     owned = frozenset[Writer]({"driver", "level1"})
     return (
@@ -90,16 +84,14 @@ class MemoryLayout:
 
 
 class Memory:
-    """The parts of a layout over one buffer each.
-
-    Args:
-        layout: the parts.
-        buffer_of: returns the memory of a part, `num_bytes` long at least, writable or read-only.
-    """
+    """The parts of a layout; `buffer_of` returns the memory of a part, `num_bytes` at least, writable or read-only."""
 
     def __init__(self, layout: MemoryLayout, buffer_of: Callable[[Part], memoryview]) -> None:
         self.layout = layout
-        self._versions = {part.name: _versions(part, buffer_of(part)) for part in layout.parts}
+        self._versions: dict[str, list[NDArray[Any]]] = {
+            part.name: list(np.ndarray((part.versions, *part.shape), part.dtype, buffer_of(part)))
+            for part in layout.parts
+        }
 
     def part(self, name: str, version: int = 0) -> NDArray[Any]:
         """Return the array of a part; of its versions the last two exist."""
@@ -121,14 +113,6 @@ class Memory:
 
         Each is float32 (size,): moments, and residuals of compressed groups.
         """
-        return {
-            name: row
-            for part in self.layout.parts
-            if part.saved_as
-            for name, row in zip(part.saved_as, self.part(part.name, version), strict=True)
-        }
-
-
-def _versions(part: Part, buffer: memoryview) -> list[NDArray[Any]]:
-    items = part.versions * math.prod(part.shape)
-    return list(np.frombuffer(buffer, part.dtype, items).reshape(part.versions, *part.shape))
+        saved = [part for part in self.layout.parts if part.saved_as]
+        rows = (row for part in saved for row in self.part(part.name, version))
+        return dict(zip(self.layout.state_names, rows, strict=True))

@@ -1,7 +1,8 @@
-"""The messages of the spheres: small and immutable; weights and gradients travel by the shared memory."""
+"""The messages of the spheres, and the way they travel; weights and gradients travel by the shared memory."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,14 +10,27 @@ from numpy.typing import NDArray
 Tokens = NDArray[np.int32]
 
 
+class Link(Protocol):
+    """Sends messages to spheres by id and collects their replies in any order; engines provide it."""
+
+    def send(self, sphere: int, message: object) -> int:
+        """Send a message; return a ticket for the reply. May run the receiver before it returns."""
+
+    def receive(self, tickets: Collection[int]) -> tuple[int, Any]:
+        """Wait for the first reply among `tickets`.
+
+        Raises:
+            DeadlineError: spheres that owe a reply gave no sign of life for `deadline_seconds`; names them.
+            SphereError: a sphere died or failed; names it.
+        """
+
+    def beat(self) -> None:
+        """Say that the own sphere makes progress; a sphere that computes must do so at every micro-batch."""
+
+
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A request to somebody: every one belongs to a step and to a version of the weights.
-
-    Attributes:
-        step: its number in the run, from 0.
-        version: number of updates applied to the weights to read; an update writes `version + 1`.
-    """
+    """A request of a step, numbered from 0, that reads the weights after `version` updates; an update writes the next."""
 
     step: int
     version: int
@@ -35,8 +49,7 @@ class StepResult:
     """Root to driver: the result of a step.
 
     Attributes:
-        loss: mean negative log-likelihood in nats per token over the global batch.
-        tokens: target tokens in the global batch.
+        loss: mean negative log-likelihood in nats per target token of the global batch.
         gradient_norm: global L2 norm before clipping, NaN if a loss was not finite.
         applied: whether the update was made (it is not when anything was non-finite).
         gradient_bytes: length of all groups' gradients in the code they travel in.
@@ -52,7 +65,7 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class Helper:
-    """A worker a control may use: its sphere, how many units it may take (None: any number)."""
+    """A worker that a control may use for `quota` units, None for any number."""
 
     sphere: int
     quota: int | None
@@ -63,9 +76,8 @@ class StepOrder(Order):
     """Root to level 1: compute the gradients of your groups.
 
     Attributes:
-        micro_batches: how many micro-batches the step has; indices follow from the groups.
+        micro_batches: those of the whole step; indices follow from the groups.
         scale: factor of every gradient, 1 / target tokens of the global batch.
-        smoothing_weight: share of each target's probability that other tokens get.
         helpers: workers to use, own ones first.
     """
 
@@ -98,10 +110,7 @@ class GroupsReady:
 
 @dataclass(frozen=True, slots=True)
 class Commit(Order):
-    """Root to level 1: every group is there and finite; add up these groups in this order, agree on the norm, update.
-
-    The version is that of the weights the gradients are of.
-    """
+    """Root to level 1: all groups are there and finite; add them up in this order, agree on the norm, update."""
 
     groups: tuple[int, ...]
     learning_rate: float
@@ -126,13 +135,7 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class BatchMessage:
-    """A micro-batch.
-
-    Attributes:
-        index: number of the micro-batch in the run, the key of its dropout.
-        inputs, targets: int32 (batch, sequence); target -1 is ignored.
-        tokens: targets that count.
-    """
+    """A micro-batch, whose number in the run keys its dropout; int32 (batch, sequence); target -1 does not count."""
 
     index: int
     inputs: Tokens
@@ -181,14 +184,9 @@ class EvaluationUnit(Order):
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """Worker to control, level 1 to root, root to driver: the losses of micro-batches in order.
+    """Worker to control, level 1 to root, root to driver: summed nats of micro-batches, in order, and targets of all.
 
-    Results of consecutive micro-batches can be added.
-
-    Attributes:
-        losses: summed nats of each.
-        scores: summed crystalline scores of each; none with the lattice head.
-        tokens: targets of all.
+    `scores` are summed crystalline scores, none with the lattice head. Results of consecutive micro-batches add up.
     """
 
     losses: tuple[float, ...] = ()

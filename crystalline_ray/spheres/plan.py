@@ -140,10 +140,11 @@ def plan_spheres(
     if len(places) == 1 and coordinators == "dedicated":
         coordinators = "shared"
         notes = ("one core: root and leaf share it",)
-    grow = _dedicated_tree if coordinators == "dedicated" else _shared_tree
-    tree = SpherePlan(tuple(grow(len(places), fan_out)), coordinators)
-    where = _dedicate(tree, places) if coordinators == "dedicated" else _share(tree, places)
-    if coordinators == "dedicated" and len(tree.leaves) < fan_out < len(places) - 1:
+    is_dedicated = coordinators == "dedicated"
+    size = len(places) if is_dedicated else _tree_size(min(len(places), fan_out**3), fan_out)
+    tree = SpherePlan(tuple(_grown(size, fan_out)), coordinators)
+    where = _dedicate(tree, places) if is_dedicated else _share(tree, places)
+    if is_dedicated and len(tree.leaves) < fan_out < len(places) - 1:
         notes = (
             f"{len(places)} cores: dedicated coordinators leave {len(tree.leaves)} for leaves, "
             f"coordinators = shared has {len(places)} leaves",
@@ -152,28 +153,20 @@ def plan_spheres(
     return SpherePlan(tuple(placed), coordinators, notes)
 
 
-def _dedicated_tree(spheres: int, fan_out: int) -> list[SphereSpec]:
-    """The tree of exactly `spheres` >= 2 spheres with the most leaves."""
-    if spheres <= 1 + fan_out:
-        return _grown(spheres - 1, 0, 0, fan_out)
-    below = spheres - 1 - fan_out
-    level2 = min(below, fan_out**2)
-    return _grown(fan_out, level2, below - level2, fan_out)
-
-
-def _shared_tree(cores: int, fan_out: int) -> list[SphereSpec]:
-    """The smallest tree with a leaf for every core, or with as many as three levels hold."""
-    leaves = min(cores, fan_out**3)
+def _tree_size(leaves: int, fan_out: int) -> int:
+    """Return the number of spheres in the smallest tree with so many leaves."""
     if leaves <= fan_out:
-        return _grown(leaves, 0, 0, fan_out)
-    level2 = min(leaves, fan_out**2)
+        return 1 + leaves
     # Each level-2 sphere that becomes a control gives up its own place as a leaf and gains fan_out.
-    controls = -(-(leaves - level2) // (fan_out - 1))
-    return _grown(fan_out, level2, leaves - level2 + controls, fan_out)
+    controls = -(-max(0, leaves - fan_out**2) // (fan_out - 1))
+    return 1 + fan_out + leaves + controls
 
 
-def _grown(level1: int, level2: int, level3: int, fan_out: int) -> list[SphereSpec]:
-    """The tree with so many spheres on each level, and only as many controls as the level below needs, not placed."""
+def _grown(size: int, fan_out: int) -> list[SphereSpec]:
+    """Return the tree of `size` spheres with the most leaves, not placed."""
+    level1 = min(size - 1, fan_out)
+    level2 = min(size - 1 - level1, fan_out**2)
+    level3 = size - 1 - level1 - level2
     spheres = [SphereSpec(0, 0, "root", None, tuple(range(SYMMETRY_GROUPS)), 0, None)]
     parents = spheres[:1]
     for count, controls in ((level1, level1 if level2 else 0), (level2, -(-level3 // fan_out)), (level3, 0)):

@@ -1,44 +1,28 @@
 """The root: orders a step, counts the votes, commits. It sees numbers, never a batch, a gradient or a weight."""
 
 import math
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from itertools import accumulate, pairwise
 from typing import Any
 
 from crystalline_ray.errors import SphereError
-from crystalline_ray.spheres.link import Link
-from crystalline_ray.spheres.messages import (
-    Commit,
-    Committed,
-    EvaluationRequest,
-    EvaluationResult,
-    GroupsReady,
-    Helper,
-    StepOrder,
-    StepRequest,
-    StepResult,
-    Total,
-)
-from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
+from crystalline_ray.spheres import messages
+from crystalline_ray.spheres.canonical_sum import group_units
+from crystalline_ray.spheres.messages import EvaluationRequest, Helper, StepRequest, StepResult
+from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, SpherePlan, SphereSpec
 from crystalline_ray.spheres.run_spec import RunSpec
-from crystalline_ray.spheres.share import share_work
 
 
 class RootSphere:
-    """Coordinates the level-1 spheres; commits a step only when all of them agree.
+    """Coordinates the level-1 spheres; commits a step only when all of them agree."""
 
-    Args:
-        run: the run.
-        link: the way to level 1.
-    """
-
-    def __init__(self, run: RunSpec, link: Link) -> None:
+    def __init__(self, run: RunSpec, link: messages.Link) -> None:
         self.batches = 0
         self._run = run
         self._link = link
         self._level1 = tuple(sphere.id for sphere in run.plan.level1)
-        self._helpers = lru_cache(maxsize=2)(self._share)
+        self._helpers = lru_cache(maxsize=2)(partial(share_work, run.plan, sum_unit=run.config.sum_unit))
 
     def step(self, request: StepRequest) -> StepResult:
         """Run one optimizer step: gradients, vote, and the commit if every group is there and finite.
@@ -48,37 +32,44 @@ class RootSphere:
         """
         micro_batches = self._run.steps.micro_batches(request.step)
         groups = tuple(range(min(SYMMETRY_GROUPS, micro_batches)))
-        sums, sent = self._gradients(request, micro_batches)
-        missing = [group for group in groups if group not in sums]
-        if missing:
+        ready = self._gradients(request, micro_batches)
+        sums = {group: total for reply in ready for group, total in reply.sums.items()}
+        if missing := [group for group in groups if group not in sums]:
             raise SphereError(f"no gradient for symmetry groups {missing}")
         losses, tokens, finite = zip(*(sums[group] for group in groups), strict=True)
         norm, applied = self._commit(request, groups) if all(finite) else (math.nan, False)
+        sent = sum(reply.gradient_bytes for reply in ready)
         return StepResult(request.step, sum(losses) / sum(tokens), sum(tokens), norm, applied, gradient_bytes=sent)
 
-    def evaluate(self, request: EvaluationRequest) -> EvaluationResult:
+    def evaluate(self, request: EvaluationRequest) -> messages.EvaluationResult:
         """Return the losses of the validation micro-batches from `start` to `stop`, in their order.
+
+        They are cut in proportion to the leaves below each level-1 sphere.
 
         Raises:
             DeadlineError, SphereError: a sphere is late or dead.
         """
-        orders = self._evaluation_orders(request)
-        return sum(self._ask(orders), EvaluationResult())
+        leaves = [len(self._run.plan.leaves_below(sphere)) for sphere in self._run.plan.level1]
+        shares = [passed * request.batches // sum(leaves) for passed in accumulate(leaves, initial=0)]
+        orders = {
+            sphere: EvaluationRequest(request.step, request.version, request.start + stop, request.start + start)
+            for sphere, (start, stop) in zip(self._level1, pairwise(shares), strict=True)
+            if stop > start
+        }
+        return sum(self._ask(orders), messages.EvaluationResult())
 
-    def _gradients(self, request: StepRequest, micro_batches: int) -> tuple[dict[int, Total], int]:
+    def _gradients(self, request: StepRequest, micro_batches: int) -> list[messages.GroupsReady]:
         step, version, scale = request.step, request.version, 1.0 / self._run.steps.tokens(request.step)
         orders = {
-            sphere: StepOrder(step, version, micro_batches, scale, request.smoothing_weight, helpers)
+            sphere: messages.StepOrder(step, version, micro_batches, scale, request.smoothing_weight, tuple(helpers))
             for sphere, helpers in self._helpers(micro_batches).items()
         }
-        ready: list[GroupsReady] = self._ask(orders)
-        sums = {group: total for reply in ready for group, total in reply.sums.items()}
-        return sums, sum(reply.gradient_bytes for reply in ready)
+        return self._ask(orders)
 
     def _commit(self, request: StepRequest, groups: tuple[int, ...]) -> tuple[float, bool]:
         """Have all segments updated; return the norm of the gradient and whether the update was applied."""
-        order = Commit(request.step, request.version, groups, request.learning_rate)
-        reports: list[Committed] = self._ask(dict.fromkeys(self._level1, order))
+        order = messages.Commit(request.step, request.version, groups, request.learning_rate)
+        reports: list[messages.Committed] = self._ask(dict.fromkeys(self._level1, order))
         # Compared as text, so that a norm that is not a number agrees with itself.
         if len(set(map(repr, reports))) > 1:
             raise SphereError(f"level-1 spheres disagree, the step is not committed: {reports}")
@@ -93,15 +84,42 @@ class RootSphere:
             replies[tickets.pop(ticket)] = reply
         return [replies[sphere] for sphere in orders]
 
-    def _share(self, micro_batches: int) -> dict[int, tuple[Helper, ...]]:
-        return share_work(self._run.plan, micro_batches, self._run.config.sum_unit)
 
-    def _evaluation_orders(self, request: EvaluationRequest) -> dict[int, EvaluationRequest]:
-        """Cut the validation micro-batches in proportion to the leaves below each level-1 sphere."""
-        leaves = [len(self._run.plan.leaves_below(sphere)) for sphere in self._run.plan.level1]
-        shares = [passed * request.batches // sum(leaves) for passed in accumulate(leaves, initial=0)]
-        return {
-            sphere: EvaluationRequest(request.step, request.version, request.start + stop, request.start + start)
-            for sphere, (start, stop) in zip(self._level1, pairwise(shares), strict=True)
-            if stop > start
-        }
+def share_work(plan: SpherePlan, micro_batches: int, sum_unit: int) -> dict[int, list[Helper]]:
+    """Return the workers each level-1 sphere may use in a step: its own without limit, then borrowed ones with a quota.
+
+    A sphere whose leaves are too few for its groups borrows idle leaves of others, which changes who computes a
+    gradient, never the order of the sum. Every leaf gets at most ceil(units / leaves) units. A sphere that lends does
+    not borrow, so no two wait for each other.
+    """
+    units = {
+        sphere.id: sum(len(group_units(group, micro_batches, sum_unit)) for group in sphere.groups)
+        for sphere in plan.level1
+    }
+    rounds = -(-sum(units.values()) // len(plan.leaves))
+    spare = {sphere.id: rounds * len(plan.leaves_below(sphere)) - units[sphere.id] for sphere in plan.level1}
+    helpers = {sphere.id: [Helper(worker.id, None) for worker in _workers(plan, sphere)] for sphere in plan.level1}
+    offers = [offer for sphere in plan.level1 for offer in _offers(plan, sphere, rounds, spare[sphere.id])]
+    for borrower in plan.level1:
+        while spare[borrower.id] < 0:
+            worker, count = offers.pop()
+            taken = min(-spare[borrower.id], count)
+            helpers[borrower.id].append(Helper(worker, taken))
+            spare[borrower.id] += taken
+            if taken < count:
+                offers.append((worker, count - taken))
+    return helpers
+
+
+def _workers(plan: SpherePlan, sphere: SphereSpec) -> Sequence[SphereSpec]:
+    return (sphere,) if sphere.role == "leaf" else plan.children(sphere.id)
+
+
+def _offers(plan: SpherePlan, sphere: SphereSpec, rounds: int, spare: int) -> Iterator[tuple[int, int]]:
+    """Yield how many units each worker of a sphere can take beyond the sphere's own, spread evenly."""
+    workers = _workers(plan, sphere)
+    for position, worker in enumerate(workers):
+        share = min(-(-spare // (len(workers) - position)), rounds * len(plan.leaves_below(worker)))
+        if share > 0:
+            yield worker.id, share
+            spare -= share

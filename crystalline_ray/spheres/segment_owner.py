@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -28,14 +29,9 @@ _BLOCK = 16_384
 
 
 class SegmentOwner:
-    """Sums its segments over the groups and updates them: a reduce-scatter without a network inside a node.
+    """Sums its segments, of 0..11, over the groups and updates them: a reduce-scatter without a network inside a node.
 
-    Args:
-        segments: numbers of the segments it owns, 0..11.
-        layout: of the parameters.
-        optimizer: rule and constants.
-        memory: shared memory of its node.
-        priors: those of its segments whose gradient begins with one.
+    `priors` are those of the segments whose gradient begins with one.
     """
 
     def __init__(
@@ -81,11 +77,17 @@ class SegmentOwner:
     def apply(self, version: int, learning_rate: float, clip_coefficient: float) -> None:
         """Update the segments from `version` to `version + 1` with the gradient last reduced."""
         for number, part in self._segments.items():
-            gradient = self._gradients[number]
             for piece, decay in self._pieces[number]:
-                own = gradient[piece.start - part.start : piece.stop - part.start]
-                weight_decay = self._optimizer.weight_decay if decay else 0.0
-                self._update(piece, own, version, learning_rate, clip_coefficient, weight_decay)
+                gradient = self._gradients[number][piece.start - part.start : piece.stop - part.start]
+                self._update(
+                    piece,
+                    gradient,
+                    version,
+                    clip_coefficient=clip_coefficient,
+                    learning_rate=learning_rate,
+                    weight_decay=self._optimizer.weight_decay if decay else 0.0,
+                    scratch=self._scratch,
+                )
 
     def _clip(self, norm: float) -> float:
         limit = self._optimizer.clip_norm
@@ -108,35 +110,13 @@ class SegmentOwner:
             square += float(np.dot(block, block))
         return square
 
-    def _update(
-        self, piece: slice, gradient: Floats, version: int, learning_rate: float, clip_coefficient: float, decay: float
-    ) -> None:
-        memory, settings = self._memory, self._optimizer
+    def _update(self, piece: slice, gradient: Floats, version: int, **settings: Any) -> None:
+        memory, optimizer = self._memory, self._optimizer
         weights = (memory.weights(version)[piece], memory.weights(version + 1)[piece])
-        before, after = memory.part("moments", version), memory.part("moments", version + 1)
-        first = (before[0][piece], after[0][piece])
-        if settings.optimizer == "sgd":
-            sgd_update(
-                weights,
-                first,
-                gradient,
-                clip_coefficient=clip_coefficient,
-                learning_rate=learning_rate,
-                momentum=settings.momentum,
-                weight_decay=decay,
-                scratch=self._scratch,
-            )
-            return
-        adamw_update(
-            weights,
-            first,
-            (before[1][piece], after[1][piece]),
-            gradient,
-            clip_coefficient=clip_coefficient,
-            update=version + 1,
-            learning_rate=learning_rate,
-            betas=(settings.beta1, settings.beta2),
-            epsilon=settings.epsilon,
-            weight_decay=decay,
-            scratch=self._scratch,
-        )
+        moments = zip(memory.part("moments", version), memory.part("moments", version + 1), strict=True)
+        pairs = [(before[piece], after[piece]) for before, after in moments]
+        if optimizer.optimizer == "sgd":
+            sgd_update(weights, pairs[0], gradient, momentum=optimizer.momentum, **settings)
+        else:
+            settings |= {"betas": (optimizer.beta1, optimizer.beta2), "epsilon": optimizer.epsilon}
+            adamw_update(weights, pairs[0], pairs[1], gradient, update=version + 1, **settings)

@@ -7,28 +7,19 @@ from crystalline_ray.data.batches import TrainBatches, ValidationBatches
 from crystalline_ray.data.dataset import open_dataset
 from crystalline_ray.spheres import messages
 from crystalline_ray.spheres.control import ControlSphere, DeepControlSphere, Fill
-from crystalline_ray.spheres.hooks import laplacian_priors, smoothed_by
+from crystalline_ray.spheres.hooks import RoutedBatches, laplacian_priors, smoothed_by
 from crystalline_ray.spheres.leaf import LeafSphere
-from crystalline_ray.spheres.link import Link
 from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.plan import SphereSpec
 from crystalline_ray.spheres.root import RootSphere
-from crystalline_ray.spheres.routed_batches import RoutedBatches
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.segment_owner import SegmentOwner
 
 
 class Sphere:
-    """A sphere of a run, whatever its role: answers a message by its type.
+    """A sphere of a run, whatever its role: answers a message by its type."""
 
-    Args:
-        run: the run.
-        sphere_id: its place in the plan.
-        memory: shared memory of its node; the root has no use for it.
-        link: the way to other spheres.
-    """
-
-    def __init__(self, run: RunSpec, sphere_id: int, memory: Memory, link: Link) -> None:
+    def __init__(self, run: RunSpec, sphere_id: int, memory: Memory, link: messages.Link) -> None:
         spec = self.spec = run.plan.spheres[sphere_id]
         self._handlers: dict[type, Callable[[Any], Any]] = {}
         self._counted: RootSphere | ControlSphere | DeepControlSphere | LeafSphere
@@ -54,7 +45,7 @@ class Sphere:
         """Act on a message and return the reply, or for a commit the protocol that the engine has to drive."""
         return self._handlers[type(message)](message)
 
-    def _level1(self, run: RunSpec, memory: Memory, link: Link) -> None:
+    def _level1(self, run: RunSpec, memory: Memory, link: messages.Link) -> None:
         control = self._counted = ControlSphere(self.spec, run, memory, link, *batch_sources(run, self.spec, memory))
         priors = laplacian_priors(run, memory, self.spec.groups)
         owner = SegmentOwner(self.spec.groups, run.layout, run.config, memory, priors)

@@ -29,8 +29,8 @@ from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.layout import ParameterLayout, initialise
 from crystalline_ray.model.transformer import Transformer
 from crystalline_ray.screen import figures
+from crystalline_ray.spheres.hooks import find_routes
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, plan_spheres
-from crystalline_ray.spheres.routed_batches import find_routes
 from crystalline_ray.spheres.run_spec import RunSpec
 
 CONFIGS = Path(__file__).parents[2] / "configs"

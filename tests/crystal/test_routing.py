@@ -15,10 +15,10 @@ from crystalline_ray.data.batches import TrainBatches
 from crystalline_ray.data.shards import TokenArray
 from crystalline_ray.lattice.integers import Integers
 from crystalline_ray.lattice.symmetry import symmetry_groups
-from crystalline_ray.spheres import routed_batches
+from crystalline_ray.spheres import hooks
 from crystalline_ray.spheres.canonical_sum import group_units
+from crystalline_ray.spheres.hooks import RoutedBatches
 from crystalline_ray.spheres.plan import plan_spheres
-from crystalline_ray.spheres.routed_batches import RoutedBatches
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.sizing import memory_layout
 from tests.helpers.examples import examples
@@ -52,7 +52,7 @@ def routed(tmp_path: Path, **fields: Any) -> tuple[RunSpec, TrainBatches, Routed
 
 
 def find_routes(step: int, run: RunSpec, batches: TrainBatches) -> tuple[Integers, Routes]:
-    return routed_batches.find_routes(step, run.steps, batches, Router(VOCABULARY))
+    return hooks.find_routes(step, run.steps, batches, Router(VOCABULARY))
 
 
 def micro_batch(source: RoutedBatches, number: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -125,13 +125,13 @@ def test_spheres_share_out_the_finding_of_routes(
     memory = node_memory(memory_layout(run))
     sources = [RoutedBatches(batches, run, spec, memory) for spec in run.plan.level1]
     found: list[int] = []
-    find = routed_batches.find_routes
+    find = hooks.find_routes
 
     def find_and_note(step: int, *others: Any) -> tuple[Integers, Routes]:
         found.append(step)
         return find(step, *others)
 
-    monkeypatch.setattr(routed_batches, "find_routes", find_and_note)
+    monkeypatch.setattr(hooks, "find_routes", find_and_note)
     for step in range(first, run.steps.total):
         for turn, source in enumerate(sources):
             # as far apart as spheres can be: some have read the whole next step when others begin with this one

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from crystalline_ray.config import Config
 from crystalline_ray.model.config import ModelShape
 from crystalline_ray.spheres.plan import plan_spheres
-from crystalline_ray.spheres.run_spec import RunSpec
-from crystalline_ray.spheres.steps import Steps
+from crystalline_ray.spheres.run_spec import RunSpec, Steps
 from tests.helpers.examples import examples
 
 

@@ -46,8 +46,7 @@ def assign(affinity: Integers, capacities: Integers) -> Integers:
 def _priced(affinity: Integers, capacities: Integers) -> Integers:
     """Return the worth of items to groups, less their prices, n-fold, int64 (G, n).
 
-    Good prices leave little to do. One is the group's mean affinity, and then what leaves it as many items as fit, at
-    the others' prices.
+    A price is the group's mean affinity, and then what leaves it as many items as fit, at the others' prices.
     """
     count = len(affinity)
     worth: Integers = np.ascontiguousarray(count * affinity.T) - affinity.sum(axis=0)[:, None]
@@ -62,8 +61,7 @@ def _priced(affinity: Integers, capacities: Integers) -> Integers:
 def _best_gains(affinity: Integers, group: Integers, source: int) -> Integers:
     """Return the gain of the best item of `source` in each group, int64 (G,)."""
     own = affinity[group == source]
-    gains: Integers = np.max(own - own[:, source, None], axis=0, initial=_UNREACHED)
-    return gains
+    return np.asarray(np.max(own - own[:, source, None], axis=0, initial=_UNREACHED))
 
 
 def _best_path(gains: Integers, excess: Integers) -> list[int]:

@@ -17,10 +17,7 @@ _INT64 = 1 << 63
 
 
 def integer_rows(basis: npt.ArrayLike) -> Rows:
-    """Return the rows of `basis` (m, n) as Python integers.
-
-    ValueError unless it has 1 <= m <= n rows of integers. Whether they are independent, `GramSchmidt` shows.
-    """
+    """Return the rows of `basis` (m, n) as Python integers; ValueError unless it has 1 <= m <= n rows of integers."""
     array = exact_array(basis)
     if array.ndim != 2 or not 1 <= array.shape[0] <= array.shape[1]:
         raise ValueError(f"a basis is m rows of n integers, 1 <= m <= n, got an array of shape {array.shape}")
@@ -32,10 +29,7 @@ def integer_rows(basis: npt.ArrayLike) -> Rows:
 
 
 def exact_array(values: npt.ArrayLike) -> Basis:
-    """Return an object array of the same numbers as Python objects.
-
-    NumPy on its own makes float64 of a list with integers on both sides of 2**63, and loses digits.
-    """
+    """Return an object array of Python numbers; NumPy alone makes float64 of integers on both sides of 2**63."""
     array = np.array(values, dtype=object)
     array.flat[:] = [entry.item() if isinstance(entry, np.generic) else entry for entry in array.flat]
     return array

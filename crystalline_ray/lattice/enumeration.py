@@ -2,9 +2,8 @@
 
 Fincke and Pohst, "Improved methods for calculating vectors of short length in a lattice", Math. Comp. 44 (1985), in the
 order of Schnorr and Euchner, "Lattice basis reduction", Math. Programming 66 (1994): coordinates are chosen from the
-last to the first, the nearest value first, and a better vector makes the ellipsoid smaller for what is left. Here
-partial vectors are extended in blocks, so that NumPy does the arithmetic, and the blocks lie on a stack, so that memory
-stays small.
+last to the first, the nearest value first, and a better vector makes the ellipsoid smaller for what is left. Partial
+vectors are extended in blocks, which lie on a stack, so that memory stays small.
 """
 
 from collections.abc import Callable
@@ -48,12 +47,11 @@ def enumerate_within(
             chosen, partial = chosen[nonzero], partial[nonzero]
         order = np.argsort(partial, kind="stable")
         chosen, partial = chosen[order], partial[order]
-        if level == 0:
-            if len(chosen):
-                bound = visit(chosen)
-        else:
+        if level > 0:
             starts = range(0, len(chosen), _BLOCK)
             stack.extend((chosen[i : i + _BLOCK], partial[i : i + _BLOCK]) for i in reversed(starts))
+        elif len(chosen):
+            bound = visit(chosen)
 
 
 def _extend(

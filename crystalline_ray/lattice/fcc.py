@@ -1,8 +1,7 @@
 """The face-centred cubic crystal: the lattice D3 of integer points (x, y, z) with an even sum.
 
-Rank r sits on the r-th point in order of distance from the origin, ties lexicographic. The smallest distance between
-points is sqrt(2), and each point has twelve others at that distance: the permutations of (+-1, +-1, 0) around it, the
-centres of the spheres that touch its own.
+Rank r sits on the r-th point in order of distance from the origin, ties lexicographic. Each point has twelve others at
+the smallest distance, sqrt(2): the permutations of (+-1, +-1, 0) around it, the centres of the spheres that touch its.
 """
 
 import itertools
@@ -21,29 +20,24 @@ CONTACTS: Int32 = np.array(
 )
 """Offsets (12, 3) of the contact neighbours in lexicographic order, so that numbers j and 11 - j are opposite."""
 
-_VOLUME = 2  # of the lattice's unit cell
-
 
 class Shells(NamedTuple):
-    """The points of a crystal by distance from the origin; distances at which the lattice has none are not counted.
-
-    Attributes:
-        shell: int32 (n,), the number of each point's shell: 0 at the origin, 1 at its contact neighbours, and so on.
-        sizes: int64 (S,), points of the crystal per shell; the last shell need not be complete.
-        squared_radii: int64 (S,), even numbers, ascending.
-    """
+    """The points of a crystal by distance from the origin; distances at which the lattice has none are not counted."""
 
     shell: Int32
+    """(n,), the number of each point's shell: 0 at the origin, 1 at its contact neighbours, and so on."""
     sizes: Integers
+    """(S,), points of the crystal per shell; the last shell need not be complete."""
     squared_radii: Integers
+    """(S,), even numbers, ascending."""
 
 
 def fcc_points(count: int) -> Int32:
     """Return the first `count` points, int32 (count, 3); ValueError unless there is at least one."""
     checked_count(count, "count of lattice points")
-    # A ball of radius r holds at least as many points as a volume of radius r - 1 has unit cells: no place is farther
-    # than 1 from a point.
-    radius = math.ceil((3 * _VOLUME * count / (4 * math.pi)) ** (1 / 3)) + 1
+    # No place is farther than 1 from a point, so a ball of radius r holds at least as many points as one of radius r - 1
+    # has unit cells, of volume 2.
+    radius = math.ceil((3 * 2 * count / (4 * math.pi)) ** (1 / 3)) + 1
     grid = np.indices((2 * radius + 1,) * 3, np.int32).reshape(3, -1) - radius
     squared = (grid * grid).sum(axis=0)
     inside = np.flatnonzero((grid.sum(axis=0) % 2 == 0) & (squared <= radius * radius))
@@ -61,18 +55,15 @@ def fcc_shells(points: Int32) -> Shells:
 def contact_neighbours(points: Int32) -> Int32:
     """Return the index of each point's twelve contact neighbours, int32 (n, 12), columns in the order of CONTACTS.
 
-    A crystal of n points is finite: neighbours that are not among `points` (n, 3), which are all different, are -1, and
-    only points near its surface have such. Each point of `fcc_points(n)` but the origin has a neighbour nearer to the
-    origin, so none is alone if n >= 2. Where i has j in column c, j has i in column 11 - c.
+    Neighbours that are not among `points` (n, 3), which are all different, are -1. Each point of `fcc_points(n)` but
+    the origin has a neighbour nearer to it, so none is alone if n >= 2. Where i has j in column c, j has i in 11 - c.
     """
     reach = int(np.abs(points).max()) + 1
     index = np.full((2 * reach + 1,) * 3, -1, np.int32)
     index[tuple((points + reach).T)] = np.arange(len(points), dtype=np.int32)
-    neighbours: Int32 = index[tuple(np.moveaxis(points[:, None] + (CONTACTS + np.int32(reach)), -1, 0))]
-    return neighbours
+    return np.asarray(index[tuple(np.moveaxis(points[:, None] + (CONTACTS + np.int32(reach)), -1, 0))])
 
 
 def contact_counts(neighbours: Int32) -> Int32:
     """Return how many of its neighbours (n, 12) each point has within the crystal, int32 (n,)."""
-    counts: Int32 = (neighbours >= 0).sum(axis=1, dtype=np.int32)
-    return counts
+    return np.asarray((neighbours >= 0).sum(axis=1, dtype=np.int32))

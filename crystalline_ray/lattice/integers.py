@@ -11,7 +11,7 @@ IntegerInput = NDArray[np.integer[Any]] | int
 
 
 def checked_integers(values: IntegerInput, name: str, end: int) -> Integers:
-    """Return `values` as int64, any shape; ValueError with the offending value unless all are integers in [0, end)."""
+    """Return `values`, of any shape, as int64; ValueError unless all are integers in [0, end)."""
     array = np.asarray(values)
     if not np.issubdtype(array.dtype, np.integer):
         raise ValueError(f"{name} must be integers, got {array.dtype}")

@@ -85,35 +85,31 @@ def nearest_e8(x: Floats, out: Floats) -> None:
 
 
 def _blocks(x: Floats, out: Floats) -> Iterator[tuple[Floats, Floats, Floats, _Flags, Floats]]:
-    """Yield the first steps' results for blocks of R vectors that fit the cache, in arrays that are used again.
-
-    They are the rounded values; 1 or -1, the side of them on which x lies; their distance from x, all (n, R); whether
-    the rounded values of a vector have an odd sum (R,); and the block of `out` (R, n).
+    """Yield for blocks of R vectors that fit the cache, in arrays that are used again: the rounded values; 1 or -1, the
+    side of them on which x lies; their distance from x, all (n, R); whether a vector's rounded values have an odd sum
+    (R,); and the block of `out` (R, n).
     """
     if x.ndim != 2 or x.shape[1] < 1 or x.shape != out.shape:
         raise ValueError(f"vectors to quantise and their points have one shape (N, n), got {x.shape} and {out.shape}")
     if x.dtype not in (np.float32, np.float64) or x.dtype != out.dtype:
         raise ValueError(f"vectors to quantise and their points are float32 or float64, got {x.dtype} and {out.dtype}")
     scratch, size = np.empty((3, 0, 0), x.dtype), max(1, _BLOCK_VALUES // x.shape[1])
+    largest = min(LARGEST_VALUE, _LARGEST_SUM / x.shape[1])
     for start in range(0, len(x), size):
         vectors = x[start : start + size].T
         if scratch.shape[1:] != vectors.shape:
             scratch = np.empty((3, *vectors.shape), x.dtype)
         rounded, offset, error = scratch
         np.copyto(offset, vectors)
-        _check_values(offset)
+        low, high = offset.min(), offset.max()
+        if not (-largest <= low and high <= largest):
+            raise ValueError(f"values to quantise must be in [-{largest:.0f}, {largest:.0f}], got {low} to {high}")
         np.rint(offset, out=rounded)
         np.subtract(offset, rounded, out=offset)
         np.abs(offset, out=error)
         half = np.add.reduce(rounded, axis=0)
         np.multiply(half, 0.5, out=half)
         yield rounded, _signs(offset), error, np.rint(half) != half, out[start : start + size]
-
-
-def _check_values(planes: Floats) -> None:
-    largest, low, high = min(LARGEST_VALUE, _LARGEST_SUM / len(planes)), planes.min(), planes.max()
-    if not (-largest <= low and high <= largest):
-        raise ValueError(f"values to quantise must be in [-{largest:.0f}, {largest:.0f}], got {low} to {high}")
 
 
 def _signs(values: Floats) -> Floats:
@@ -137,22 +133,16 @@ def _first_equal(planes: Floats, target: Floats, wanted: _Flags) -> Iterator[_Fl
 
 @dataclass(frozen=True)
 class VoronoiCode:
-    """The code of one lattice, for arrays of R vectors in n planes: (n, R), C-contiguous.
-
-    Attributes:
-        dimension: coordinates of a vector.
-        volume: of the lattice's cell.
-        nearest: (x (R, n), out (R, n)): the nearest points.
-        gauge: (x (n, R), out (R,), scratch (n, R)): writes the gauge; not finite where a coordinate is not.
-        to_digits: makes points, in place, their coordinates in the basis: integers, not reduced.
-        from_digits: the reverse.
-    """
+    """The code of one lattice, for arrays of R vectors in n planes: (n, R), C-contiguous; `volume` is its cell's."""
 
     dimension: int
     volume: float
     nearest: Callable[[Planes, Planes], None]
+    """Writes to out (R, n) the nearest points of x (R, n)."""
     gauge: Callable[[Planes, Planes, Planes], None]
+    """Writes the gauge of x (n, R) to out (R,), with scratch (n, R); not finite where a coordinate is not."""
     to_digits: Callable[[Planes], None]
+    """Makes points, in place, their coordinates in the basis: integers, not reduced."""
     from_digits: Callable[[Planes], None]
 
     def encode(self, x: Planes) -> None:

@@ -5,8 +5,8 @@ and |b*_i|^2 >= (delta - mu_(i, i-1)^2) |b*_(i-1)|^2. Then |b_1| is at most (del
 length of the shortest vector.
 
 `lll_exact` calculates in integers only. `lll_floating` decides by float64 what to do, does it to the integer basis, and
-checks its result in integers. Either may be up to four times faster, depending on the basis. Both work on rows of n + m
-entries, those of the basis and then those of the transform.
+checks its result in integers. Either may be the faster one. Both work on rows of n + m entries, those of the basis and
+then those of the transform.
 """
 
 import math
@@ -30,12 +30,7 @@ _MAX_BITS = 500  # squares of such entries are within the range of float64
 
 
 class Reduction(NamedTuple):
-    """A reduced basis of the same lattice.
-
-    Attributes:
-        basis: (m, n), equal to transform @ the basis given.
-        transform: (m, m), of determinant 1 or -1.
-    """
+    """A reduced `basis` (m, n), which is `transform` (m, m), of determinant 1 or -1, @ the basis given."""
 
     basis: Basis
     transform: Basis
@@ -139,10 +134,7 @@ class _Floating:
     def reduce(self) -> Rows:
         """Return the matrix, reduced unless float64 was not precise enough."""
         k = 0
-        while k < len(self._rows) and self._insertions_left > 0:
-            beyond = self._reduce_size(k)
-            if beyond is None:
-                break
+        while k < len(self._rows) and self._insertions_left > 0 and (beyond := self._reduce_size(k)) is not None:
             place = k
             while place > 0 and beyond[place - 1] < self._delta * self._r[place - 1, place - 1]:
                 place -= 1

@@ -9,7 +9,7 @@ and those kernels are positive definite in the plane.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -29,15 +29,12 @@ _ROUNDING = 1 + 1e-12
 
 
 class SimilarRanks(NamedTuple):
-    """The k most similar other ranks of each of V ranks: a sparse matrix with k entries in every row.
-
-    Attributes:
-        ranks: int32 (V, k), most similar first, equally similar ones in ascending order.
-        weights: floats (V, k), their similarities, scaled so that each row sums to 1.
-    """
+    """The k most similar other ranks of each of V ranks: a sparse matrix with k entries in every row."""
 
     ranks: npt.NDArray[np.int32]
+    """(V, k), most similar first, equally similar ones in ascending order."""
     weights: Floats
+    """(V, k), their similarities, scaled so that each row sums to 1."""
 
 
 _Candidates = tuple[Integers, npt.NDArray[np.bool_], Integers]
@@ -73,9 +70,9 @@ def similar_ranks(vocab_size: int, k: int, report: Callable[[int], None] | None 
     """Return the k largest entries of every row of the kernel outside the diagonal, exactly, in float64.
 
     Only pairs that can be among the largest are computed: those close on the spiral, and those whose ratio a + 1 to
-    b + 1 is a fraction of small numbers. Every other entry is below a bound; a row whose k-th entry does not exceed it
-    is done again with more pairs, in the end with all. The time grows as V; memory beyond the result does not depend on
-    V. `report` gets the rows done so far.
+    b + 1 is a fraction of small numbers. A row whose k-th entry does not exceed a bound on all others is done again
+    with more pairs, in the end with all. The time grows as V, memory beyond the result does not. `report` gets the rows
+    done so far.
 
     ValueError unless 1 <= k < vocab_size <= 2**31.
     """
@@ -91,14 +88,10 @@ def similar_ranks(vocab_size: int, k: int, report: Callable[[int], None] | None 
         bound = _ROUNDING * (GCD_WEIGHT / (parts + 1) + ULAM_WEIGHT / (1 + math.sqrt(radius**2 + 1)))
         if is_last := 4 * pairs_per_row > vocab_size:
             pairs_per_row, bound = vocab_size, 0.0
-        left = []
-        for block in _blocks(rows, pairs_per_row):
-            candidates = (
-                _all_others(block, vocab_size)
-                if is_last
-                else _candidates(block, offsets, fractions, radius, vocab_size)
-            )
-            left.append(_keep_largest(block, candidates, bound, found))
+        left, size = [], max(1, _BLOCK_PAIRS // pairs_per_row)
+        for block in (rows[start : start + size] for start in range(0, len(rows), size)):
+            others = _all_others(block, vocab_size) if is_last else _candidates(block, offsets, fractions, vocab_size)
+            left.append(_keep_largest(block, others, bound, found))
             done += len(block) - len(left[-1])
             if report:
                 report(done)
@@ -133,22 +126,14 @@ def laplacian_rows(similar: SimilarRanks, start: int, stop: int) -> tuple[Intege
 
 
 def _similarity(a: Integers, b: Integers, squared: Integers) -> Floats:
-    """Return K of ranks whose squared distance on the spiral is known."""
     shared = np.gcd(a + 1, b + 1) / np.maximum(a + 1, b + 1)
-    total: Floats = GCD_WEIGHT * shared + ULAM_WEIGHT / (1.0 + np.sqrt(squared.astype(np.float64)))
-    return total
+    return np.asarray(GCD_WEIGHT * shared + ULAM_WEIGHT / (1.0 + np.sqrt(squared.astype(np.float64))))
 
 
 def _squared(offsets: Integers) -> Integers:
     """Return the squared lengths (...) of offsets (..., 2)."""
     x, y = offsets[..., 0], offsets[..., 1]
     return x * x + y * y
-
-
-def _blocks(rows: Integers, pairs_per_row: int) -> Iterator[Integers]:
-    size = max(1, _BLOCK_PAIRS // pairs_per_row)
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
 
 
 def _disc(radius: int) -> Integers:
@@ -162,12 +147,12 @@ def _fractions(parts: int) -> Integers:
     """Return all (numerator, denominator) (M, 2) in lowest terms, none above `parts`, but (1, 1)."""
     fractions: Integers = np.mgrid[1 : parts + 1, 1 : parts + 1].reshape(2, -1).T
     numerator, denominator = fractions[:, 0], fractions[:, 1]
-    lowest: Integers = fractions[(np.gcd(numerator, denominator) == 1) & (numerator != denominator)]
-    return lowest
+    return fractions[(np.gcd(numerator, denominator) == 1) & (numerator != denominator)]
 
 
-def _candidates(rows: Integers, offsets: Integers, fractions: Integers, radius: int, vocab_size: int) -> _Candidates:
+def _candidates(rows: Integers, offsets: Integers, fractions: Integers, vocab_size: int) -> _Candidates:
     """Return ranks at the offsets from the row's rank on the spiral, then its products with the fractions."""
+    lengths = _squared(offsets)
     places = ulam_coordinates(rows)
     near = ulam_ranks(places[:, None] + offsets)
     quotient, remainder = np.divmod((rows + 1)[:, None], fractions[:, 1])
@@ -178,8 +163,8 @@ def _candidates(rows: Integers, offsets: Integers, fractions: Integers, radius: 
     distances[row, column] = _squared(ulam_coordinates(related[row, column]) - places[row])
     return (
         np.concatenate((near, related), axis=1),
-        np.concatenate((near < vocab_size, distances > radius * radius), axis=1),
-        np.concatenate((np.broadcast_to(_squared(offsets), near.shape), distances), axis=1),
+        np.concatenate((near < vocab_size, distances > lengths.max()), axis=1),
+        np.concatenate((np.broadcast_to(lengths, near.shape), distances), axis=1),
     )
 
 

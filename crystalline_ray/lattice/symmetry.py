@@ -1,8 +1,7 @@
 """Symmetry groups: a rank's position in its row of twelve, where every other row runs backwards ("snake order").
 
-Ranks 0..11 belong to groups 0..11, ranks 12..23 to groups 11..0, and so on. A row holds every group once, which
-balances the count of the ranks, and turning around at the end of each row balances their share of the text, since
-frequencies fall with the rank.
+Ranks 0..11 belong to groups 0..11, ranks 12..23 to groups 11..0, and so on. That balances the count of the ranks and,
+as frequencies fall with the rank, their share of the text.
 """
 
 import numpy as np

@@ -1,12 +1,11 @@
 """A 12-ary tree over a vocabulary, and its outline as a string.
 
-The first branch is the symmetry group. In the tree by shells, the members of a group are taken in the order of their
-ranks, which is that of their distance from the origin of the lattice, and split into twelve consecutive parts whose
-sizes differ by at most one; so is every part, until a part is one token. Other trees have an outline: a text forms one
-with short paths to common tokens, or one with tokens of like use side by side. A node has a branch for each part that
-is not empty, and never one alone. Nodes are numbered level by level and, within a level, from left to right, and so are
-the branches of all of them together. A softmax over the tree has a row for each branch (Morin and Bengio,
-"Hierarchical probabilistic neural network language model", AISTATS 2005).
+The first branch is the symmetry group. In the tree by shells, the members of a group, in the order of their ranks, are
+split into twelve consecutive parts whose sizes differ by at most one; so is every part, until it is one token. Other
+trees have an outline: a text forms one with short paths to common tokens, or one with tokens of like use side by side.
+A node has a branch for each part that is not empty, and never one alone. Nodes are numbered level by level and, within
+a level, from left to right, and so are the branches of all of them. A softmax over the tree has a row for each branch
+(Morin and Bengio, "Hierarchical probabilistic neural network language model", AISTATS 2005).
 
 An outline is `NAME:DATA`, where DATA is base64 of how many branches the root and then each branch have below them (a
 byte each, 0 at a token), and of the tokens from left to right (four bytes each, little-endian). It cannot change,

@@ -1,7 +1,6 @@
 """Shortest and closest lattice vectors: exact by enumeration, and Babai's approximation.
 
-Enumeration takes time exponential in the dimension; in dimension 24, the Leech lattice included, it is well below a
-second.
+Enumeration takes time exponential in the dimension; in dimension 24 it is well below a second.
 """
 
 import math
@@ -18,12 +17,7 @@ from crystalline_ray.lattice.reduction import lll_floating
 
 
 class LatticeVector(NamedTuple):
-    """A vector of a lattice, in exact integers.
-
-    Attributes:
-        vector: (n,), equal to coefficients @ the basis given.
-        coefficients: (m,).
-    """
+    """A vector of a lattice, in exact integers: `vector` (n,) is `coefficients` (m,) @ the basis given."""
 
     vector: Basis
     coefficients: Basis
@@ -78,8 +72,7 @@ class _Search:
     """Looks for the lattice vector closest to goal / denominator; `first` are the coefficients of one near it."""
 
     def __init__(self, rows: Rows, goal: list[int], denominator: int, first: list[int]) -> None:
-        self._rows = np.array(rows, dtype=object)
-        self._denominator = denominator
+        self._rows, self._denominator = np.array(rows, dtype=object), denominator
         # Far from the origin, float64 would not resolve the differences: the enumeration begins where `first` ends.
         self._origin = np.array([0] * len(rows) if not any(goal) else first, dtype=object)
         self._goal = np.array(goal, dtype=object) - denominator * (self._origin @ self._rows)
@@ -115,8 +108,7 @@ class _Search:
     def _distances(self, coefficients: Basis) -> Basis:
         """Return the squared distances (K,) of K vectors from the goal, times denominator^2: integers."""
         offsets = self._denominator * (coefficients @ self._rows) - self._goal
-        squared: Basis = (offsets * offsets).sum(axis=1)
-        return squared
+        return np.asarray((offsets * offsets).sum(axis=1))
 
     def _bound(self) -> float:
         """Return what a better vector's squared distance is at most, within the span, in units of |b_1|^2."""

@@ -35,8 +35,8 @@ class Shells(NamedTuple):
 def fcc_points(count: int) -> Int32:
     """Return the first `count` points, int32 (count, 3); ValueError unless there is at least one."""
     checked_count(count, "count of lattice points")
-    # No place is farther than 1 from a point, so a ball of radius r holds at least as many points as one of radius r - 1
-    # has unit cells, of volume 2.
+    # No place is farther than 1 from a point, so a ball of radius r holds no fewer points than one of radius r - 1 has
+    # unit cells, of volume 2.
     radius = math.ceil((3 * 2 * count / (4 * math.pi)) ** (1 / 3)) + 1
     grid = np.indices((2 * radius + 1,) * 3, np.int32).reshape(3, -1) - radius
     squared = (grid * grid).sum(axis=0)

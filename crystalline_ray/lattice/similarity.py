@@ -147,7 +147,7 @@ def _fractions(parts: int) -> Integers:
     """Return all (numerator, denominator) (M, 2) in lowest terms, none above `parts`, but (1, 1)."""
     fractions: Integers = np.mgrid[1 : parts + 1, 1 : parts + 1].reshape(2, -1).T
     numerator, denominator = fractions[:, 0], fractions[:, 1]
-    return fractions[(np.gcd(numerator, denominator) == 1) & (numerator != denominator)]
+    return np.asarray(fractions[(np.gcd(numerator, denominator) == 1) & (numerator != denominator)])
 
 
 def _candidates(rows: Integers, offsets: Integers, fractions: Integers, vocab_size: int) -> _Candidates:

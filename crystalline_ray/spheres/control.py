@@ -12,10 +12,10 @@ import numpy as np
 
 from crystalline_ray.spheres import messages
 from crystalline_ray.spheres.canonical_sum import SumJobs, Unit, group_units
-from crystalline_ray.spheres.dispatch import Dispatcher, Worker
+from crystalline_ray.spheres.dispatch import Dispatcher
 from crystalline_ray.spheres.hooks import GroupCoder
 from crystalline_ray.spheres.memory import Memory
-from crystalline_ray.spheres.messages import BatchMessage, EvaluationResult, UnitMessage
+from crystalline_ray.spheres.messages import BatchMessage, EvaluationResult, UnitMessage, Worker
 from crystalline_ray.spheres.plan import SphereSpec
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.sizing import gradient_slots
@@ -55,11 +55,11 @@ class _Control:
         self.batches = 0
         self._spec, self._run, self._memory = spec, run, memory
         self._slots = gradient_slots(run)[spec.id]
-        self._children = [child.id for child in run.plan.children(spec.id)] or [spec.id]
+        self._own = [Worker(child.id) for child in run.plan.children(spec.id)] or [Worker(spec.id)]
         self._dispatcher = Dispatcher(link, spec.id)
 
     def _evaluate(self, jobs: EvaluationJobs) -> EvaluationResult:
-        self._dispatcher.run(jobs, [Worker(child) for child in self._children])
+        self._dispatcher.run(jobs, self._own)
         return jobs.result()
 
 
@@ -78,7 +78,7 @@ class ControlSphere(_Control):
         super().__init__(spec, run, memory, link)
         self._fill_training, self._fill_validation = fill_training, fill_validation
         self._ahead: dict[int, BatchMessage] = {}
-        self._chunk = max(len(run.plan.children(child)) for child in self._children) or 1
+        self._chunk = max(len(run.plan.children(worker.sphere)) for worker in self._own) or 1
         self._units = lru_cache(maxsize=2)(self._group_units)
         self._coder = GroupCoder(spec.groups, run, memory)
 
@@ -104,8 +104,7 @@ class ControlSphere(_Control):
                     self._ahead[number] = self._read(self._fill_training, number)
 
         jobs = SumJobs(self._memory, self._slots, units, message)
-        workers = [Worker(helper.sphere, helper.quota) for helper in order.helpers]
-        self._dispatcher.run(jobs, workers, read_next_step)
+        self._dispatcher.run(jobs, order.workers, read_next_step)
         self.batches += sum(len(unit.micro_batches) for unit in units)
         return messages.GroupsReady(order.step, jobs.totals(), self._coder.encode(order.micro_batches, order.version))
 
@@ -142,7 +141,7 @@ class DeepControlSphere(_Control):
             return replace(order, region=region, batches=(order.batches[unit.position],))
 
         jobs = SumJobs(self._memory, self._slots, units, message)
-        self._dispatcher.run(jobs, [Worker(child) for child in self._children])
+        self._dispatcher.run(jobs, self._own)
         self.batches += len(units)
         return messages.GradientMessage(order.step, order.region, jobs.totals()[order.region])
 

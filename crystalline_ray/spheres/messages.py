@@ -64,11 +64,11 @@ class StepResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Helper:
-    """A worker that a control may use for `quota` units, None for any number."""
+class Worker:
+    """A child or a borrowed sphere, which may take `quota` units of a step, None for any number."""
 
     sphere: int
-    quota: int | None
+    quota: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +78,13 @@ class StepOrder(Order):
     Attributes:
         micro_batches: those of the whole step; indices follow from the groups.
         scale: factor of every gradient, 1 / target tokens of the global batch.
-        helpers: workers to use, own ones first.
+        workers: own ones first.
     """
 
     micro_batches: int
     scale: float
     smoothing_weight: float
-    helpers: tuple[Helper, ...]
+    workers: tuple[Worker, ...]
 
 
 class Total(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 from crystalline_ray.errors import SphereError
 from crystalline_ray.spheres import messages
 from crystalline_ray.spheres.canonical_sum import group_units
-from crystalline_ray.spheres.messages import EvaluationRequest, Helper, StepRequest, StepResult
+from crystalline_ray.spheres.messages import EvaluationRequest, StepRequest, StepResult, Worker
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, SpherePlan, SphereSpec
 from crystalline_ray.spheres.run_spec import RunSpec
 
@@ -22,7 +22,7 @@ class RootSphere:
         self._run = run
         self._link = link
         self._level1 = tuple(sphere.id for sphere in run.plan.level1)
-        self._helpers = lru_cache(maxsize=2)(partial(share_work, run.plan, sum_unit=run.config.sum_unit))
+        self._workers = lru_cache(maxsize=2)(partial(share_work, run.plan, sum_unit=run.config.sum_unit))
 
     def step(self, request: StepRequest) -> StepResult:
         """Run one optimizer step: gradients, vote, and the commit if every group is there and finite.
@@ -61,8 +61,8 @@ class RootSphere:
     def _gradients(self, request: StepRequest, micro_batches: int) -> list[messages.GroupsReady]:
         step, version, scale = request.step, request.version, 1.0 / self._run.steps.tokens(request.step)
         orders = {
-            sphere: messages.StepOrder(step, version, micro_batches, scale, request.smoothing_weight, tuple(helpers))
-            for sphere, helpers in self._helpers(micro_batches).items()
+            sphere: messages.StepOrder(step, version, micro_batches, scale, request.smoothing_weight, tuple(workers))
+            for sphere, workers in self._workers(micro_batches).items()
         }
         return self._ask(orders)
 
@@ -85,7 +85,7 @@ class RootSphere:
         return [replies[sphere] for sphere in orders]
 
 
-def share_work(plan: SpherePlan, micro_batches: int, sum_unit: int) -> dict[int, list[Helper]]:
+def share_work(plan: SpherePlan, micro_batches: int, sum_unit: int) -> dict[int, list[Worker]]:
     """Return the workers each level-1 sphere may use in a step: its own without limit, then borrowed ones with a quota.
 
     A sphere whose leaves are too few for its groups borrows idle leaves of others, which changes who computes a
@@ -98,17 +98,17 @@ def share_work(plan: SpherePlan, micro_batches: int, sum_unit: int) -> dict[int,
     }
     rounds = -(-sum(units.values()) // len(plan.leaves))
     spare = {sphere.id: rounds * len(plan.leaves_below(sphere)) - units[sphere.id] for sphere in plan.level1}
-    helpers = {sphere.id: [Helper(worker.id, None) for worker in _workers(plan, sphere)] for sphere in plan.level1}
+    shared = {sphere.id: [Worker(worker.id) for worker in _workers(plan, sphere)] for sphere in plan.level1}
     offers = [offer for sphere in plan.level1 for offer in _offers(plan, sphere, rounds, spare[sphere.id])]
     for borrower in plan.level1:
         while spare[borrower.id] < 0:
             worker, count = offers.pop()
             taken = min(-spare[borrower.id], count)
-            helpers[borrower.id].append(Helper(worker, taken))
+            shared[borrower.id].append(Worker(worker, taken))
             spare[borrower.id] += taken
             if taken < count:
                 offers.append((worker, count - taken))
-    return helpers
+    return shared
 
 
 def _workers(plan: SpherePlan, sphere: SphereSpec) -> Sequence[SphereSpec]:

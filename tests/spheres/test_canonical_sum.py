@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from crystalline_ray.errors import SphereError
 from crystalline_ray.spheres.canonical_sum import SumJobs, Unit, group_units
-from crystalline_ray.spheres.dispatch import Dispatcher, Worker
+from crystalline_ray.spheres.dispatch import Dispatcher
 from crystalline_ray.spheres.memory import Memory, MemoryLayout, training_parts
-from crystalline_ray.spheres.messages import GradientMessage, Total
+from crystalline_ray.spheres.messages import GradientMessage, Total, Worker
 from tests.helpers.examples import examples
 from tests.helpers.node_memory import node_memory
 

@@ -83,11 +83,7 @@ class ControlSphere(_Control):
         self._coder = GroupCoder(spec.groups, run, memory)
 
     def run_step(self, order: messages.StepOrder) -> messages.GroupsReady:
-        """Bring the sum of each group's gradients into its accumulator, as its code says it.
-
-        Raises:
-            DeadlineError, SphereError: a worker is late or dead.
-        """
+        """Bring the sum of each group's gradients into its accumulator, as coded; raises as `Link.receive`."""
         units = self._units(order.micro_batches)
         step_size = self._run.steps.micro_batches_per_step
         first = order.step * step_size
@@ -109,11 +105,7 @@ class ControlSphere(_Control):
         return messages.GroupsReady(order.step, jobs.totals(), self._coder.encode(order.micro_batches, order.version))
 
     def evaluate(self, order: messages.EvaluationRequest) -> EvaluationResult:
-        """Return the losses of a range of validation micro-batches.
-
-        Raises:
-            DeadlineError, SphereError: a worker is late or dead.
-        """
+        """Return the losses of a range of validation micro-batches; raises as `Link.receive`."""
         numbers = range(order.start, order.stop)
         chunks = [numbers[start : start + self._chunk] for start in range(0, len(numbers), self._chunk)]
         return self._evaluate(EvaluationJobs(order, chunks, lambda number: self._read(self._fill_validation, number)))

@@ -30,11 +30,7 @@ class Dispatcher:
         self._link, self._own = link, own
 
     def run(self, jobs: Jobs, workers: Sequence[Worker], idle: Callable[[], None] = lambda: None) -> None:
-        """Run all jobs; call `idle` before each wait.
-
-        Raises:
-            DeadlineError, SphereError: a worker is silent or dead.
-        """
+        """Run all jobs; call `idle` before each wait. Raises as `Link.receive`, and SphereError if quotas run out."""
         waiting: dict[int, tuple[int, int]] = {}  # job and sphere by ticket
         taken = Counter[int]()
         following = finished = 0

@@ -75,8 +75,8 @@ class GroupCoder:
     """Replaces the gradients of symmetry groups by what their codes say.
 
     A step of version v reads the residual of v and writes that of v + 1, like an update: a step that is repeated gives
-    the same bits, and one that is not applied leaves the residual behind that the next step reads. Inside a node the
-    owners of the segments read the decoded values; the codes are what a gradient is worth between nodes.
+    the same bits, and one that is not applied leaves the residual that the next step reads. Owners of segments in the
+    node read the decoded values; the codes are for other nodes.
     """
 
     def __init__(self, groups: Sequence[int], run: RunSpec, memory: Memory) -> None:

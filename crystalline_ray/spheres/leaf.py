@@ -46,8 +46,7 @@ class LeafSphere:
 
     def compute(self, unit: messages.UnitMessage) -> messages.GradientMessage:
         """Write the sum of the unit's gradients, in order, to the unit's region."""
-        region = self._memory.region(unit.region)
-        loss = 0.0
+        region, loss = self._memory.region(unit.region), 0.0
         for position, batch in enumerate(unit.batches):
             gradient = self._scratch if position else region
             loss += self._transformer.loss_and_gradient(

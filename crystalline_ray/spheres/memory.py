@@ -78,10 +78,6 @@ class MemoryLayout:
         """Names of the vectors that a checkpoint holds beside the weights."""
         return tuple(name for part in self.parts for name in part.saved_as)
 
-    def written_by(self, writer: Writer) -> frozenset[str]:
-        """Return the names of the parts that a writer may write."""
-        return frozenset(part.name for part in self.parts if writer in part.writers)
-
 
 class Memory:
     """The parts of a layout; `buffer_of` returns the memory of a part, `num_bytes` at least, writable or read-only."""
@@ -109,10 +105,7 @@ class Memory:
         return region
 
     def state(self, version: int) -> dict[str, Floats]:
-        """Return what a version needs beside its weights to be trained on, by the names of the layout's `state_names`.
-
-        Each is float32 (size,): moments, and residuals of compressed groups.
-        """
+        """Return what training needs of a version beside its weights, by `state_names`, each float32 (size,)."""
         saved = [part for part in self.layout.parts if part.saved_as]
         rows = (row for part in saved for row in self.part(part.name, version))
         return dict(zip(self.layout.state_names, rows, strict=True))

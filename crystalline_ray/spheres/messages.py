@@ -30,7 +30,7 @@ class Link(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A request of a step, numbered from 0, that reads the weights after `version` updates; an update writes the next."""
+    """A request of a step, from 0, that reads the weights after `version` updates; an update writes the next."""
 
     step: int
     version: int
@@ -184,14 +184,14 @@ class EvaluationUnit(Order):
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """Worker to control, level 1 to root, root to driver: summed nats of micro-batches, in order, and targets of all.
-
-    `scores` are summed crystalline scores, none with the lattice head. Results of consecutive micro-batches add up.
-    """
+    """Worker to control, level 1 to root, root to driver: micro-batches, in order; consecutive results add up."""
 
     losses: tuple[float, ...] = ()
+    """Summed nats of each."""
     scores: tuple[float, ...] = ()
+    """Summed crystalline scores of each; none with the lattice head."""
     tokens: int = 0
+    """Targets of all."""
 
     def __add__(self, later: "EvaluationResult") -> "EvaluationResult":
         return EvaluationResult(self.losses + later.losses, self.scores + later.scores, self.tokens + later.tokens)

@@ -193,7 +193,6 @@ def _balanced(total: int, parts: int) -> list[int]:
 
 
 def _dedicate(tree: SpherePlan, places: Sequence[Place]) -> dict[int, Place]:
-    """Give each sphere a core, subtree by subtree."""
     return {sphere.id: place for sphere, place in zip(tree.subtree(tree.root), places, strict=True)}
 
 

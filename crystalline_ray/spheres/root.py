@@ -19,16 +19,14 @@ class RootSphere:
 
     def __init__(self, run: RunSpec, link: messages.Link) -> None:
         self.batches = 0
-        self._run = run
-        self._link = link
+        self._run, self._link = run, link
         self._level1 = tuple(sphere.id for sphere in run.plan.level1)
         self._workers = lru_cache(maxsize=2)(partial(share_work, run.plan, sum_unit=run.config.sum_unit))
 
     def step(self, request: StepRequest) -> StepResult:
         """Run one optimizer step: gradients, vote, and the commit if every group is there and finite.
 
-        Raises:
-            DeadlineError, SphereError: a sphere is late, dead, or reports something else than the others.
+        Raises as `Link.receive`, and SphereError if a sphere reports something else than the others.
         """
         micro_batches = self._run.steps.micro_batches(request.step)
         groups = tuple(range(min(SYMMETRY_GROUPS, micro_batches)))
@@ -42,12 +40,9 @@ class RootSphere:
         return StepResult(request.step, sum(losses) / sum(tokens), sum(tokens), norm, applied, gradient_bytes=sent)
 
     def evaluate(self, request: EvaluationRequest) -> messages.EvaluationResult:
-        """Return the losses of the validation micro-batches from `start` to `stop`, in their order.
+        """Return the losses of validation micro-batches in their order; raises as `Link.receive`.
 
-        They are cut in proportion to the leaves below each level-1 sphere.
-
-        Raises:
-            DeadlineError, SphereError: a sphere is late or dead.
+        Level-1 spheres share them in proportion to the leaves below each.
         """
         leaves = [len(self._run.plan.leaves_below(sphere)) for sphere in self._run.plan.level1]
         shares = [passed * request.batches // sum(leaves) for passed in accumulate(leaves, initial=0)]

@@ -56,21 +56,19 @@ class SegmentOwner:
     def commit(self, order: Commit) -> CommitProtocol:
         """Reduce the segments, agree with the other owners on the norm, update; repeatable, as it reads one version.
 
-        The wait for the others is a `yield`: the sphere says what it has to make known and is resumed with the squares
-        of all segments. How they travel is the engine's affair.
+        It yields what it has to make known and is resumed with the squares of all segments; the engine carries them.
         """
         squares = yield Posts(order.step, self.reduce(order.groups, order.version))
         norm = math.sqrt(sum(squares))
         applied = math.isfinite(norm)
         if applied:
-            self.apply(order.version, order.learning_rate, self._clip(norm))
+            limit = self._optimizer.clip_norm
+            coefficient = min(1.0, limit / (norm + _CLIP_EPSILON)) if limit else 1.0
+            self.apply(order.version, order.learning_rate, coefficient)
         return Committed(order.step, norm, applied)
 
     def reduce(self, groups: Sequence[int], version: int) -> dict[int, float]:
-        """Add the accumulators of `groups` in that order, segment by segment; return the squared L2 norms.
-
-        A prior's gradient at the weights of `version` comes before them.
-        """
+        """Add the accumulators of `groups` in order, after any prior; return the segments' squared L2 norms."""
         with np.errstate(over="ignore", invalid="ignore"):  # the vote on the norm finds what is not finite
             return {number: self._reduce_segment(number, groups, version) for number in self._segments}
 
@@ -88,10 +86,6 @@ class SegmentOwner:
                     weight_decay=self._optimizer.weight_decay if decay else 0.0,
                     scratch=self._scratch,
                 )
-
-    def _clip(self, norm: float) -> float:
-        limit = self._optimizer.clip_norm
-        return min(1.0, limit / (norm + _CLIP_EPSILON)) if limit else 1.0
 
     def _reduce_segment(self, number: int, groups: Sequence[int], version: int) -> float:
         part, total = self._segments[number], self._sums[number]

@@ -27,7 +27,14 @@ class Sphere:
             root = self._counted = RootSphere(run, link)
             self._handlers = {messages.StepRequest: root.step, messages.EvaluationRequest: root.evaluate}
         if spec.level == 1:
-            self._level1(run, memory, link)
+            control = self._counted = ControlSphere(spec, run, memory, link, *batch_sources(run, spec, memory))
+            priors = laplacian_priors(run, memory, spec.groups)
+            owner = SegmentOwner(spec.groups, run.layout, run.config, memory, priors)
+            self._handlers = {
+                messages.StepOrder: control.run_step,
+                messages.Commit: owner.commit,
+                messages.EvaluationRequest: control.evaluate,
+            }
         if spec.role == "leaf" or spec.level > 1:
             worker = self._counted = (
                 LeafSphere(memory, run.shape, run.config, smoothed_by(run, memory), run.head_tree, link.beat)
@@ -44,16 +51,6 @@ class Sphere:
     def handle(self, message: object) -> Any:
         """Act on a message and return the reply, or for a commit the protocol that the engine has to drive."""
         return self._handlers[type(message)](message)
-
-    def _level1(self, run: RunSpec, memory: Memory, link: messages.Link) -> None:
-        control = self._counted = ControlSphere(self.spec, run, memory, link, *batch_sources(run, self.spec, memory))
-        priors = laplacian_priors(run, memory, self.spec.groups)
-        owner = SegmentOwner(self.spec.groups, run.layout, run.config, memory, priors)
-        self._handlers |= {
-            messages.StepOrder: control.run_step,
-            messages.Commit: owner.commit,
-            messages.EvaluationRequest: control.evaluate,
-        }
 
 
 def batch_sources(run: RunSpec, spec: SphereSpec, memory: Memory) -> tuple[Fill, Fill]:

@@ -54,10 +54,10 @@ def prime_decoding(primes: IntegerInput) -> Integers:
 
 
 def ulam_coordinates(ranks: IntegerInput) -> Integers:
-    """Return the coordinates (x, y) of rank + 1 on the spiral: int64 (..., 2) for ranks (...) in [0, 2**61).
+    """Return the coordinates (x, y) of rank + 1 on the spiral, exact: int64 (..., 2) for ranks (...) in [0, 2**61).
 
     As functions of the steps left to the corner (k, -k) of ring k, x and y are clipped distances: each walks 2 k steps,
-    rests for 2 k, and walks back. Exact: the square root is corrected in integers. ValueError for ranks out of range.
+    rests for 2 k, and walks back. ValueError for ranks out of range.
     """
     checked = checked_integers(ranks, "ranks", _END_OF_RANKS)
     root = np.sqrt(checked.astype(np.float64)).astype(np.int64)

@@ -39,8 +39,7 @@ class Reduction(NamedTuple):
 def lll_exact(basis: npt.ArrayLike, delta: float | Fraction = DELTA) -> Reduction:
     """Return a (delta, 1/2)-reduced basis of m independent rows of n integers, m <= n, by integers throughout.
 
-    delta is above 1/4 and below 1; the closer to 1, the shorter the vectors and the longer it takes. Raises ValueError
-    if basis or delta are not so.
+    delta is above 1/4 and below 1: the larger, the shorter the vectors and the longer it takes. ValueError if not so.
     """
     rows = integer_rows(basis)
     matrix, size = _with_transform(rows), len(rows[0])
@@ -51,10 +50,9 @@ def lll_exact(basis: npt.ArrayLike, delta: float | Fraction = DELTA) -> Reductio
 def lll_floating(basis: npt.ArrayLike, delta: float | Fraction = DELTA) -> Reduction:
     """Return a (delta, 0.51)-reduced basis, by floating-point numbers where possible.
 
-    The orthogonalisation is Cholesky's of the exact Gram matrix, and a vector is size-reduced again and again until
-    nothing changes: Nguyen and Stehle, "An LLL algorithm with quadratic complexity", SIAM J. Comput. 39 (2009). Where
-    float64 is not precise enough for that to end well, which an exact check of the result shows, the exact algorithm
-    goes on from there. The transform is exact in any case. Arguments and errors are those of `lll_exact`.
+    The orthogonalisation is Cholesky's of the exact Gram matrix, and a vector is size-reduced until nothing changes:
+    Nguyen and Stehle, "An LLL algorithm with quadratic complexity", SIAM J. Comput. 39 (2009). Where an exact check of
+    the result shows that float64 was not precise enough, the exact algorithm goes on. Arguments, errors: `lll_exact`.
     """
     rows = integer_rows(basis)
     GramSchmidt(rows)  # refuses rows that are dependent

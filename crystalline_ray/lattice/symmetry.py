@@ -15,8 +15,7 @@ _END_OF_RANKS = 12 << 58
 
 def symmetry_groups(ranks: IntegerInput) -> Integers:
     """Return the groups in [0, 12) of ranks of any shape; ValueError outside [0, 12 * 2**58)."""
-    row, column = np.divmod(checked_integers(ranks, "ranks", _END_OF_RANKS), GROUPS)
-    return _turn(row, column)
+    return _turn(*np.divmod(checked_integers(ranks, "ranks", _END_OF_RANKS), GROUPS))
 
 
 def group_members(group: int, vocab_size: int) -> Integers:

@@ -14,7 +14,6 @@ hashes and compares fast, and is saved as it is.
 
 import base64
 import heapq
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -89,8 +88,8 @@ def token_tree(vocab_size: int, outline: str = SHELLS) -> TokenTree:
         raise ValueError(f"a tree needs at least 2 tokens, got vocab_size {vocab_size}")
     if outline != SHELLS:
         return _tabulate(*read_outline(outline, vocab_size))
-    groups = [group_members(group, vocab_size) for group in range(min(GROUPS, vocab_size))]
-    return _tabulate(np.concatenate(groups), _even_counts(np.array([len(group) for group in groups])))
+    groups = _groups(vocab_size)
+    return _tabulate(np.concatenate(groups), _even_counts(np.array(list(map(len, groups)))))
 
 
 def write_outline(name: str, root: list[Branch]) -> str:
@@ -115,10 +114,9 @@ def frequency_outline(counts: Integers) -> str:
     """Return the outline of a tree with a 12-ary Huffman tree in every group, from how often each token occurs, (V,).
 
     Within its group no tree has a shorter mean path (Huffman, "A method for the construction of minimum-redundancy
-    codes", Proc. IRE 1952). Of equally frequent parts single tokens come together first, the highest ranks before the
-    others, which keeps the longest path short.
+    codes", Proc. IRE 1952). Of equally frequent parts single tokens come together first, the highest ranks before all.
     """
-    return _by_group("frequency", len(counts), lambda members: _huffman(members, counts))
+    return write_outline("frequency", [_huffman(members, counts) for members in _groups(len(counts))])
 
 
 def similarity_outline(features: Floats) -> str:
@@ -127,7 +125,7 @@ def similarity_outline(features: Floats) -> str:
     Every part is split into twelve as evenly as in the tree by shells: in halves along its principal axis, these in
     halves along theirs, and the quarters in thirds. Ties are in the order of the ranks.
     """
-    return _by_group("embedding", len(features), lambda members: _clusters(members, features))
+    return write_outline("embedding", [_clusters(members, features) for members in _groups(len(features))])
 
 
 def principal_axes(x: Floats, count: int) -> Floats:
@@ -182,7 +180,6 @@ def _even_counts(sizes: Integers) -> Integers:
 
 
 def _tabulate(tokens: Integers, counts: Integers) -> TokenTree:
-    """Return the tree of what `read_outline` returns."""
     vocab_size, is_leaf = len(tokens), counts[1:] == 0
     sizes, above = counts[counts > 0], np.flatnonzero(counts) - 1
     node_starts = np.cumsum(sizes) - sizes
@@ -226,9 +223,8 @@ def _count_up(counts: Integers) -> Integers:
     return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
-def _by_group(name: str, vocab_size: int, grow: Callable[[Integers], Branch]) -> str:
-    groups = [group_members(group, vocab_size) for group in range(GROUPS)]
-    return write_outline(name, [grow(members) for members in groups if len(members)])
+def _groups(vocab_size: int) -> list[Integers]:
+    return [group_members(group, vocab_size) for group in range(min(GROUPS, vocab_size))]
 
 
 def _huffman(members: Integers, counts: Integers) -> Branch:
@@ -236,9 +232,8 @@ def _huffman(members: Integers, counts: Integers) -> Branch:
         (counts.item(token), number, token) for number, token in enumerate(members[::-1].tolist())
     ]
     heapq.heapify(waiting)
-    made = len(waiting)
     # the first node takes so many that all others are full
-    take = 2 + (made - 2) % (FAN_OUT - 1)
+    made, take = len(waiting), 2 + (len(waiting) - 2) % (FAN_OUT - 1)
     while len(waiting) > 1:
         parts = [heapq.heappop(waiting) for _ in range(min(take, len(waiting)))]
         heapq.heappush(waiting, (sum(part[0] for part in parts), made, [part[2] for part in reversed(parts)]))

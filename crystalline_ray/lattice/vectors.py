@@ -26,8 +26,7 @@ class LatticeVector(NamedTuple):
 def shortest_vector(basis: npt.ArrayLike) -> LatticeVector:
     """Return a shortest nonzero vector of the lattice whose basis is given as m rows of n integers, m <= n.
 
-    Its first nonzero coordinate is positive. Which of several shortest vectors it is depends on the basis alone.
-    ValueError if the basis is misshapen, not of integers, or dependent.
+    Its first nonzero coordinate is positive. ValueError if the basis is misshapen, not of integers, or dependent.
     """
     reduced = lll_floating(basis)
     rows: Rows = reduced.basis.tolist()
@@ -44,10 +43,8 @@ def nearest_plane(basis: npt.ArrayLike, target: npt.ArrayLike) -> LatticeVector:
 
     From the last row to the first, the nearest of the parallel planes through lattice points is taken, of two equally
     near ones the one further along the row: Babai, "On Lovasz' lattice reduction and the nearest lattice point
-    problem", Combinatorica 6 (1986). The squared distance of the result within the span of the basis is at most a
-    quarter of the sum of |b*_i|^2; so it pays to reduce the basis before.
-
-    ValueError if the basis is misshapen, not of integers, or dependent, or the target is misshapen or not finite.
+    problem", Combinatorica 6 (1986). Its squared distance within the span of the basis is at most a quarter of the sum
+    of |b*_i|^2. ValueError if the basis or the target is misshapen, not of integers or finite numbers, or dependent.
     """
     rows = integer_rows(basis)
     coefficients = _nearest_plane(rows, *_rational_target(target, len(rows[0])))

@@ -14,8 +14,8 @@ from crystalline_ray.data.batches import TrainBatches
 from crystalline_ray.data.dataset import Dataset
 from crystalline_ray.engine.base import SphereStats
 from crystalline_ray.errors import InputError
+from crystalline_ray.spheres.hooks import find_routes
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
-from crystalline_ray.spheres.routed_batches import find_routes
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.storage.files import replace_file
 from crystalline_ray.training.events import Event, Interrupted, Saved, Stepped, Validated

@@ -19,10 +19,7 @@ from crystalline_ray import config_sources as sources
 from crystalline_ray.config_section import COMMON, Also, LaxPath, Section, conflict
 from crystalline_ray.data.config import DataConfig
 from crystalline_ray.errors import ConfigError
-from crystalline_ray.spheres.config import (
-    SphereConfig,
-    TreeConfig,
-)
+from crystalline_ray.spheres.config import SphereConfig, TreeConfig
 
 
 class RunConfig(Section):
@@ -121,7 +118,7 @@ def load_config(
     Raises `ConfigError` for an unreadable file, an unknown key (with the nearest valid one) and every value that is
     not allowed, each with the field, the value, where it came from and what is allowed.
     """
-    return _validate(_layers(path, environ, fields))
+    return _resolve(path, environ, fields)[0]
 
 
 def resume_config(path: Path, *, environ: Mapping[str, str] | None = None, **fields: Any) -> Config:
@@ -132,8 +129,7 @@ def resume_config(path: Path, *, environ: Mapping[str, str] | None = None, **fie
     Raises `ConfigError` if `environ` or `fields` would change another field that decides the weights.
     """
     saved = load_config(path)
-    layer = _layers(path, environ, fields)
-    resumed = _validate(layer)
+    resumed, layer = _resolve(path, environ, fields)
     for field in layer.keys() - Config.OPERATIONAL - {"steps", "epochs"}:
         before, after = getattr(saved, field), getattr(resumed, field)
         if before != after:
@@ -144,17 +140,14 @@ def resume_config(path: Path, *, environ: Mapping[str, str] | None = None, **fie
     return resumed
 
 
-def _layers(
+def _resolve(
     path: str | os.PathLike[str] | None, environ: Mapping[str, str] | None, fields: Mapping[str, Any]
-) -> sources.Layer:
-    """What was given for each field by the highest source that gives it."""
+) -> tuple[Config, sources.Layer]:
+    """Return the configuration, and what was given for each field by the highest source that gives it."""
     layers = [
         sources.read_yaml(Path(path)) if path is not None else {},
         sources.read_environment(environ or {}, Config),
         sources.parse(sources.read_arguments(fields), Config),
     ]
-    return sources.merge(layers, exclusive=("steps", "epochs"))
-
-
-def _validate(layer: sources.Layer) -> Config:
-    return Config.model_validate({field: given.value for field, given in layer.items()}, context=layer)
+    layer = sources.merge(layers, exclusive=("steps", "epochs"))
+    return Config.model_validate({field: given.value for field, given in layer.items()}, context=layer), layer

@@ -28,11 +28,7 @@ class Screen:
     """
 
     def __init__(
-        self,
-        *,
-        json_output: bool = False,
-        file: TextIO | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        self, *, json_output: bool = False, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         stream = file or (sys.stderr if json_output else sys.stdout)
         # Asked here and not left to rich, which lets FORCE_COLOR put control characters into log files.
@@ -61,17 +57,20 @@ class Screen:
     def __exit__(self, *error: object) -> None:
         self.finish()
 
-    def line(self, text: str) -> None:
-        """Show one line, above the progress bar if there is one; control characters in it are made visible."""
-        self._rich.print(Text(self._printable(text)), soft_wrap=True)
+    def line(self, text: str, *, mark: str = "", style: str = "") -> None:
+        """Show one line, above the progress bar if there is one; control characters in it are made visible.
+
+        A mark before it is shown in a style of rich.
+        """
+        self._rich.print(Text.assemble((mark, style), self._printable(text)), soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Show something worth knowing, such as a choice that was made for the user."""
-        self._marked("note", "cyan", text)
+        self.line(text, mark="note: ", style="cyan")
 
     def warning(self, text: str) -> None:
         """Show something that costs the user speed or results."""
-        self._marked("warning", "yellow", text)
+        self.line(text, mark="warning: ", style="yellow")
 
     def header(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
         """Show what is about to run: (name, value) rows such as ("model", "4 layers ...")."""
@@ -141,9 +140,6 @@ class Screen:
         self._live.update(self._task, completed=done, total=total, status=self._printable(status))
         self._live.refresh()
 
-    def _marked(self, mark: str, style: str, text: str) -> None:
-        self._rich.print(Text.assemble((f"{mark}: ", style), self._printable(text)), soft_wrap=True)
-
     def _printable(self, text: str) -> str:
         return printable(text, self._encoding)
 
@@ -178,9 +174,9 @@ def figures(corner: str, columns: Iterable[str], rows: Iterable[Sequence[str]] =
     return table
 
 
-def plural(role: str) -> str:
-    """Return the name of several spheres of a role."""
-    return "leaves" if role == "leaf" else role + "s"
+def numbered(count: int, name: str) -> str:
+    """Return how many spheres of a role, or other things, there are: 1 leaf, 12 controls."""
+    return f"{count:,} {name if count == 1 else 'leaves' if name == 'leaf' else name + 's'}"
 
 
 def duration(seconds: float) -> str:

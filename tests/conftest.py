@@ -42,8 +42,8 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def short_peak() -> Iterator[None]:
     """Measure the best rate of matrix products for as short as possible, on two products that are soon done."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("crystalline_ray.bench.peak.PEAK_SECONDS", 0.001)
-        patch.setattr("crystalline_ray.bench.peak._SHAPES", ((384, 384, 384), (512, 192, 384)))
+        patch.setattr("crystalline_ray.bench.worker.PEAK_SECONDS", 0.001)
+        patch.setattr("crystalline_ray.bench.worker._SHAPES", ((384, 384, 384), (512, 192, 384)))
         yield
 
 

@@ -13,8 +13,6 @@ from crystalline_ray.spheres import segment_owner
 
 _KERNELS = ("crystalline_ray.kernels.", "crystalline_ray.crystal.")
 _CALLERS = ("crystalline_ray.model.", "crystalline_ray.crystal.", segment_owner.__name__)
-_KERNEL_ENDINGS = ("_forward", "_backward", "_update")
-_PRODUCTS = ("multiply", "product")
 
 _Function = Callable[..., Any]
 
@@ -88,10 +86,10 @@ def timed_kernels() -> Iterator[dict[str, KernelTime]]:
     wrapped: list[tuple[Any, str, _Function]] = [(owner, "reduce", clock.kernel("segment_reduce", owner.reduce))]
     for module in [module for name, module in sys.modules.items() if name.startswith(_CALLERS)]:
         for name, function in inspect.getmembers(module, inspect.isfunction):
-            if function.__module__.startswith(_KERNELS) and name.endswith(_KERNEL_ENDINGS):
+            if function.__module__.startswith(_KERNELS) and name.endswith(("_forward", "_backward", "_update")):
                 wrapped.append((module, name, clock.kernel(name, function)))
     for name, function in inspect.getmembers(gemm, inspect.isfunction):
-        if any(word in name for word in _PRODUCTS):
+        if "multiply" in name or "product" in name:
             wrapped.append((gemm, name, clock.product(f"gemm.{name}", function)))
     with ExitStack() as stack:
         for place, name, timed in wrapped:

@@ -10,18 +10,15 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from crystalline_ray.bench.kernel_clock import timed_kernels
-from crystalline_ray.bench.libraries import blas_in_use
-from crystalline_ray.bench.peak import measure_peak
 from crystalline_ray.bench.work import Work, leaf_work
-from crystalline_ray.bench.worker import as_worker, measuring_core, peak_memory
+from crystalline_ray.bench.worker import as_worker, blas_in_use, measure_peak, measuring_core, peak_memory
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.lattice.tree import token_tree
 from crystalline_ray.model.config import ModelShape
 from crystalline_ray.progress import Progress
 from crystalline_ray.screen import facts, figures
 
-_WARM_UP_STEPS = 3
-_FEWEST_STEPS = 3
+_WARM_UP_STEPS, _FEWEST_STEPS = 3, 3
 # Of the seconds asked for, these go to steps with clocks in them; those are not in the step times.
 _CLOCKED_SHARE = 0.25
 
@@ -65,24 +62,23 @@ class LeafFigures:
 
     def render(self) -> RenderableType:
         """Return the figures as tables for people."""
-        rows = []
+        kernels = figures("kernel", ("share", "in products", "calls a step", "ms a step"))
         between = max(0.0, 1.0 - sum(kernel.share for kernel in self.kernels))
-        for kernel in [*self.kernels, KernelShare("between kernels", between, 0.0, 0)]:
+        for kernel in (*self.kernels, KernelShare("between kernels", between, 0.0, 0)):
             calls = f"{kernel.calls:,}" if kernel.calls else ""
             milliseconds = f"{1e3 * kernel.share * self.step_seconds['median']:.2f}"
-            rows.append([kernel.kernel, f"{kernel.share:.1%}", f"{kernel.product_share:.1%}", calls, milliseconds])
-        kernels = figures("kernel", ("share", "in products", "calls a step", "ms a step"), rows)
+            kernels.add_row(kernel.kernel, f"{kernel.share:.1%}", f"{kernel.product_share:.1%}", calls, milliseconds)
         return Group(facts(self._rows()), Text(""), kernels)
 
     def _rows(self) -> Iterator[tuple[str, str]]:
         median, least, most = (f"{1e3 * self.step_seconds[name]:,.1f}" for name in ("median", "min", "max"))
         rate, peak = self.model_flops_per_second / 1e9, self.peak_gemm_flops_per_second / 1e9
-        work = "forward, backward, clipping and AdamW"
         counted = "per token 6 for each weight in products, and causal attention"
         yield "model", f"{self.model}, {self.step_tokens:,} tokens a step, {self.precision}, on core {self.core}"
         yield "BLAS", f"{self.blas} {self.blas_version} for {self.blas_architecture}, 1 thread"
         yield "speed", f"{self.tokens_per_second:,.0f} tokens/s"
-        yield "step", f"median {median} ms, {least} to {most} ms, {self.steps} steps of {work}"
+        work = f"{self.steps} steps of forward, backward, clipping and AdamW"
+        yield "step", f"median {median} ms, {least} to {most} ms, {work}"
         yield "arithmetic", f"{rate:,.1f} GFLOP/s: {counted}"
         yield "limit", f"{self.peak_share:.1%} of the {peak:,.1f} GFLOP/s that products reach here at best"
         yield "products", f"{self.gemm_share:.1%} of the time"
@@ -106,8 +102,8 @@ def flops_per_token(shape: ModelShape) -> int:
 def bench_leaf(work: Work, *, seconds: float, core: int | None, progress: Progress) -> LeafFigures:
     """Measure the work of one leaf on one core (the last allowed one by default) for about `seconds`.
 
-    The calling thread is set up as a leaf's meanwhile. Another third or so of `seconds` goes to warming up and to
-    finding out where time goes, and two seconds to the core's best rate in products.
+    Another third or so of `seconds` goes to warming up and to finding out where time goes, and two seconds to the
+    core's best rate in products.
 
     Raises ConfigError for a time that is not above zero and for a core that may not be used.
     """
@@ -122,16 +118,16 @@ def bench_leaf(work: Work, *, seconds: float, core: int | None, progress: Progre
         times = _timed(step, seconds, "Timing steps, seconds", progress)
         memory = peak_memory()  # before anything else allocates that is no leaf's
         kernels, gemm_share = _kernel_shares(step, seconds * _CLOCKED_SHARE, progress)
-        peak = measure_peak(work.precision, progress)
+        peak, _ = measure_peak(work.precision, progress)
         blas = blas_in_use()
     median = statistics.median(times)
     flops_per_second = flops_per_token(work.shape) * work.tokens / median
     return LeafFigures(
         model=work.name,
         precision=work.precision,
-        blas=blas.library if blas else "unknown",
-        blas_version=blas.version if blas else "of unknown version",
-        blas_architecture=blas.architecture if blas else "an unknown processor",
+        blas=blas.library,
+        blas_version=blas.version,
+        blas_architecture=blas.architecture,
         core=core,
         step_tokens=work.tokens,
         steps=len(times),
@@ -139,8 +135,8 @@ def bench_leaf(work: Work, *, seconds: float, core: int | None, progress: Progre
         step_seconds={"median": median, "min": min(times), "max": max(times)},
         model_flops_per_second=flops_per_second,
         gemm_share=gemm_share,
-        peak_share=flops_per_second / peak.flops_per_second,
-        peak_gemm_flops_per_second=peak.flops_per_second,
+        peak_share=flops_per_second / peak,
+        peak_gemm_flops_per_second=peak,
         peak_memory_mb=memory / 2**20,
         workspace_mb=work.workspace_bytes / 2**20,
         kernels=kernels,
@@ -148,11 +144,11 @@ def bench_leaf(work: Work, *, seconds: float, core: int | None, progress: Progre
 
 
 def _timed(step: Callable[[], float], seconds: float, stage: str, progress: Progress) -> list[float]:
-    """The seconds of each of as many steps as fit into `seconds`."""
+    """Return the seconds of each of as many steps as fit into `seconds`."""
     times: list[float] = []
-    begin = time.perf_counter()
+    begin, whole = time.perf_counter(), math.ceil(seconds)
     while (elapsed := time.perf_counter() - begin) < seconds or len(times) < _FEWEST_STEPS:
-        progress(stage, min(int(elapsed), math.ceil(seconds)), math.ceil(seconds))
+        progress(stage, min(int(elapsed), whole), whole)
         start = time.perf_counter()
         step()
         times.append(time.perf_counter() - start)

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 
 from crystalline_ray.config import Config, load_config
 from crystalline_ray.data.config import DEFAULT_VOCAB_SIZE
@@ -24,8 +24,6 @@ from crystalline_ray.spheres.messages import BatchMessage, Commit, UnitMessage
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 from crystalline_ray.spheres.segment_owner import SegmentOwner
 from crystalline_ray.streams import Purpose, generator
-
-Batch = npt.NDArray[np.int32]
 
 _LEARNING_RATE = 1e-4
 _ZIPF_EXPONENT = 1.3
@@ -50,41 +48,33 @@ class Work(NamedTuple):
     @property
     def workspace_bytes(self) -> int:
         """What the leaf allocates for its own work, weights and gradient apart."""
-        bfloat16 = self.precision == "bfloat16"
-        return workspace_size(
-            self.shape, self.batch_size, dropout=self.dropout, bfloat16=bfloat16, head_tree=self.head_tree
-        )
+        bfloat16, tree = self.precision == "bfloat16", self.head_tree
+        return workspace_size(self.shape, self.batch_size, dropout=self.dropout, bfloat16=bfloat16, head_tree=tree)
 
 
-def _standard(name: str, batch_size: int, **sizes: Any) -> Work:
-    return Work(name, ModelShape(positions="learned", **sizes), batch_size)
+_SHAPE_A = ModelShape(vocab_size=1000, positions="learned", seq_len=64, embed_dim=128, num_layers=2, num_heads=4)
+_SHAPE_B = ModelShape(vocab_size=8192, positions="learned", seq_len=256, embed_dim=384, num_layers=6, num_heads=6)
 
-
-STANDARD = {
-    "A": _standard("A", 16, vocab_size=1000, seq_len=64, embed_dim=128, num_layers=2, num_heads=4),
-    "B": _standard("B", 8, vocab_size=8192, seq_len=256, embed_dim=384, num_layers=6, num_heads=6),
-}
+STANDARD = {"A": Work("A", _SHAPE_A, 16), "B": Work("B", _SHAPE_B, 8)}
 """The two models by which kernels are judged: A is bound by calls, B by matrix products."""
 
 
-def find_work(model: str, *, environ: Mapping[str, str] | None = None, **fields: Any) -> Work:
+def find_work(model: str, *, environ: Mapping[str, str] | None = None, **fields: object) -> Work:
     """Return the standard work of that name, or that of a YAML configuration, changed by `environ` and `fields`.
 
     Raises ConfigError if it is neither, or if the configuration is refused.
     """
-    path = None if model in STANDARD else Path(model)
-    if path and path.suffix not in (".yaml", ".yml") and not path.is_file():
+    standard = STANDARD.get(model)
+    if not standard and not model.endswith((".yaml", ".yml")) and not Path(model).is_file():
         raise ConfigError(f"--model {model}: must be {', '.join(STANDARD)} or a YAML configuration file")
-    config = load_config(path, environ=environ, **fields)
-    precision, blas = chosen_arithmetic(config)
-    if model in STANDARD:
-        return STANDARD[model]._replace(precision=precision, blas=blas)
+    config = load_config(None if standard else model, environ=environ, **fields)
     # No text is read that could form another tree.
     shape = ModelShape.of(config, config.vocab_size or DEFAULT_VOCAB_SIZE)
-    return Work(model, shape, config.batch_size, config.dropout, precision, blas)
+    precision, blas = chosen_arithmetic(config)
+    return (standard or Work(model, shape, config.batch_size, config.dropout))._replace(precision=precision, blas=blas)
 
 
-def zipf_batch(work: Work, seed: int = 1) -> tuple[Batch, Batch]:
+def zipf_batch(work: Work, seed: int = 1) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Return inputs and targets (B, T): few tokens are frequent and many rare, as in text."""
     ranks = generator(seed, Purpose.SAMPLE, 0).zipf(_ZIPF_EXPONENT, (work.batch_size, work.shape.seq_len + 1)) - 1
     tokens = np.minimum(ranks, work.shape.vocab_size - 1).astype(np.int32)

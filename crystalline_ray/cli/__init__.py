@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from crystalline_ray import __version__
-from crystalline_ray.cli import bench, show, train, use
+from crystalline_ray.cli import options, show, train, use
 from crystalline_ray.config import Config
 from crystalline_ray.config_sources import nearest, other_names
 from crystalline_ray.errors import CrystallineError, Stopped
@@ -29,7 +29,7 @@ def cli() -> None:
     """Train GPT-style language models on CPUs, on a tree of kissing spheres."""
 
 
-for command in (*train.COMMANDS, *use.COMMANDS, *show.COMMANDS, *bench.COMMANDS):
+for command in (train.train_command, *use.COMMANDS, *show.COMMANDS):
     cli.add_command(command)
 
 
@@ -40,10 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return error.exit_code
-    except click.UsageError as error:
-        return _fail(_usage(error), error.exit_code)
     except click.ClickException as error:
-        return _fail(error.format_message(), error.exit_code)
+        return _fail(_usage(error) if isinstance(error, click.UsageError) else error.format_message(), error.exit_code)
     except (CrystallineError, Stopped) as error:
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
@@ -65,14 +63,11 @@ def _usage(error: click.UsageError) -> str:
     if context is None:
         return message
     if isinstance(error, click.NoSuchOption):
-        options = {_plain(flag): flag for parameter in context.command.params for flag in parameter.opts}
-        hint = nearest(_plain(error.option_name), options, other_names(Config), options.__getitem__)
+        flags = [flag for parameter in context.command.params for flag in parameter.opts]
+        given, *valid = (flag.lstrip("-").replace("-", "_") for flag in (error.option_name, *flags))
+        hint = nearest(given, valid, other_names(Config), options.flag)
         message = f"No such option '{error.option_name}'{hint}"
     return f"{message.removesuffix('.')}{'' if message.endswith('?') else '.'} See {context.command_path} --help"
-
-
-def _plain(flag: str) -> str:
-    return flag.lstrip("-").replace("-", "_")
 
 
 def _fail(message: str, status: int) -> int:

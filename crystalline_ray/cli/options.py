@@ -27,17 +27,16 @@ class _FieldOption(click.Option):
     """An option that stands for a field; its text is parsed and judged by the configuration, not by click."""
 
     def __init__(self, section: str, name: str, field: FieldInfo) -> None:
-        flag = _flag(name)
         text = (field.description or "").removesuffix(".")
-        if field.default is not None and field.default is not PydanticUndefined and field.default != ():
-            text += f" [default: {_shown(field.default)}]"
+        if field.default not in (None, PydanticUndefined, ()):
+            default = ("no", "yes")[field.default] if isinstance(field.default, bool) else field.default
+            text += f" [default: {default}]"
         if field.annotation is bool:
-            super().__init__([f"{flag}/--no-{flag[2:]}"], default=None, help=text)
+            super().__init__([f"{flag(name)}/--no-{flag(name)[2:]}"], default=None, help=text)
         else:
             repeated = get_origin(field.annotation) is tuple
-            super().__init__([flag], metavar=_metavar(field.annotation), multiple=repeated, help=text)
-        self.section = section
-        self.common = COMMON in field.metadata
+            super().__init__([flag(name)], metavar=_metavar(field.annotation), multiple=repeated, help=text)
+        self.section, self.common = section, COMMON in field.metadata
 
 
 class FieldsCommand(click.Command):
@@ -50,7 +49,9 @@ class FieldsCommand(click.Command):
         super().__init__(*args, **attributes)
         self._shortened = len(fields) > _MANY
         if self._shortened:
-            self.params.append(_help_all_option())
+            text = "Show the options that are rarely needed, too, and exit."
+            eager: dict[str, Any] = {"is_flag": True, "is_eager": True, "expose_value": False}
+            self.params.append(click.Option(["--help-all"], callback=_show_all, help=text, **eager))
         self.params += [
             _FieldOption(heading, name, field)
             for heading, section in SECTIONS.items()
@@ -63,13 +64,10 @@ class FieldsCommand(click.Command):
         shortened = self._shortened and not ctx.meta.get(_HELP_ALL)
         rows: dict[str, list[tuple[str, str]]] = {"Options": []}
         for parameter in self.get_params(ctx):
-            heading = "Options"
-            if isinstance(parameter, _FieldOption):
-                if shortened and not parameter.common:
-                    continue
-                heading = parameter.section
+            if shortened and isinstance(parameter, _FieldOption) and not parameter.common:
+                continue
             if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)) is not None:
-                rows.setdefault(heading, []).append(record)
+                rows.setdefault(getattr(parameter, "section", "Options"), []).append(record)
         for heading, records in rows.items():
             with formatter.section(heading):
                 formatter.write_dl(records, col_max=32)
@@ -87,26 +85,19 @@ def runs_dir(given: str | None) -> Path:
 
 def given_fields(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options that were given on the command line, as `load_config` takes them: each a `Given`."""
-    return {name: Given(value, _flag(name)) for name, value in options.items() if value is not None and value != ()}
+    return {name: Given(value, flag(name)) for name, value in options.items() if value is not None and value != ()}
 
 
-def _help_all_option() -> click.Option:
-    def show(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
-        if wanted:
-            ctx.meta[_HELP_ALL] = True
-            click.echo(ctx.get_help())
-            ctx.exit()
-
-    text = "Show the options that are rarely needed, too, and exit."
-    return click.Option(["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=show, help=text)
-
-
-def _flag(field: str) -> str:
+def flag(field: str) -> str:
+    """Return the option for a field."""
     return "--" + field.replace("_", "-")
 
 
-def _shown(default: object) -> str:
-    return {True: "yes", False: "no"}[default] if isinstance(default, bool) else str(default)
+def _show_all(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        ctx.meta[_HELP_ALL] = True
+        click.echo(ctx.get_help())
+        ctx.exit()
 
 
 def _metavar(annotation: Any) -> str:

@@ -1,26 +1,25 @@
 """What commands print: results for people or for programs, and how far work is."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from operator import methodcaller
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from pydantic_core import to_json
 
-if TYPE_CHECKING:
-    from crystalline_ray.progress import Progress
-    from crystalline_ray.training.console import Console
+from crystalline_ray.progress import Progress, silent
 
 
 def print_result(result: Any, as_json: bool, render: Callable[[Any], Any] = methodcaller("render")) -> None:
     """Print what `render` makes of a result for people, or the result as JSON for programs."""
-    from crystalline_ray.training.console import Console
+    from crystalline_ray.screen import Screen
 
     if as_json:
         print_json(result)
     else:
-        Console().show(render(result))
+        Screen().show(render(result))
 
 
 def print_json(value: object) -> None:
@@ -37,8 +36,10 @@ def print_written(text: str) -> None:
     sys.stdout.flush()
 
 
-def terminal_progress(console: "Console") -> "Progress":
-    """Return the console's progress on a terminal, and none elsewhere: what takes seconds needs no lines in a log."""
-    from crystalline_ray.progress import silent
+@contextmanager
+def terminal_progress() -> Iterator[Progress]:
+    """Show progress on a terminal, and none elsewhere: what takes seconds needs no lines in a log."""
+    from crystalline_ray.screen import Screen
 
-    return console.progress if console.is_terminal else silent
+    with Screen(json_output=True) as screen:
+        yield screen.progress if screen.is_terminal else silent

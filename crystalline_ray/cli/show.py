@@ -1,4 +1,4 @@
-"""`report`, `plan`, `lattice` and `doctor`: what a person looks at."""
+"""`report`, `plan`, `lattice`, `doctor` and `bench`: what a person looks at."""
 
 import os
 from pathlib import Path
@@ -7,15 +7,16 @@ from typing import Any
 import click
 
 from crystalline_ray.cli import options, output
+from crystalline_ray.cli.use import load
 from crystalline_ray.config import load_config
 from crystalline_ray.config_section import PLAN
-from crystalline_ray.data.config import DEFAULT_VOCAB_SIZE
+from crystalline_ray.data.config import DEFAULT_VOCAB_SIZE, MOST_TOKENS
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.spheres.config import MAX_SPHERES
 
 
 def _picture_file(ctx: click.Context, parameter: click.Parameter, file: Path | None) -> Path | None:
-    from crystalline_ray.views.picture import check_ending
+    from crystalline_ray.views.pictures import check_ending
 
     return file if file is None else check_ending(file)
 
@@ -42,24 +43,21 @@ def report_command(runs: tuple[str, ...], file: Path | None, folder: str | None,
     """
     from crystalline_ray.training.report import RunReport
     from crystalline_ray.training.run_folder import REPORT, find_run, list_runs
-    from crystalline_ray.views import runs as tables
-    from crystalline_ray.views.losses import plot_losses
-    from crystalline_ray.views.report import render_report
+    from crystalline_ray.views import pictures, report
 
     where = options.runs_dir(folder)
     folders = [find_run(run, where) for run in runs]
     if file is not None:
         if not folders:
             raise ConfigError(f"--plot {file}: name the runs whose losses it shows")
-        plot_losses(folders, file)
-    if not folders:
-        output.print_result(list(map(tables.summarise, list_runs(where))), as_json, tables.render_list)
-        return
+        pictures.plot_losses(folders, file)
     reports = [RunReport.read(path / REPORT) for path in folders]
-    if len(folders) == 1:
-        output.print_result(reports[0], as_json, render_report)
+    if not reports:
+        output.print_result(list(map(report.summarise, list_runs(where))), as_json, report.render_list)
+    elif len(reports) == 1:
+        output.print_result(reports[0], as_json, report.render_report)
     else:
-        output.print_result(reports, as_json, lambda _: tables.render_comparison(folders))
+        output.print_result(reports, as_json, lambda _: report.render_comparison(folders))
     _say_drawn(file, as_json)
 
 
@@ -83,28 +81,10 @@ def plan_command(cpus: int | None, config_file: Path | None, as_json: bool, **fi
     output.print_result(PlanView(plan, config), as_json)
 
 
-@click.command("doctor")
-@options.as_json
-def doctor_command(as_json: bool) -> None:
-    """Show what this machine offers to a run.
-
-    For two seconds, one core multiplies matrices: that measures how fast it is at best.
-    """
-    config = load_config(environ=os.environ)
-    from crystalline_ray.training.console import Console
-    from crystalline_ray.views.machine import diagnose
-
-    with Console(json_output=True) as console:
-        diagnosis = diagnose(config, output.terminal_progress(console))
-    output.print_result(diagnosis, as_json)
-
-
 @click.command("lattice")
 @click.argument("run", required=False)
 @click.option(
-    "--vocab-size",
-    type=click.IntRange(1, 1_000_000),
-    help="Tokens in the crystal, without RUN [default: 2048]",
+    "--vocab-size", type=click.IntRange(1, MOST_TOKENS), help="Tokens in the crystal, without RUN [default: 2048]"
 )
 @_plot_option
 @options.folder
@@ -120,25 +100,57 @@ def lattice_command(
     if run is not None and vocab_size is not None:
         raise ConfigError(f"--vocab-size {vocab_size}: RUN has a vocabulary of its own; give one of the two")
     from crystalline_ray.views.crystal import describe_crystal
-    from crystalline_ray.views.crystal_plot import plot_crystal
+    from crystalline_ray.views.pictures import plot_crystal
 
     if run is None:
         crystal = describe_crystal(vocab_size or DEFAULT_VOCAB_SIZE)
     else:
-        crystal = describe_crystal(*_embeddings(run, folder))
+        model = load(run, folder)
+        crystal = describe_crystal(model.shape.vocab_size, model.layout.views(model.weights)["wte.weight"])
     if file is not None:
         plot_crystal(crystal, file)
     output.print_result(crystal, as_json)
     _say_drawn(file, as_json)
 
 
-def _embeddings(run: str, folder: str | None) -> tuple[int, Any]:
-    """Return the size of a run's vocabulary and its token embeddings (V, C)."""
-    from crystalline_ray.cli.use import load
-    from crystalline_ray.model.layout import ParameterLayout
+@click.command("doctor")
+@options.as_json
+def doctor_command(as_json: bool) -> None:
+    """Show what this machine offers to a run.
 
-    model = load(run, folder)
-    return model.shape.vocab_size, ParameterLayout(model.shape).views(model.weights)["wte.weight"]
+    For two seconds, one core multiplies matrices: that measures how fast it is at best.
+    """
+    config = load_config(environ=os.environ)
+    from crystalline_ray.views.machine import diagnose
+
+    with output.terminal_progress() as progress:
+        diagnosis = diagnose(config, progress)
+    output.print_result(diagnosis, as_json)
+
+
+@click.group("bench")
+def bench_group() -> None:
+    """Measure how fast this machine computes."""
+
+
+@bench_group.command("leaf", cls=options.FieldsCommand, fields=("precision", "blas"))
+@click.option("--model", default="B", show_default=True, help="A, B, or a YAML configuration: the model and its batch")
+@click.option("--seconds", type=float, default=10.0, show_default=True, help="Time for the steps that are measured")
+@click.option("--core", type=int, help="Core to run on; by default the last that may be used")
+@options.as_json
+def leaf_command(model: str, seconds: float, core: int | None, as_json: bool, **fields: Any) -> None:
+    """Measure one leaf on one core, without Ray.
+
+    A step is one micro-batch forward and backward, clipping and AdamW. A is a small model (vocabulary 1000, width 128,
+    2 layers, 4 heads, 16 sequences of 64), B a larger one (8192, 384, 6, 6, 8 sequences of 256).
+    """
+    from crystalline_ray.bench.leaf import bench_leaf
+    from crystalline_ray.bench.work import find_work
+
+    work = find_work(model, environ=os.environ, **options.given_fields(fields))
+    with output.terminal_progress() as progress:
+        figures = bench_leaf(work, seconds=seconds, core=core, progress=progress)
+    output.print_result(figures, as_json)
 
 
 def _say_drawn(file: Path | None, as_json: bool) -> None:
@@ -146,4 +158,4 @@ def _say_drawn(file: Path | None, as_json: bool) -> None:
         click.echo(f"drawn: {file}")
 
 
-COMMANDS = (report_command, plan_command, lattice_command, doctor_command)
+COMMANDS = (report_command, plan_command, lattice_command, doctor_command, bench_group)

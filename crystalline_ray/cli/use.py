@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,10 +13,8 @@ if TYPE_CHECKING:
     from crystalline_ray.generation.session import TextSession
     from crystalline_ray.generation.trained import TrainedModel
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 
-
-def _sampling_options(command: _Command) -> _Command:
+def _sampling_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options of `Sampling` and the seed."""
     seeds = click.IntRange(0, 2**63 - 1)
     for option in (
@@ -35,7 +33,7 @@ def _sampling_options(command: _Command) -> _Command:
     return command
 
 
-def _max_tokens_option(default: int, what: str) -> Callable[[_Command], _Command]:
+def _max_tokens_option(default: int, what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return click.option("--max-tokens", type=click.IntRange(min=1), default=default, show_default=True, help=what)
 
 
@@ -78,10 +76,10 @@ def chat_command(run: str, max_tokens: int, folder: str | None, seed: int, **sam
     RUN is a name, a folder, or one checkpoint. The model continues text: it has not been taught to answer.
     """
     from crystalline_ray.generation.session import GREETING, chat
-    from crystalline_ray.training.console import Console
+    from crystalline_ray.screen import Screen
 
     new_session = _sessions(run, folder, seed, sampling)
-    Console(json_output=True).show(GREETING)
+    Screen(json_output=True).show(GREETING)
     prompt = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
     chat(new_session, lambda: input(prompt), output.print_written, max_tokens)
 
@@ -98,13 +96,13 @@ def evaluate_command(run: str, text: tuple[Path, ...], folder: str | None, as_js
     held out of the training text is measured.
     """
     from crystalline_ray.generation.trained import evaluate, read_texts
-    from crystalline_ray.training.console import Console
+    from crystalline_ray.screen import Screen
 
     model = load(run, folder)
     # standard output is for the result alone
-    with Console(json_output=True) as console:
-        corpus = read_texts(model, text, console.progress) if text else None
-        found = evaluate(model, corpus, console.progress)
+    with Screen(json_output=True) as screen:
+        corpus = read_texts(model, text, screen.progress) if text else None
+        found = evaluate(model, corpus, screen.progress)
     values = {
         "run": model.run.name,
         "step": model.state.step,

@@ -109,21 +109,16 @@ def chat(
         elif re.fullmatch(r"/[a-z]+", command):
             show(f"({COMMANDS if command == '/help' else f'{command} is no command; {COMMANDS}'})\n")
         else:
-            _take_turn(session, line, show, max_tokens)
-
-
-def _take_turn(session: TextSession, line: str, show: Callable[[str], None], max_tokens: int) -> None:
-    try:
-        session.add_line(line)
-    except TokenizerError as error:
-        show(f"({error})\n")
-        return
-    try:
-        for piece in session.write(max_tokens):
-            show(piece)
-    except KeyboardInterrupt:
-        show(" ...")
-    show("\n(end of the text)\n" if session.ended else "\n")
+            try:
+                session.add_line(line)
+                for piece in session.write(max_tokens):
+                    show(piece)
+            except TokenizerError as error:
+                show(f"({error})\n")
+                continue
+            except KeyboardInterrupt:
+                show(" ...")
+            show("\n(end of the text)\n" if session.ended else "\n")
 
 
 def _knows(tokenizer: Tokenizer, text: str) -> bool:

@@ -14,9 +14,7 @@ import psutil
 from rich.console import RenderableType
 from rich.filesize import decimal
 
-from crystalline_ray.bench.libraries import Blas, loaded_blas
-from crystalline_ray.bench.peak import measure_peak
-from crystalline_ray.bench.worker import as_worker, measuring_core
+from crystalline_ray.bench import worker
 from crystalline_ray.config import Config
 from crystalline_ray.engine.arithmetic import chosen_arithmetic
 from crystalline_ray.engine.cores import allowed_cores, detect_topology, proc_entry
@@ -44,7 +42,7 @@ class Diagnosis:
     processor: str
     simd: list[str]
     numpy_simd: list[str]
-    blas: list[Blas]
+    blas: list[worker.Blas]
     gemm: dict[str, Any]
     machine_cores: int
     allowed_cores: list[int]
@@ -87,66 +85,49 @@ class Diagnosis:
 
 def diagnose(config: Config, progress: Progress) -> Diagnosis:
     """Look at this machine, and at what a run with `config` would use of it; takes about two seconds of one core."""
-    topology = detect_topology()
+    topology, allowed = detect_topology(), allowed_cores()
     memory = psutil.virtual_memory()
     shared = shutil.disk_usage(_SHARED_MEMORY) if _SHARED_MEMORY.is_dir() else None
-    products, blas = _gemm(config, progress)
-    train = _train(config)
+    core, (precision, library) = worker.measuring_core(), chosen_arithmetic(config)
+    with worker.as_worker(core, library):
+        rate, shape = worker.measure_peak(precision, progress)
+        blas = worker.loaded_blas()
+    plan = plan_for(config)
+    counts, needed = plan.counts(), PlanView(plan, config).memory
     flags = proc_entry("cpuinfo", "flags") or proc_entry("cpuinfo", "Features")  # x86, Arm
+    simd = cast(Any, np.show_config(mode="dicts"))["SIMD Extensions"]
     notes = []
     if not blas:
         notes.append("NumPy's BLAS is not one that threadpoolctl knows: its threads cannot be limited to one")
-    if config.engine == "ray" and (shared is None or shared.free < train["shared_memory"]):
+    if config.engine == "ray" and (shared is None or shared.free < needed["shared"]):
         notes.append("/dev/shm is too small for such a run; in Docker, start the container with a larger --shm-size")
     return Diagnosis(
         versions={name: version(name) for name in ("crystalline-ray", "ray", "numpy", "pyarrow")}
         | {"Python": platform.python_version()},
         processor=proc_entry("cpuinfo", "model name") or platform.processor() or platform.machine(),
         simd=[flag for flag in _SIMD if flag in flags.split()],
-        numpy_simd=_numpy_simd(),
+        numpy_simd=[*simd.get("baseline", ()), *simd.get("found", ())],
         blas=blas,
-        gemm=products,
+        gemm={"precision": precision, "gflops": rate / 1e9, "shape": shape, "core": core},
         machine_cores=os.cpu_count() or 1,
-        allowed_cores=allowed_cores(),
+        allowed_cores=allowed,
         physical_cores=topology.physical_cores,
         numa_nodes=list(topology.numa_nodes),
         cpu_quota=topology.quota,
         memory={"total": memory.total, "free": memory.available},
         shared_memory={"total": shared.total, "free": shared.free} if shared else None,
-        train=train,
+        train={
+            "engine": config.engine,
+            "cores": config.threads or len(allowed),
+            "pinned": plan.leaves[0].core is not None,
+            "controls": counts["controls"],
+            "leaves": counts["leaves"],
+            "coordinators": plan.coordinators,
+            "shared_memory": needed["shared"],
+            "leaf_workspace": needed["per_leaf"],
+        },
         notes=notes,
     )
-
-
-def _train(config: Config) -> dict[str, Any]:
-    plan = plan_for(config)
-    counts = plan.counts()
-    memory = PlanView(plan, config).memory()
-    return {
-        "engine": config.engine,
-        "cores": config.threads or len(allowed_cores()),
-        "pinned": plan.leaves[0].core is not None,
-        "controls": counts["controls"],
-        "leaves": counts["leaves"],
-        "coordinators": plan.coordinators,
-        "shared_memory": memory["shared"],
-        "leaf_workspace": memory["per_leaf"],
-    }
-
-
-def _gemm(config: Config, progress: Progress) -> tuple[dict[str, Any], list[Blas]]:
-    """Measure products as a run with `config` would compute them; return also the libraries loaded by then."""
-    core, (precision, library) = measuring_core(), chosen_arithmetic(config)
-    with as_worker(core, library):
-        peak = measure_peak(precision, progress)
-        blas = loaded_blas()
-    rate = peak.flops_per_second / 1e9
-    return {"precision": precision, "gflops": rate, "shape": list(peak.shape), "core": core}, blas
-
-
-def _numpy_simd() -> list[str]:
-    extensions = cast(Any, np.show_config(mode="dicts"))["SIMD Extensions"]
-    return [*extensions.get("baseline", ()), *extensions.get("found", ())]
 
 
 def _space(size: dict[str, int]) -> str:

@@ -1,24 +1,47 @@
-"""The report of a run as a person reads it."""
+"""The reports of runs as a person reads them: one in full, some side by side, all of a folder in a list."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
+from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from crystalline_ray.config import Config, load_config
 from crystalline_ray.engine.base import SphereStats
-from crystalline_ray.screen import duration, facts, plural, short_count
+from crystalline_ray.errors import InputError
+from crystalline_ray.generation.session import write_sample
+from crystalline_ray.generation.trained import load_model
+from crystalline_ray.screen import Screen, duration, facts, figures, numbered, short_count
 from crystalline_ray.training.console import of_micro_batches, token_groups
+from crystalline_ray.training.metrics import read_metrics
 from crystalline_ray.training.report import RunReport
+from crystalline_ray.training.run_folder import CONFIG, METRICS, REPORT, command
 
 _ANY_WIDTH = 1000
 
+_SHOWN: Mapping[str, Callable[[Any], str]] = {
+    "steps": "{:,}".format,
+    "train_loss": "{:.4f}".format,
+    "validation_loss": "{:.4f}".format,
+    "bits_per_byte": "{:.4f}".format,
+    "tokens_per_second": short_count,
+    "elapsed_seconds": duration,
+    "stopped": str,
+}
+"""The keys of a report that tables show, and how they show the values."""
+
+_LISTED = ("steps", "validation_loss", "bits_per_byte", "stopped")
+_RECORDED = {"step": "steps", "loss": "train_loss", "validation_loss": "validation_loss"}
+"""The keys of metrics that stand for keys of a report."""
+
 
 def render_report(report: RunReport) -> RenderableType:
-    """Return the closing summary of a run, with its tree, for `Console.show`."""
+    """Return the closing summary of a run, with its tree, for `Screen.show`."""
     parts: list[RenderableType] = [Text(f"Run {report.run}", style="bold"), facts(_results(report), indent="  ")]
     if report.spheres:
         parts += [Text(""), _SphereTable(report.spheres)]
@@ -27,55 +50,100 @@ def render_report(report: RunReport) -> RenderableType:
     return Group(*parts)
 
 
-def _results(report: RunReport) -> list[tuple[str, str]]:
+def show_end(screen: Screen, report: RunReport, config: Config) -> None:
+    """Show what the model of a finished run writes by itself, the report, and what a person would type next."""
+    folder = config.runs_dir / report.run
+    if report.stopped == "finished" and config.sample_tokens:
+        screen.line(f"sample of {config.sample_tokens} tokens:")
+        screen.line(write_sample(load_model(folder), config.sample_prompt or "", config.sample_tokens, config.seed))
+    screen.show(render_report(report))
+    prompt = ["--prompt", config.sample_prompt] if config.sample_prompt else []
+    unfinished = report.steps < report.total_steps
+    screen.line(f"next: {command('train --resume' if unfinished else 'chat', folder)}")
+    screen.line(f"      {command('generate', folder, *prompt)}")
+
+
+def summarise(folder: Path) -> dict[str, Any]:
+    """Return what is known of a run, under the keys of a report: of one without a report, what its metrics tell."""
+    known: dict[str, Any] = {"run": folder.name}
+    try:
+        if (folder / REPORT).exists():
+            report = RunReport.read(folder / REPORT).model_dump(mode="json")
+            return known | {name: report[name] for name in ("total_steps", *_SHOWN, "weights_digest")}
+        for record in read_metrics(folder / METRICS).records if (folder / METRICS).exists() else ():
+            known |= {key: record[name] for name, key in _RECORDED.items() if record.get(name) is not None}
+    except InputError as error:
+        return known | {"stopped": str(error)}
+    return known | {"stopped": "no report yet"}
+
+
+def render_list(runs: Sequence[dict[str, Any]]) -> RenderableType:
+    """Return a table of what `summarise` found, a run in each row."""
+    rows = ((run["run"], *(_cell(run, name) for name in _LISTED)) for run in runs)
+    return figures("run", map(_words, _LISTED), rows) if runs else Text("there are no runs")
+
+
+def render_comparison(folders: Sequence[Path]) -> RenderableType:
+    """Return a table of runs side by side: their results, and the fields in which their configurations differ.
+
+    Raises InputError if a run has no report, ConfigError if its configuration is damaged.
+    """
+    reports = [RunReport.read(folder / REPORT).model_dump() for folder in folders]
+    configs = [load_config(folder / CONFIG) for folder in folders]
+    rows = [(_words(name), *(_cell(report, name) for report in reports)) for name in _SHOWN]
+    rows.append(("weights", *(report["weights_digest"][:12] for report in reports)))
+    for field in Config.model_fields:
+        values = [getattr(config, field) for config in configs]
+        shown = [f"{value:.6g}" if isinstance(value, float) else str(value) for value in values]
+        if field != "name" and len(set(shown)) > 1:
+            rows.append((field, *shown))
+    return figures("", (report["run"] for report in reports), rows)
+
+
+def _results(report: RunReport) -> Iterator[tuple[str, str]]:
     ended = "" if report.stopped == "finished" else f", stopped: {report.stopped}"
-    rows = [("steps", f"{report.steps:,} of {report.total_steps:,} in {duration(report.elapsed_seconds)}{ended}")]
+    yield "steps", f"{report.steps:,} of {report.total_steps:,} in {duration(report.elapsed_seconds)}{ended}"
     if report.train_loss is not None:
-        rows.append(("train loss", f"{report.train_loss:.4f} nats per token"))
-    if report.validation_loss is not None:
-        rows.append(("validation", f"{report.validation_loss:.4f} nats per token{_fall(report)}"))
-        rows += [("", measured) for measured in _measured(report)]
+        yield "train loss", f"{report.train_loss:.4f} nats per token"
+    yield from _validation(report)
     if report.bits_per_byte is not None:
-        rows.append(("", f"{report.bits_per_byte:.4f} bits per byte"))
+        yield "", f"{report.bits_per_byte:.4f} bits per byte"
     if report.crystalline_score is not None:
-        rows.append(("", f"{report.crystalline_score:.4f} crystalline score"))
-    rows.append(("speed", f"{short_count(report.tokens_per_second)} tokens per second"))
+        yield "", f"{report.crystalline_score:.4f} crystalline score"
+    yield "speed", f"{short_count(report.tokens_per_second)} tokens per second"
     if report.restarts or report.skipped_steps:
-        rows.append(("faults", f"restarted spheres: {report.restarts}, skipped steps: {report.skipped_steps}"))
+        yield "faults", f"restarted spheres: {report.restarts}, skipped steps: {report.skipped_steps}"
     if report.group_sizes and report.group_shares:
-        rows.append(("groups", token_groups(report.group_sizes, report.group_shares)))
+        yield "groups", token_groups(report.group_sizes, report.group_shares)
     if report.routing is not None:
-        rows.append(("routing", report.routing.describe()))
-    if report.gradient_compression != "none" and report.gradient_bytes:
-        rows.append(("gradients", _compression(report)))
+        yield "routing", report.routing.describe()
+    if report.gradient_compression != "none" and (sent := report.gradient_bytes):
+        plain = report.gradient_bytes_float32
+        yield (
+            "gradients",
+            f"{short_count(sent)} bytes a step as {report.gradient_compression} codes, {plain / sent:.2f} times fewer "
+            f"than as float32 ({short_count(plain)}); inside a node they are read from shared memory instead",
+        )
     # Short names leave room for the whole digest on a terminal of 80 columns: it is there to be copied.
-    rows.append(("weights", report.weights_digest))
-    return rows
+    yield "weights", report.weights_digest
 
 
-def _compression(report: RunReport) -> str:
-    sent, plain = report.gradient_bytes, report.gradient_bytes_float32
-    return (
-        f"{short_count(sent)} bytes a step as {report.gradient_compression} codes, {plain / sent:.2f} times fewer "
-        f"than as float32 ({short_count(plain)}); inside a node they are read from shared memory instead"
-    )
-
-
-def _fall(report: RunReport) -> str:
-    first, last = report.first_validation_loss, report.validation_loss
-    if not first or last is None or report.steps == 0 or report.validation_batches != report.periodic_batches:
-        return ""
-    return f" (from {first:.4f}: {100 * (last - first) / first:+.1f} %)"
-
-
-def _measured(report: RunReport) -> Iterator[str]:
+def _validation(report: RunReport) -> Iterator[tuple[str, str]]:
     """Say over how much of the validation part losses were measured; those over less are no equals of the last."""
-    if report.validation_batches is None or report.periodic_batches is None or report.all_batches is None:
+    first, last = report.first_validation_loss, report.validation_loss
+    measured, periodic, whole = report.validation_batches, report.periodic_batches, report.all_batches
+    if last is None:
         return
-    yield f"over {of_micro_batches(report.validation_batches, report.all_batches)}"
-    if report.validation_batches != report.periodic_batches:
-        few = of_micro_batches(report.periodic_batches, report.all_batches)
-        yield f"first {report.first_validation_loss:.4f}, best {report.best_validation_loss:.4f} over {few}"
+    fall = ""
+    if first and report.steps and measured == periodic:
+        fall = f" (from {first:.4f}: {100 * (last - first) / first:+.1f} %)"
+    yield "validation", f"{last:.4f} nats per token{fall}"
+    if measured is None or periodic is None or whole is None:
+        return
+    yield "", f"over {of_micro_batches(measured, whole)}"
+    if measured != periodic:
+        few = of_micro_batches(periodic, whole)
+        yield "", f"first {first:.4f}, best {report.best_validation_loss:.4f} over {few}"
 
 
 class _SphereTable:
@@ -98,16 +166,12 @@ class _SphereTable:
         for (level, role), members in groupby(sorted(self._spheres, key=kind), key=kind):
             group = list(members)
             table.add_row(
-                "  " * (level + 1) + _name(role, len(group)),
+                "  " * (level + 1) + (role if role == "root" else numbered(len(group), role)),
                 spread([sphere.cpu_seconds for sphere in group], 1),
                 spread([sphere.wait_seconds for sphere in group], 1),
                 spread([sphere.batches for sphere in group], 0),
             )
         return table
-
-
-def _name(role: str, count: int) -> str:
-    return role if role == "root" else f"{count} {role if count == 1 else plural(role)}"
 
 
 def _mean(values: Sequence[float], digits: int) -> str:
@@ -117,3 +181,11 @@ def _mean(values: Sequence[float], digits: int) -> str:
 def _spread(values: Sequence[float], digits: int) -> str:
     least, most = (f"{value:,.{digits}f}" for value in (min(values), max(values)))
     return _mean(values, digits) + (f" ({least} to {most})" if least != most else "")
+
+
+def _cell(row: Mapping[str, Any], name: str) -> str:
+    return _SHOWN[name](row[name]) if row.get(name) is not None else ""
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

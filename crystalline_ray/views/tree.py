@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ from crystalline_ray.config import Config
 from crystalline_ray.data.config import DEFAULT_VOCAB_SIZE
 from crystalline_ray.errors import ResourceError
 from crystalline_ray.model.config import ModelShape
-from crystalline_ray.screen import facts, plural
+from crystalline_ray.screen import Screen, facts, numbered
 from crystalline_ray.spheres.memory import VERSIONS
 from crystalline_ray.spheres.plan import SpherePlan, SphereSpec
-from crystalline_ray.spheres.run_spec import RunSpec
+from crystalline_ray.spheres.run_spec import RunOf
 from crystalline_ray.spheres.sizing import leaf_bytes, memory_layout
-from crystalline_ray.training.console import Console, describe_model, idle_leaves
-from crystalline_ray.training.events import Event, Introduced, Subscriber
+from crystalline_ray.training.console import describe_model, idle_leaves
+from crystalline_ray.training.events import Event, Introduced
 
 # Up to here each level-1 sphere has a line of its own; a larger tree shows equal ones together.
 _DETAILED_SPHERES = 157
@@ -37,8 +38,7 @@ class PlanView:
         self._plan = plan
         # no text is read here, and other trees have about as many branches
         shape = ModelShape.of(config, config.vocab_size or DEFAULT_VOCAB_SIZE)
-        self._run = RunSpec(config, shape, plan, Path(), config.global_batch_size)
-        self._config = config
+        self._run = RunOf(config, shape, plan, Path(), config.global_batch_size)
 
     def to_dict(self) -> dict[str, Any]:
         """Return counts, spheres, memory and notes as JSON can say them."""
@@ -46,12 +46,13 @@ class PlanView:
             "counts": self._plan.counts(),
             "coordinators": self._plan.coordinators,
             "spheres": [asdict(sphere) for sphere in self._plan.spheres],
-            "memory": self.memory(),
+            "memory": self.memory,
             "notes": list(self._notes()),
         }
 
+    @cached_property
     def memory(self) -> dict[str, int]:
-        """Return what a run takes, in bytes: shared by all spheres, by its parts, and what each leaf has for itself.
+        """What a run takes, in bytes: shared by all spheres, by its parts, and what each leaf has for itself.
 
         Raises ResourceError if a leaf's share is more than this machine could ever give.
         """
@@ -64,7 +65,7 @@ class PlanView:
 
     def _notes(self) -> Iterator[str]:
         yield from (*self._plan.notes, *idle_leaves(self._run))
-        size, gradients = self.memory()["weights"] // VERSIONS, self.memory()["gradients"]
+        size, gradients = self.memory["weights"] // VERSIONS, self.memory["gradients"]
         if gradients >= max(_MUCH, _MANY_COPIES * size):
             yield (
                 f"gradients take {decimal(gradients)}: {gradients // size} copies of {decimal(size)}, for the sums of "
@@ -74,42 +75,38 @@ class PlanView:
 
     def _with_larger_units(self) -> Iterator[str]:
         """Yield what gradients would take with units, or with micro-batches, of twice the size."""
-        config = self._config
+        config = self._run.config
         changes = {"sum_unit": 2 * config.sum_unit}
         if config.global_batch_size % (2 * config.batch_size * (12 if config.routing == "symmetry" else 1)) == 0:
             changes["batch_size"] = 2 * config.batch_size
         for field, value in changes.items():
-            memory = PlanView(self._plan, config.model_copy(update={field: value})).memory()
-            yield f"{decimal(memory['gradients'])} with {field} {value}"
+            changed = PlanView(self._plan, config.model_copy(update={field: value}))
+            yield f"{decimal(changed.memory['gradients'])} with {field} {value}"
 
     def render(self) -> RenderableType:
-        """Return the tree and the facts below it, for `Console.show`."""
-        return Group(Text(self._headline(), style="bold"), self.tree(), Text(""), facts(self._rows()))
-
-    def _headline(self) -> str:
+        """Return the tree and the facts below it, for `Screen.show`."""
         spheres = self._plan.spheres
         levels = [len(list(members)) for _, members in groupby(spheres, key=lambda sphere: sphere.level)]
-        counts = self._plan.counts()
         cores = len({(sphere.node, sphere.core, sphere.id if sphere.core is None else 0) for sphere in spheres})
-        return (
-            f"{' + '.join(map(str, levels))} = {_count(len(spheres), 'sphere')} on {_count(cores, 'core')}: 1 root, "
-            f"{_count(counts['controls'], 'control')}, {_count(counts['leaves'], 'leaf')}; "
+        headline = (
+            f"{' + '.join(map(str, levels))} = {numbered(len(spheres), 'sphere')} on {numbered(cores, 'core')}: "
+            f"1 root, {numbered(len(self._plan.controls), 'control')}, {numbered(len(self._plan.leaves), 'leaf')}; "
             f"coordinators {self._plan.coordinators}"
         )
+        return Group(Text(headline, style="bold"), self.tree(), Text(""), facts(self._rows()))
 
     def _rows(self) -> Iterator[tuple[str, str]]:
-        run, config, memory = self._run, self._config, self.memory()
-        yield "model", describe_model(run)
+        config, memory = self._run.config, self.memory
+        yield "model", describe_model(self._run)
         yield (
             "step",
             f"{config.micro_batches:,} micro-batches of {config.batch_size} sequences, "
             f"{config.global_batch_size * config.seq_len:,} tokens",
         )
-        parts = ", ".join(f"{part} {decimal(memory[part])}" for part in memory_layout(run).sizes)
+        parts = ", ".join(f"{part} {decimal(memory[part])}" for part in memory_layout(self._run).sizes)
         yield "memory", f"{decimal(memory['shared'])} shared ({parts})"
         yield "", f"{decimal(memory['per_leaf'])} for each leaf's own work"
-        for note in self._notes():
-            yield "note", note
+        yield from (("note", note) for note in self._notes())
 
     def tree(self) -> Tree:
         """Return the spheres and who coordinates whom."""
@@ -118,43 +115,38 @@ class PlanView:
         return root
 
     def _add_children(self, branch: Tree, parents: Sequence[SphereSpec], *, detailed: bool) -> None:
-        """Show the families of `parents`, which are alike, as one."""
+        """Show the families of `parents`, which are alike, as one, and siblings of one shape together.
+
+        With `detailed`, each control has a line of its own.
+        """
         families = [self._plan.children(parent.id) for parent in parents]
-        for members in self._alike(families, detailed):
-            each = len(members) // len(parents)
-            label = _describe(members, f", {each} each" if len(parents) > 1 else "")
+
+        def kind(place: int) -> tuple[Any, ...]:
+            sphere = families[0][place]
+            return self._shape(sphere), place if detailed and sphere.role == "control" else None
+
+        for _, alike in groupby(range(len(families[0])), key=kind):
+            places = list(alike)
+            members = [family[place] for family in families for place in places]
+            label = _describe(members, f", {len(places)} each" if len(parents) > 1 else "")
             self._add_children(branch.add(Text(label)), members, detailed=False)
 
-    def _alike(self, families: Sequence[Sequence[SphereSpec]], detailed: bool) -> Iterator[list[SphereSpec]]:
-        """Group the siblings of equal shape, taking the same ones of all families together."""
-        for _, positions in groupby(range(len(families[0])), key=lambda position: self._shape(families[0][position])):
-            members = list(positions)
-            groups = (
-                [[position] for position in members] if detailed and families[0][0].role == "control" else [members]
-            )
-            for group in groups:
-                yield [family[position] for family in families for position in group]
-
     def _shape(self, sphere: SphereSpec) -> tuple[Any, ...]:
-        """What makes subtrees look alike: role and the shapes of the children, as (shape, how many) runs."""
+        """Return what makes subtrees look alike: role and the shapes of the children, as (shape, how many) runs."""
         shapes = [self._shape(child) for child in self._plan.children(sphere.id)]
-        return (sphere.role, tuple((shape, len(list(run))) for shape, run in groupby(shapes)))
+        return sphere.role, tuple((shape, len(list(run))) for shape, run in groupby(shapes))
 
 
-def show_tree(console: Console) -> Subscriber:
-    """Return a subscriber that shows the tree of a run before it starts."""
-
-    def show(event: Event) -> None:
-        if isinstance(event, Introduced):
-            console.show(PlanView(event.run.plan, event.run.config).tree())
-
-    return show
+def show_tree(screen: Screen, event: Event) -> None:
+    """Show the tree of a run before it starts."""
+    if isinstance(event, Introduced):
+        screen.show(PlanView(event.run.plan, event.run.config).tree())
 
 
 def _describe(spheres: Sequence[SphereSpec], each: str = "") -> str:
     """Name spheres of one kind: how many, ids, symmetry groups, cores."""
     first = spheres[0]
-    name = first.role if len(spheres) == 1 else f"{len(spheres)} {plural(first.role)}"
+    name = first.role if len(spheres) == 1 else numbered(len(spheres), first.role)
     parts = [f"{name} {ranges(sphere.id for sphere in spheres)}{each}"]
     if first.level == 1:
         groups = sorted({group for sphere in spheres for group in sphere.groups})
@@ -168,15 +160,7 @@ def _describe(spheres: Sequence[SphereSpec], each: str = "") -> str:
 
 def ranges(numbers: Iterable[int]) -> str:
     """Return numbers as runs in the order given: 0-3, 8; of many runs, the first ones and the last."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
+    steps = groupby(enumerate(numbers), key=lambda item: item[1] - item[0])  # constant where numbers are consecutive
+    runs = [[number for _, number in run] for _, run in steps]
     shown = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
     return ", ".join(shown if len(shown) <= _MOST_RUNS else [*shown[: _MOST_RUNS - 2], "...", shown[-1]])
-
-
-def _count(number: int, name: str) -> str:
-    return f"{number:,} {name if number == 1 else plural(name)}"

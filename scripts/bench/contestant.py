@@ -10,9 +10,8 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 
-from crystalline_ray.bench.libraries import blas_in_use
 from crystalline_ray.bench.work import STANDARD, Work, leaf_work
-from crystalline_ray.bench.worker import as_worker, peak_memory
+from crystalline_ray.bench.worker import as_worker, blas_in_use, peak_memory
 from crystalline_ray.kernels.gemm import Library
 
 
@@ -30,7 +29,7 @@ def versions(framework: str) -> str:
     if framework == "torch":
         return f"torch {version('torch')}"
     blas = blas_in_use()
-    return f"numpy {version('numpy')}, " + (f"{blas.library} {blas.version} for {blas.architecture}" if blas else "")
+    return f"numpy {version('numpy')}, {blas.library} {blas.version} for {blas.architecture}"
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import pytest
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.lattice.fcc import contact_neighbours, fcc_points, fcc_shells
 from crystalline_ray.views.crystal import Crystal, describe_crystal
-from crystalline_ray.views.crystal_plot import plot_crystal
+from crystalline_ray.views.pictures import plot_crystal
 
 
 def test_the_inner_shells_are_those_of_the_lattice() -> None:
@@ -72,7 +72,7 @@ def test_one_token_is_a_crystal() -> None:
 
 def test_a_picture_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr("crystalline_ray.views.picture._DOTS_PER_INCH", 20)
+    monkeypatch.setattr("crystalline_ray.views.pictures._DOTS_PER_INCH", 20)
     embeddings = np.random.default_rng(0).standard_normal((300, 4))
     plot_crystal(describe_crystal(300, embeddings), tmp_path / "crystal.png")
     assert (tmp_path / "crystal.png").read_bytes().startswith(b"\x89PNG")

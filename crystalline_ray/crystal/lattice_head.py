@@ -13,9 +13,9 @@ from itertools import pairwise
 import numpy as np
 
 from crystalline_ray.kernels import gemm
-from crystalline_ray.kernels.runs import Indices, RunIndices, each_run, find_runs, sort_rows
+from crystalline_ray.kernels.runs import RunIndices, each_run, find_runs, sort_rows
 from crystalline_ray.kernels.softmax import exponentials, log2_losses
-from crystalline_ray.kernels.workspace import Array, Space, Tokens, row_blocks, row_starts
+from crystalline_ray.kernels.workspace import Array, Indices, Space, Tokens, row_blocks, row_starts
 from crystalline_ray.lattice.tree import FAN_OUT, TokenTree
 
 _LOG2_E = math.log2(math.e)

@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crystalline_ray.kernels.runs import Indices
-from crystalline_ray.kernels.workspace import Array, Space, row_blocks, rows_per_block
+from crystalline_ray.kernels.workspace import Array, Indices, Space, row_blocks, rows_per_block
 from crystalline_ray.lattice.fcc import contact_counts, contact_neighbours, fcc_points
 
 

@@ -5,45 +5,43 @@ al., "Rethinking the Inception architecture for computer vision", CVPR 2016, sec
 takes care of the target; here e Q is subtracted. A Q of k tokens a row costs k items a row, whatever the vocabulary.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from crystalline_ray.kernels.workspace import Array, Space, row_starts
+from crystalline_ray.kernels.head import Smoothing
+from crystalline_ray.kernels.workspace import Array, Indices, Space, row_starts
 
-Places = npt.NDArray[np.int64]
+SmoothedBy = Literal["uniform"] | tuple[npt.NDArray[np.int32], npt.NDArray[np.floating[Any]]]
+"""Which tokens share a target's probability: all, or those of a sparse matrix (V, k), with weights."""
 
 
 class UniformSmoothing:
     """Q = 1 / V. It costs another pass over the logits."""
 
-    def backward(self, dlogits: Array, own: Places, shares: Array) -> None:
+    def backward(self, dlogits: Array, own: Indices, shares: Array) -> None:
         """Subtract shares * Q(target, .) from dlogits, as `kernels.head.Smoothing` says."""
         np.divide(shares, dlogits.shape[1], out=shares)
         np.subtract(dlogits, shares[:, None], out=dlogits)
 
 
 class SparseSmoothing:
-    """A Q of k entries in each row.
+    """A Q of k entries in each row, for blocks of up to `rows` rows.
 
-    Args:
-        space: where scratch for a block is declared.
-        ranks: which tokens they are: int32 (V, k), in a row each at most once and not its own.
-        weights: what each gets (V, k), of the model's dtype. Both are read where they lie.
-        rows: the most rows of a block.
+    ranks (V, k) are the tokens, in a row each at most once and not its own; weights (V, k), of the model's dtype, what
+    each gets. Both are read where they lie.
     """
 
     def __init__(self, space: Space, ranks: npt.NDArray[np.int32], weights: npt.NDArray[Any], rows: int) -> None:
         _, k = ranks.shape
         self._table = ranks, weights
-        self._weights = space.buffer("weights", rows, k)
-        self._items = space.buffer("items", rows, k)
+        self._weights, self._items = space.buffers("weights items", rows, k)
         self._tokens = space.buffer("tokens", rows, dtype=np.int64)
         self._places = space.buffer("places", rows, k, dtype=np.int64)
         self._ranks = space.buffer("ranks", rows, k, dtype=np.int32)
 
-    def backward(self, dlogits: Array, own: Places, shares: Array) -> None:
+    def backward(self, dlogits: Array, own: Indices, shares: Array) -> None:
         """Subtract shares * Q(target, .) from dlogits, as `kernels.head.Smoothing` says."""
         count, flat = len(own), dlogits.reshape(-1)
         tokens, ranks, starts = self._tokens[:count], self._ranks[:count], row_starts(*dlogits.shape)
@@ -57,3 +55,11 @@ class SparseSmoothing:
         np.take(flat, places, out=items, mode="clip")
         np.subtract(items, weights, out=items)
         flat[places.reshape(-1)] = items.reshape(-1)
+
+
+def smoothing(smoothed_by: SmoothedBy | None, space: Space, rows: int) -> Smoothing | None:
+    """Return what smooths blocks of up to `rows` rows; its scratch is declared in `space`."""
+    if smoothed_by is None or smoothed_by == "uniform":
+        return UniformSmoothing() if smoothed_by else None
+    ranks, weights = smoothed_by
+    return SparseSmoothing(space, ranks, weights.astype(space.dtype, copy=False), rows)

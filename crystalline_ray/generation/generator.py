@@ -21,7 +21,7 @@ from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.embedding import TableReader
 from crystalline_ray.model.head import HEADS, LatticeHead
 from crystalline_ray.model.layout import ParameterLayout
-from crystalline_ray.model.parameters import LinearViews, NormViews
+from crystalline_ray.model.parameters import Layer
 from crystalline_ray.streams import Purpose
 from crystalline_ray.streams import generator as random_generator
 
@@ -81,7 +81,8 @@ class Generator:
         """
         self.shape = shape
         head = HEADS[shape.head]
-        plan = Plan(lambda space: (TableReader(space, shape), head(space, Part(shape, 1), 1, head_tree)), weights.dtype)
+        part = Part(shape, 1, head_tree=head_tree)
+        plan = Plan(lambda space: (TableReader(space, shape), head(space, part, 1)), weights.dtype)
         reader, self._head = plan.allocate()
         self._weights = bind(shape, ParameterLayout(shape).views(weights)).read_by(reader)
         self._works = [kind.continuation(shape, weights.dtype) for kind in BLOCK]
@@ -184,13 +185,13 @@ def generate(
     return tokens()
 
 
-def _norm(x: Array, norm: NormViews) -> Array:
+def _norm(x: Array, norm: Layer) -> Array:
     out, normalised, inverse_deviation = np.empty_like(x), np.empty_like(x), np.empty((len(x), 1), x.dtype)
     norm_forward(x, *norm, out, normalised, inverse_deviation)
     return out
 
 
-def _linear(x: Array, linear: LinearViews) -> Array:
+def _linear(x: Array, linear: Layer) -> Array:
     out = np.empty((len(x), len(linear.bias)), x.dtype)
     linear_forward(x, *linear, out)
     return out

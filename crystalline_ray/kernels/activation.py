@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from crystalline_ray.kernels.workspace import Array, row_blocks, rows_per_block
+from crystalline_ray.kernels.workspace import Array, cache_blocks
 
 _CUBIC = 0.044715
 _SLOPE = math.sqrt(2.0 / math.pi)
@@ -20,7 +20,7 @@ def gelu_forward(x: Array, out: Array, scratch: Array, *, keep_derivative: bool)
 
     x, out (N, F); scratch (2, R, F) with R at least N or `rows_per_block(F)`. Without the derivative out may be x.
     """
-    for rows in row_blocks(len(x), rows_per_block(x.shape[1], x.itemsize)):
+    for rows in cache_blocks(x):
         h, y = x[rows], out[rows]
         slope, s = scratch[:, : len(h)]
         np.square(h, out=slope)

@@ -16,7 +16,7 @@ import numpy as np
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.dropout import Masks
 from crystalline_ray.kernels.softmax import exponentials, repeat_exponentials
-from crystalline_ray.kernels.workspace import Array, Space
+from crystalline_ray.kernels.workspace import Array, Space, row_blocks
 
 _QUERY_BLOCK = 64
 _TILE_BYTES = 512 * 1024
@@ -24,7 +24,7 @@ _WIDEST_MASK = 4 * _QUERY_BLOCK
 
 
 class AttentionBuffers:
-    """Scratch of one tile, b sequences x h heads; its shapes decide how the work is cut.
+    """Scratch of one tile, b sequences x h heads, and how the work is cut, which its shapes decide.
 
     scores, powers, masks (b * h * Q * T) for blocks of Q queries, masks empty without dropout; key_columns,
     value_columns (b, h, D, T); totals (b, h, T, 1); all others (b, h, T, D).
@@ -35,20 +35,28 @@ class AttentionBuffers:
         limit = max(1, _TILE_BYTES // (queries * length * space.dtype.itemsize))
         h = _largest_divisor(heads, limit)
         b = _largest_divisor(batch, limit // heads) if h == heads else 1
-        size, rows, columns = b * h * queries * length, (b, h, length, head_dim), (b, h, head_dim, length)
-        self.scores = space.buffer("scores", size)
-        self.powers = space.buffer("powers", size)
+        size, rows = b * h * queries * length, (b, h, length, head_dim)
+        self.blocks = list(row_blocks(length, queries))
+        self.factor = math.sqrt(math.log2(math.e) / math.sqrt(head_dim))
+        self.scores, self.powers = space.buffers("scores powers", size)
         self.masks = space.buffer("masks", size if dropout else 0)
-        self.queries = space.buffer("queries", *rows)
-        self.keys = space.buffer("keys", *rows)
-        self.key_columns = space.buffer("key_columns", *columns)
-        self.values = space.buffer("values", *rows)
-        self.value_columns = space.buffer("value_columns", *columns)
-        self.outputs = space.buffer("outputs", *rows)
+        self.queries, self.keys, self.values, self.outputs = space.buffers("queries keys values outputs", *rows)
+        self.dkeys, self.dvalues, self.products = space.buffers("dkeys dvalues products", *rows)
+        self.key_columns, self.value_columns = space.buffers("key_columns value_columns", b, h, head_dim, length)
         self.totals = space.buffer("totals", b, h, length, 1)
-        self.dkeys = space.buffer("dkeys", *rows)
-        self.dvalues = space.buffer("dvalues", *rows)
-        self.products = space.buffer("products", *rows)
+
+    def tiles(self, batch: int, heads: int) -> Iterator[tuple[slice, slice]]:
+        """Yield which sequences and which heads are worked on together."""
+        b, h = self.keys.shape[:2]
+        for first_sequence in range(0, batch, b):
+            for first_head in range(0, heads, h):
+                yield slice(first_sequence, first_sequence + b), slice(first_head, first_head + h)
+
+    def matrices(self, flat: Array, block: slice) -> Array:
+        """View scratch as (b, h, n, stop): the n queries of a block against the keys up to its end."""
+        b, h = self.keys.shape[:2]
+        count = block.stop - block.start
+        return flat[: b * h * count * block.stop].reshape(b, h, count, block.stop)
 
 
 def attention_forward(
@@ -59,25 +67,22 @@ def attention_forward(
     qkv (B, T, 3 * H * D) holds queries, keys and values side by side; out (B, T, H * D). inverse_totals, shift (B, H,
     T, 1) are kept for the backward pass: a probability is 2**(score / ln 2 - shift) * inverse_totals.
     """
-    (q, k, v), (o,) = _by_head(qkv, 3, inverse_totals.shape[1]), _by_head(out, 1, inverse_totals.shape[1])
-    blocks, factor = _query_blocks(buffers), _score_factor(buffers)
+    batch, heads = inverse_totals.shape[:2]
+    (q, k, v), (o,) = _by_head(qkv, 3, heads), _by_head(out, 1, heads)
     queries, key_columns, values = buffers.queries, buffers.key_columns, buffers.values
-    for number, tile in enumerate(_tiles(inverse_totals, buffers)):
-        np.multiply(q[tile], factor, out=queries)
-        np.multiply(k[tile].swapaxes(-1, -2), factor, out=key_columns)
+    for number, tile in enumerate(buffers.tiles(batch, heads)):
+        np.multiply(q[tile], buffers.factor, out=queries)
+        np.multiply(k[tile].swapaxes(-1, -2), buffers.factor, out=key_columns)
         np.copyto(values, v[tile])
-        for index, (start, stop) in enumerate(blocks):
-            block = (..., slice(start, stop), slice(None))
-            scores = _matrices(buffers.scores, buffers, start, stop)
-            powers = _matrices(buffers.powers, buffers, start, stop)
-            gemm.multiply(queries[block], key_columns[..., :stop], scores)
-            exponentials(
-                scores, powers, buffers.totals[block], shift[tile][block], _mask(stop - start, stop, scores.dtype.char)
-            )
+        for index, rows in enumerate(buffers.blocks):
+            block = (..., rows, slice(None))
+            scores, powers = buffers.matrices(buffers.scores, rows), buffers.matrices(buffers.powers, rows)
+            gemm.multiply(queries[block], key_columns[..., : rows.stop], scores)
+            exponentials(scores, powers, buffers.totals[block], shift[tile][block], _mask(scores))
             if masks is not None:
-                masks.fill(scores, number * len(blocks) + index)
+                masks.fill(scores, number * len(buffers.blocks) + index)
                 np.multiply(powers, scores, out=powers)
-            gemm.multiply(powers, values[..., :stop, :], buffers.outputs[block])
+            gemm.multiply(powers, values[..., : rows.stop, :], buffers.outputs[block])
         np.reciprocal(buffers.totals, out=inverse_totals[tile])
         np.multiply(_by_row(buffers.outputs), _by_row(inverse_totals[tile]), out=_by_row(o[tile]))
 
@@ -98,12 +103,12 @@ def attention_backward(
     gradient P * (g @ v.T - d). Queries and keys are both scaled by the root of what turns their products into scores in
     units of ln 2, and this gradient so that its products with them are dk and dq as they are.
     """
-    heads = inverse_totals.shape[1]
+    batch, heads = inverse_totals.shape[:2]
     (q, k, v), (dq, dk, dv) = _by_head(qkv, 3, heads), _by_head(dqkv, 3, heads)
     (o,), (do,) = _by_head(out, 1, heads), _by_head(dout, 1, heads)
-    blocks, factor, length = _query_blocks(buffers), _score_factor(buffers), q.shape[2]
+    blocks, factor, length = buffers.blocks, buffers.factor, q.shape[2]
     queries, keys, g, d = buffers.queries, buffers.keys, buffers.outputs, buffers.totals
-    for number, tile in enumerate(_tiles(inverse_totals, buffers)):
+    for number, tile in enumerate(buffers.tiles(batch, heads)):
         np.multiply(q[tile], factor, out=queries)
         np.multiply(k[tile], factor, out=keys)
         np.copyto(buffers.key_columns, keys.swapaxes(-1, -2))
@@ -111,40 +116,35 @@ def attention_backward(
         np.multiply(_by_row(do[tile]), _by_row(inverse_totals[tile]), out=_by_row(g))
         np.vecdot(_by_row(g), _by_row(o[tile]), out=_by_row(d)[..., 0])
         np.multiply(d, factor * math.log(2.0), out=d)
-        for index, (start, stop) in reversed(list(enumerate(blocks))):
-            block = (..., slice(start, stop), slice(None))
-            scores = _matrices(buffers.scores, buffers, start, stop)
-            powers = _matrices(buffers.powers, buffers, start, stop)
-            gemm.multiply(queries[block], buffers.key_columns[..., :stop], scores)
-            repeat_exponentials(scores, powers, shift[tile][block], _mask(stop - start, stop, scores.dtype.char))
-            gemm.multiply(g[block], buffers.value_columns[..., :stop], scores)
+        for index, rows in reversed(list(enumerate(blocks))):
+            block = (..., rows, slice(None))
+            scores, powers = buffers.matrices(buffers.scores, rows), buffers.matrices(buffers.powers, rows)
+            gemm.multiply(queries[block], buffers.key_columns[..., : rows.stop], scores)
+            repeat_exponentials(scores, powers, shift[tile][block], _mask(scores))
+            gemm.multiply(g[block], buffers.value_columns[..., : rows.stop], scores)
             if masks is not None:
-                kept = _matrices(buffers.masks, buffers, start, stop)
+                kept = buffers.matrices(buffers.masks, rows)
                 masks.fill(kept, number * len(blocks) + index)
                 np.multiply(scores, kept, out=scores)
             np.subtract(scores, d[block], out=scores)
             np.multiply(scores, powers, out=scores)
             if masks is not None:
                 np.multiply(powers, kept, out=powers)
-            gemm.multiply(scores, keys[..., :stop, :], dq[tile][block])
-            _accumulate(scores, queries[block], buffers.dkeys, buffers, first=stop == length)
-            _accumulate(powers, g[block], buffers.dvalues, buffers, first=stop == length)
+            gemm.multiply(scores, keys[..., : rows.stop, :], dq[tile][block])
+            last = rows.stop == length  # the first that is worked on
+            _accumulate(scores, queries[block], buffers.dkeys, buffers.products, first=last)
+            _accumulate(powers, g[block], buffers.dvalues, buffers.products, first=last)
         np.copyto(dk[tile], buffers.dkeys)
         np.copyto(dv[tile], buffers.dvalues)
 
 
-def _score_factor(buffers: AttentionBuffers) -> float:
-    return math.sqrt(math.log2(math.e) / math.sqrt(buffers.keys.shape[-1]))
-
-
-def _accumulate(a: Array, b: Array, total: Array, buffers: AttentionBuffers, *, first: bool) -> None:
+def _accumulate(a: Array, b: Array, total: Array, products: Array, *, first: bool) -> None:
     """total = a.T @ b if first, else total += a.T @ b in the rows there are."""
-    transposed = a.swapaxes(-1, -2)
     if first:
-        gemm.multiply(transposed, b, total)
+        gemm.multiply(a.swapaxes(-1, -2), b, total)
     else:
-        product, rows = buffers.products[..., : a.shape[-1], :], total[..., : a.shape[-1], :]
-        gemm.multiply(transposed, b, product)
+        product, rows = products[..., : a.shape[-1], :], total[..., : a.shape[-1], :]
+        gemm.multiply(a.swapaxes(-1, -2), b, product)
         np.add(rows, product, out=rows)
 
 
@@ -159,27 +159,12 @@ def _by_row(x: Array) -> Array:
     return x.swapaxes(1, 2)
 
 
-def _tiles(inverse_totals: Array, buffers: AttentionBuffers) -> Iterator[tuple[slice, slice]]:
-    batch, heads = inverse_totals.shape[:2]
-    b, h = buffers.keys.shape[:2]
-    for first_sequence in range(0, batch, b):
-        for first_head in range(0, heads, h):
-            yield slice(first_sequence, first_sequence + b), slice(first_head, first_head + h)
-
-
-def _query_blocks(buffers: AttentionBuffers) -> list[tuple[int, int]]:
-    length = buffers.keys.shape[2]
-    return [(start, min(start + _QUERY_BLOCK, length)) for start in range(0, length, _QUERY_BLOCK)]
-
-
-def _matrices(flat: Array, buffers: AttentionBuffers, start: int, stop: int) -> Array:
-    """View scratch as (b, h, stop - start, stop): the queries of a block against the keys up to its end."""
-    b, h = buffers.keys.shape[:2]
-    return flat[: b * h * (stop - start) * stop].reshape(b, h, stop - start, stop)
+def _mask(scores: Array) -> Array:
+    return _triangle(*scores.shape[-2:], scores.dtype.char)
 
 
 @lru_cache(maxsize=256)
-def _mask(queries: int, stop: int, dtype: str) -> Array:
+def _triangle(queries: int, stop: int, dtype: str) -> Array:
     """Return ones and zeros for the last columns of a block of scores, the square on the diagonal among them.
 
     NumPy is fastest where a mask is as wide as the scores, so that many rows are one loop; wider ones touch too much.

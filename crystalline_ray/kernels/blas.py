@@ -8,6 +8,7 @@ import ctypes
 import importlib
 import sys
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,6 @@ BFLOAT16 = np.dtype(np.uint16)
 """How bfloat16 is held: NumPy has no such type, these are its bits."""
 
 _ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112
-_PREFIXES, _SUFFIXES = ("", "scipy_"), ("", "64_")
 _MKL_BRANCHES = {9: "AVX", 10: "AVX2", 12: "AVX512", 14: "AVX512_E1"}
 _SEQUENTIAL, _LP64, _REPRODUCIBLE = 1, 0, 0x10002  # the last: MKL_CBWR_AUTO | MKL_CBWR_STRICT
 
@@ -35,9 +35,10 @@ class Products(NamedTuple):
         a_form, b_form, out_form = _form(a), _form(b), _form(out)
         if a_form is None or b_form is None or out_form is None or out_form[0] != _PLAIN:
             return False
+        a_data, b_data, out_data = (x.__array_interface__["data"][0] for x in (a, b, out))
         self.functions[a.dtype.char](
-            _ROW_MAJOR, a_form[0], b_form[0], *out.shape, a.shape[1], 1.0, _address(a), a_form[1], _address(b),
-            b_form[1], keep, _address(out), out_form[1],
+            _ROW_MAJOR, a_form[0], b_form[0], *out.shape, a.shape[1], 1.0, a_data, a_form[1], b_data, b_form[1], keep,
+            out_data, out_form[1],
         )  # fmt: skip
         return True
 
@@ -48,12 +49,10 @@ def numpy_products() -> Products | None:
     # A name is looked up in NumPy's extension and in what that was linked to. Other libraries in the process, MKL among
     # them, may have the same functions, with other bits.
     library = ctypes.CDLL(importlib.import_module("numpy._core._multiarray_umath").__file__)
-    for prefix in _PREFIXES:
-        for suffix in _SUFFIXES:
-            names = {code: f"{prefix}cblas_{kind}gemm{suffix}" for code, kind in (("f", "s"), ("d", "d"))}
-            if all(hasattr(library, name) for name in names.values()):
-                integer = ctypes.c_int64 if suffix else ctypes.c_int32
-                return Products({code: _declared(library, name, code, integer) for code, name in names.items()})
+    for prefix, suffix in product(("", "scipy_"), ("", "64_")):
+        names = {code: f"{prefix}cblas_{kind}gemm{suffix}" for code, kind in (("f", "s"), ("d", "d"))}
+        if all(hasattr(library, name) for name in names.values()):
+            return _declared(library, names, ctypes.c_int64 if suffix else ctypes.c_int32)
     return None
 
 
@@ -82,7 +81,7 @@ def mkl_products() -> Products:
         raise OSError(f"{path}: MKL refuses reproducible results with code {status}")
     library.MKL_Set_Num_Threads(1)
     names = {"f": "cblas_sgemm", "d": "cblas_dgemm", BFLOAT16.char: "cblas_gemm_bf16bf16f32"}
-    return Products({code: _declared(library, name, code, ctypes.c_int32) for code, name in names.items()})
+    return _declared(library, names, ctypes.c_int32)
 
 
 def mkl_architecture() -> str:
@@ -92,22 +91,18 @@ def mkl_architecture() -> str:
     return _MKL_BRANCHES.get(branch, f"its branch {branch}")
 
 
-def _declared(library: ctypes.CDLL, name: str, code: str, integer: Any) -> Any:
-    function, flag, pointer = getattr(library, name), ctypes.c_int32, ctypes.c_void_p
-    real = ctypes.c_double if code == "d" else ctypes.c_float
-    function.restype = None
-    function.argtypes = [flag, flag, flag, integer, integer, integer, real, pointer, integer, pointer, integer, real,
-                         pointer, integer]  # fmt: skip
-    return function
-
-
-def _address(x: Matrix) -> int:
-    data: tuple[int, bool] = x.__array_interface__["data"]
-    return data[0]
+def _declared(library: ctypes.CDLL, names: dict[str, str], integer: Any) -> Products:
+    functions, flags, matrix = {}, [ctypes.c_int32] * 3, [ctypes.c_void_p, integer]
+    for code, name in names.items():
+        real = ctypes.c_double if code == "d" else ctypes.c_float
+        functions[code] = function = getattr(library, name)
+        function.restype = None
+        function.argtypes = [*flags, integer, integer, integer, real, *matrix, *matrix, real, *matrix]
+    return Products(functions)
 
 
 def _form(x: Matrix) -> tuple[int, int] | None:
-    """Say how BLAS is told of a matrix: plain or transposed, and the distance of its rows or columns in items."""
+    """Return how BLAS is told of a matrix: plain or transposed, and the distance of its rows or columns in items."""
     (rows, columns), (row, column), item = x.shape, x.strides, x.itemsize
     if columns == 1 or column == item:
         return _PLAIN, max(row // item, columns)

@@ -1,8 +1,8 @@
 """Flush-to-zero for denormal numbers, per thread, without compiled code.
 
-Denormals in the gradient of the logits slow a matrix product several-fold on x86. The control
-register is reached through the C library's floating-point environment (C11 7.6, `fegetenv`): glibc
-keeps MXCSR at byte 28 of `fenv_t` on x86-64 and FPCR at byte 0 on 64-bit Arm.
+Denormals in the gradient of the logits slow a matrix product several-fold on x86. The control register is reached
+through the C library's floating-point environment (C11 7.6, `fegetenv`): glibc keeps MXCSR at byte 28 of `fenv_t` on
+x86-64 and FPCR at byte 0 on 64-bit Arm.
 """
 
 import ctypes
@@ -23,10 +23,7 @@ _CONTROL_WORD = {"x86_64": (28, _X86_FLUSH), "AMD64": (28, _X86_FLUSH), "aarch64
 
 @contextmanager
 def flush_to_zero() -> Iterator[bool]:
-    """Flush denormals in the calling thread for the duration, then restore its mode; yields whether the platform can.
-
-    It yields False, and changes nothing, on platforms without a known control register.
-    """
+    """Flush denormals in the calling thread for the duration, then restore its mode; yield whether the platform can."""
     before = _swap(-1)
     try:
         yield before is not None
@@ -51,7 +48,6 @@ def _swap(flags: int) -> int | None:
 
 @lru_cache(maxsize=1)
 def _libm() -> ctypes.CDLL | None:
-    """The C library's mathematics, where it is glibc's."""
     # NumPy probes the smallest denormal once; asking now keeps that probe out of the flushed state.
     _ = np.finfo(np.float32).smallest_subnormal, np.finfo(np.float64).smallest_subnormal
     name = ctypes.util.find_library("m")

@@ -31,15 +31,13 @@ class Masks:
     def fill(self, mask: Array, block: int) -> None:
         """Fill the contiguous mask of one block of rows with 0 (probability `rate`) and 1 / (1 - rate)."""
         threshold = min(round(self.rate * _LEVELS), _LEVELS - 1)
-        stream = generator(
-            self.seed, Purpose.DROPOUT, self.micro_batch, self.site, self.part << 32 | block
-        ).bit_generator
-        words = stream.random_raw(-(-mask.size // 4))
+        stream = generator(self.seed, Purpose.DROPOUT, self.micro_batch, self.site, self.part << 32 | block)
+        words = stream.bit_generator.random_raw(-(-mask.size // 4))
         kept = words.astype("<u8", copy=False).view("<u2")[: mask.size] >= threshold
         np.multiply(kept.reshape(mask.shape), mask.dtype.type(_LEVELS / (_LEVELS - threshold)), out=mask)
 
     def blocks(self, rows: int, scratch: Array) -> Iterator[tuple[slice, Array]]:
-        """Yield the blocks of some rows and the mask of each, which is valid until the next one.
+        """Yield the blocks of some rows and the mask of each, valid until the next one.
 
         scratch (R, C) with R at least `rows` or `rows_per_block(C)`.
         """

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from crystalline_ray.kernels.runs import Indices, RunIndices, find_runs, sort_rows
-from crystalline_ray.kernels.workspace import Array, Tokens
+from crystalline_ray.kernels.runs import RunIndices, find_runs, sort_rows
+from crystalline_ray.kernels.workspace import Array, Indices, Tokens
 
 
 def embedding_forward(
@@ -21,28 +21,23 @@ def embedding_forward(
 
 
 def embedding_backward(
-    dout: Array,
-    tokens: Tokens,
-    dtoken_table: Array,
-    dposition_table: Array | None,
-    scratch: Array,
-    indices: RunIndices,
+    dout: Array, tokens: Tokens, dtokens: Array, dpositions: Array | None, scratch: Array, indices: RunIndices
 ) -> None:
-    """Add the gradients of the tables to dtoken_table (V, C) and, if there is one, dposition_table (T or more, C).
+    """Add the gradients of the tables to dtokens (V, C) and, if there is one, dpositions (T or more, C).
 
     dout (B, T, C); tokens (B, T); scratch (2, B * T, C). A sort puts the rows of one token side by side, as they are in
     the batch, so that each sum is one reduction in an order that depends on nothing else.
     """
     batch, length, width = dout.shape
-    if dposition_table is not None:
+    if dpositions is not None:
         for sequence in dout:
-            np.add(dposition_table[:length], sequence, out=dposition_table[:length])
+            np.add(dpositions[:length], sequence, out=dpositions[:length])
     order, keys = sort_rows(tokens.reshape(-1), indices)
     starts, present = find_runs(keys, indices)
     gathered, sums = scratch[0], scratch[1, : len(present)]
     np.take(dout.reshape(batch * length, width), order, axis=0, out=gathered, mode="clip")
     np.add.reduceat(gathered, starts, axis=0, out=sums)
-    table_rows = gathered[: len(present)]
-    np.take(dtoken_table, present, axis=0, out=table_rows, mode="clip")
-    np.add(table_rows, sums, out=table_rows)
-    dtoken_table[present] = table_rows
+    rows = gathered[: len(present)]
+    np.take(dtokens, present, axis=0, out=rows, mode="clip")
+    np.add(rows, sums, out=rows)
+    dtokens[present] = rows

@@ -1,8 +1,7 @@
 """The one seam to BLAS: every matrix product and every sum along an axis that BLAS does faster goes through here.
 
 Callers write `gemm.multiply(...)`, so products can be timed by rebinding a name of this module. Which library computes
-is a setting of the process: NumPy's, or within `using("mkl")` MKL for all but small products. Operands of bfloat16 are
-always MKL's.
+is a setting of the process: NumPy's, or MKL for all but small products. Operands of bfloat16 are always MKL's.
 """
 
 from collections.abc import Iterator
@@ -49,9 +48,9 @@ def library() -> Library:
 def multiply(a: blas.Matrix, b: blas.Matrix, out: Array) -> None:
     """out = a @ b for (..., M, K) and (..., K, N), as `numpy.matmul` defines it; of bfloat16 for matrices only.
 
-    The last two axes of every operand must be a matrix BLAS can address (one of the two strides is one item; for `out`
-    the last one); anything else falls back to a slow loop. Transposed views are free, and so are views of one head or
-    one block of rows. Products of many small matrices run twice as fast without a transposed view as second operand.
+    The last two axes of every operand should be a matrix BLAS can address (one of the two strides is one item; for
+    `out` the last one): anything else is a slow loop. Transposed views are free, and so are views of one head or one
+    block of rows. Products of many small matrices run twice as fast without a transposed view as second operand.
     """
     if a.dtype == blas.BFLOAT16:
         _bfloat16(a, b, out, 0.0)
@@ -60,10 +59,7 @@ def multiply(a: blas.Matrix, b: blas.Matrix, out: Array) -> None:
 
 
 def add_product(a: blas.Matrix, b: blas.Matrix, out: Array) -> None:
-    """out += a @ b for matrices (M, K), (K, N) and (M, N), which costs less than overwriting out.
-
-    Operands as in `multiply`. Without a BLAS that adds, or for operands it cannot address, the product is made first.
-    """
+    """out += a @ b for matrices (M, K), (K, N) and (M, N), as in `multiply`: costs less than overwriting out."""
     if a.dtype == blas.BFLOAT16:
         _bfloat16(a, b, out, 1.0)
         return

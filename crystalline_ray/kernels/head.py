@@ -1,8 +1,8 @@
 """The output head, tied to the token embedding, fused with the cross-entropy so that the logits never exist as a whole.
 
 Rows are taken in blocks: one product makes a block of logits, its softmax is worked on while it is in the cache, and
-the loss and both gradients are done with it before the next block. So the pair is one pass for training
-(`head_forward_backward`) and a forward pass with the same arithmetic for evaluation (`head_forward`).
+the loss and both gradients are done with it before the next block. So there is one pass for training, and a forward
+pass with the same arithmetic for evaluation.
 """
 
 import math
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.operands import Operands, unrounded
 from crystalline_ray.kernels.softmax import exponentials, log2_losses
-from crystalline_ray.kernels.workspace import Array, Space, Tokens, row_blocks, row_starts, rows_per_block
+from crystalline_ray.kernels.workspace import Array, Indices, Space, Tokens, row_blocks, row_starts, rows_per_block
 
 _LOG2_E = math.log2(math.e)
 _LN_2 = math.log(2.0)
@@ -25,11 +25,11 @@ _FEWEST_ROWS = 128
 class Smoothing(Protocol):
     """Label smoothing: what takes a share of each target's probability and gives it to other tokens."""
 
-    def backward(self, dlogits: Array, own: npt.NDArray[np.int64], shares: Array) -> None:
+    def backward(self, dlogits: Array, own: Indices, shares: Array) -> None:
         """Subtract shares * Q(target, .) from dlogits (n, V), where the rows of Q sum to 1.
 
-        own (n,) is where the targets lie among the items of dlogits; shares (n,) is the smoothing's weight times the
-        scale of the gradient, 0 in rows without a target; may be destroyed.
+        own (n,) is where the targets lie among the items of dlogits; shares (n,), which may be destroyed, is the
+        smoothing's weight times the scale of the gradient, 0 in rows without a target.
         """
 
 
@@ -55,8 +55,7 @@ class HeadBuffers:
         self.inputs = space.buffer("inputs", block, width)
         self.logits = space.buffer("logits", block, vocab_size)
         self.powers = space.buffer("powers", min(block, 2 * rows_per_block(vocab_size, itemsize)), vocab_size)
-        self.totals = space.buffer("totals", block, 1)
-        self.shift = space.buffer("shift", block, 1)
+        self.totals, self.shift = space.buffers("totals shift", block, 1)
         self.picked = space.buffer("picked", 2, block)
         self.places = space.buffer("places", block, dtype=np.int64)
         self.wide = space.buffer("wide", 2, block, dtype=np.float64)
@@ -98,12 +97,11 @@ def head_forward_backward(
     Smoothing of targets goes into the gradients alone; with none, or of weight 0, they are scale * those of the loss.
     """
     loss, (dx, dtable), factor = 0.0, gradients, operands(table, 1)
-    scale, smoothing, weight = objective
     for rows in row_blocks(len(x), len(buffers.logits)):
-        loss += _losses(x[rows], factor, targets[rows], buffers, scale, operands)
+        loss += _losses(x[rows], factor, targets[rows], buffers, objective.scale, operands)
         block = buffers.logits[: rows.stop - rows.start]
-        if smoothing is not None and weight:
-            _smooth(block, buffers, smoothing, weight)
+        if objective.smoothing is not None and objective.weight:
+            _smooth(block, buffers, objective.smoothing, objective.weight)
         dlogits, inputs = operands(block, 0), operands(x[rows], 2)
         gemm.multiply(dlogits, factor, dx[rows])
         gemm.add_product(dlogits.T, inputs, dtable)
@@ -121,13 +119,15 @@ def _losses(
 ) -> float:
     """Return the loss of one block; with a scale, leave scale * its gradient in the first rows of buffers.logits.
 
-    Then buffers.places are those of the targets' items, and the second of buffers.picked is the scale, or 0 in rows
-    without a target.
+    buffers.places are then those of the targets' items, of token 0 without a target, and the second of buffers.picked
+    is the scale, or 0 without a target.
     """
     count = len(x)
     inputs, logits = buffers.inputs[:count], buffers.logits[:count]
     totals, shift, (picked, scales) = buffers.totals[:count], buffers.shift[:count], buffers.picked[:, :count]
-    flat, own = logits.reshape(-1), _own_logits(targets, logits.shape[1], buffers.places[:count])
+    flat, own = logits.reshape(-1), buffers.places[:count]
+    np.maximum(targets, 0, out=own)
+    np.add(own, row_starts(*logits.shape), out=own)
     np.multiply(x, _LOG2_E, out=inputs)
     gemm.multiply(operands(inputs, 0), table.T, logits)
     np.take(flat, own, out=picked, mode="clip")
@@ -160,11 +160,3 @@ def _smooth(dlogits: Array, buffers: HeadBuffers, smoothing: Smoothing, weight: 
     np.add(picked, shares, out=picked)
     flat[own] = picked
     smoothing.backward(dlogits, own, shares)
-
-
-def _own_logits(targets: Tokens, vocab_size: int, index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Fill index with the places of the targets' logits among all of the block; without a target, of token 0's."""
-    np.copyto(index, targets)
-    np.maximum(index, 0, out=index)
-    np.add(index, row_starts(len(index), vocab_size), out=index)
-    return index

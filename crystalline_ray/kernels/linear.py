@@ -7,6 +7,8 @@ from crystalline_ray.kernels.dropout import Masks
 from crystalline_ray.kernels.operands import Operands, unrounded
 from crystalline_ray.kernels.workspace import Array
 
+Pair = tuple[Array, Array]
+
 
 def linear_forward(x: Array, weight: Array, bias: Array, out: Array, operands: Operands = unrounded) -> None:
     """out (N, O) = x (N, I) @ weight (I, O) + bias (O,)."""
@@ -32,12 +34,7 @@ def linear_backward(
 
 
 def residual_forward(
-    x: Array,
-    y: Array,
-    linear: tuple[Array, Array],
-    masks: Masks | None,
-    scratch: tuple[Array, Array],
-    operands: Operands = unrounded,
+    x: Array, y: Array, linear: Pair, masks: Masks | None, scratch: Pair, operands: Operands = unrounded
 ) -> None:
     """x += dropout(y @ weight + bias).
 

@@ -1,25 +1,25 @@
 """Layer normalisation (Ba, Kiros and Hinton, "Layer normalization", 2016) over the last axis, as in GPT-2.
 
-`normalise` is the part without gain and bias, which a linear layer that follows can take into its weights
-(kernels/folded.py); `norm` is all of it.
+`normalise` is the part without gain and bias, `norm` is all of it, and `fold_norm` takes gain and bias into the linear
+layer that follows: with n the normalised rows, (n * gain + shift) @ W + b = n @ (gain[:, None] * W) + (shift @ W + b),
+which is work on the weights instead of on the activations, of which there are more. The rows of n sum to 0, so the
+column means of the folded weights do not count either; without them the gradient that comes back to n sums to 0 as
+well, which saves `normalise_backward` the subtraction of its mean.
 """
 
 import numpy as np
 
 from crystalline_ray.kernels import gemm
-from crystalline_ray.kernels.workspace import Array, row_blocks, rows_per_block
+from crystalline_ray.kernels.workspace import Array, cache_blocks
 
 EPSILON = 1e-5
 """Added to the variance, as in GPT-2."""
 
 
 def normalise_forward(x: Array, normalised: Array, inverse_deviation: Array) -> None:
-    """normalised = (x - mean(x)) / sqrt(var(x) + 1e-5), row by row.
-
-    x, normalised (N, C); inverse_deviation (N, 1) is kept for the backward pass.
-    """
+    """normalised = (x - mean(x)) / sqrt(var(x) + 1e-5), row by row; x, normalised (N, C); inverse_deviation (N, 1)."""
     width = x.shape[1]
-    for rows in row_blocks(x.shape[0], rows_per_block(width, x.itemsize)):
+    for rows in cache_blocks(x):
         centred, scale = normalised[rows], inverse_deviation[rows]
         gemm.row_sums(x[rows], scale)
         np.divide(scale, width, out=scale)
@@ -41,7 +41,7 @@ def normalise_backward(
     `rows_per_block(C)`. With n = normalised: dx += inverse_deviation * (dout - n mean(dout n)).
     """
     width = dout.shape[1]
-    for rows in row_blocks(dout.shape[0], rows_per_block(width, dout.itemsize)):
+    for rows in cache_blocks(dout):
         block, unit = dout[rows], normalised[rows]
         product, projection = scratch[: len(block)], column[: len(block)]
         np.vecdot(block, unit, out=projection[:, 0])
@@ -55,10 +55,10 @@ def normalise_backward(
 def norm_forward(x: Array, gain: Array, bias: Array, out: Array, normalised: Array, inverse_deviation: Array) -> None:
     """out = normalised * gain + bias; x, out, normalised (N, C); gain, bias (C,); inverse_deviation (N, 1).
 
-    `normalised` and `inverse_deviation` are kept for the backward pass. `out` may be `normalised` where there is none.
+    `out` may be `normalised` where there is no backward pass.
     """
     normalise_forward(x, normalised, inverse_deviation)
-    for rows in row_blocks(x.shape[0], rows_per_block(x.shape[1], x.itemsize)):
+    for rows in cache_blocks(x):
         np.multiply(normalised[rows], gain, out=out[rows])
         np.add(out[rows], bias, out=out[rows])
 
@@ -73,14 +73,10 @@ def norm_backward(
     dbias: Array,
     scratch: tuple[Array, Array],
 ) -> None:
-    """Add the gradient of the normalisation's input to dx; likewise to dgain and dbias; destroy dout.
-
-    dout, normalised, dx (N, C); inverse_deviation (N, 1); gain, dgain, dbias (C,); scratch: the scratch and column of
-    `normalise_backward`.
-    """
+    """Add to dx, dgain and dbias; destroy dout. Shapes and scratch as in `normalise_backward`; gain (C,)."""
     width, partial = dout.shape[1], np.empty_like(dgain)
     gemm.add_column_sums(dout, dbias, partial)
-    for rows in row_blocks(dout.shape[0], rows_per_block(width, dout.itemsize)):
+    for rows in cache_blocks(dout):
         block = dout[rows]
         product, mean = (part[: len(block)] for part in scratch)
         np.multiply(block, normalised[rows], out=product)
@@ -90,3 +86,30 @@ def norm_backward(
         np.divide(mean, width, out=mean)
         np.subtract(block, mean, out=block)
     normalise_backward(dout, normalised, inverse_deviation, dx, *scratch)
+
+
+def fold_norm_forward(gain: Array, shift: Array, weight: Array, bias: Array, folded: Array, folded_bias: Array) -> None:
+    """folded = gain * weight less its column means, folded_bias = shift @ weight + bias.
+
+    gain, shift (I,); weight, folded (I, O); bias, folded_bias (O,).
+    """
+    np.multiply(weight, gain[:, None], out=folded)
+    gemm.column_sums(folded, folded_bias)
+    np.divide(folded_bias, len(gain), out=folded_bias)
+    np.subtract(folded, folded_bias, out=folded)
+    np.copyto(folded_bias, bias)
+    gemm.add_product(shift[None], weight, folded_bias[None])
+
+
+def fold_norm_backward(
+    gain: Array, shift: Array, weight: Array, dgain: Array, dshift: Array, dweight: Array, dbias: Array
+) -> None:
+    """Turn dweight (I, O) from the gradient of the folded weight into that of `weight`; overwrite dgain, dshift (I,).
+
+    dbias (O,) is the same for both biases. All of it is linear in dweight and dbias, so those of all parts of a
+    micro-batch are added up first, and this is done once.
+    """
+    np.vecdot(weight, dweight, out=dgain)
+    gemm.multiply(weight, dbias[:, None], dshift[:, None])
+    np.multiply(dweight, gain[:, None], out=dweight)
+    gemm.add_product(shift[:, None], dbias[None], dweight)

@@ -7,15 +7,14 @@ import numpy as np
 import numpy.typing as npt
 
 from crystalline_ray.kernels.blas import BFLOAT16
-from crystalline_ray.kernels.workspace import Array, Space
+from crystalline_ray.kernels.workspace import Array, Space, row_blocks
 
 Operands = Callable[[Array, int], Any]
 """(x, slot) -> what a product reads instead of the contiguous x; valid until the slot is used again."""
 
-_BLOCK = 32_768
-"""Items that are rounded at a time: they and the scratch stay in a level-2 cache of 1 MiB."""
-
+_BLOCK = 32_768  # items that are rounded at a time: they and the scratch stay in a level-2 cache of 1 MiB
 _JUST_BELOW_HALF = np.uint32(0x7FFF)
+_UPPER_HALVES = np.dtype(np.uint16).newbyteorder("<")
 
 
 def unrounded(x: Array, slot: int) -> Array:
@@ -47,16 +46,11 @@ def round_to_bfloat16(x: Array, out: npt.NDArray[np.uint16], bits: npt.NDArray[n
     Infinities and the NaNs that arithmetic produces stay what they are.
     """
     words = x.view(np.uint32)
-    for start in range(0, len(x), len(bits)):
-        word, target = words[start : start + len(bits)], out[start : start + len(bits)]
-        rounded = bits[: len(word)]
+    for block in row_blocks(len(x), len(bits)):
+        word, rounded = words[block], bits[: block.stop - block.start]
         # half of the last kept place is added, less one where that place is even, and the lower half cut off
         np.right_shift(word, 16, out=rounded)
         np.bitwise_and(rounded, 1, out=rounded)
         np.add(rounded, _JUST_BELOW_HALF, out=rounded)
         np.add(rounded, word, out=rounded)
-        np.copyto(target, _upper_halves(rounded))
-
-
-def _upper_halves(words: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint16]:
-    return words.view(np.dtype(np.uint16).newbyteorder("<"))[1::2]
+        np.copyto(out[block], rounded.view(_UPPER_HALVES)[1::2])

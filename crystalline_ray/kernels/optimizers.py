@@ -4,22 +4,29 @@ Both read version v of the weights and moments and write version v + 1 elsewhere
 is interrupted can be repeated. All operations are element-wise: bits do not depend on the blocking.
 """
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
+
+from crystalline_ray.kernels.workspace import row_blocks
 
 MOMENTS = {"adamw": ("mean", "square"), "sgd": ("velocity",)}
 """What each optimizer remembers of every parameter, in the order of the memory."""
 
 Floats = NDArray[np.float32]
 
+Versions = tuple[Floats, Floats]
+"""A vector as it is read, and where it is written."""
+
 # Eight float32 streams of this length fill a 1 MiB L2 cache; shorter blocks cost more in calls than they save.
 BLOCK = 32_768
 
 
 def adamw_update(
-    weights: tuple[Floats, Floats],
-    mean: tuple[Floats, Floats],
-    square: tuple[Floats, Floats],
+    weights: Versions,
+    mean: Versions,
+    square: Versions,
     gradient: Floats,
     *,
     clip_coefficient: float,
@@ -30,28 +37,19 @@ def adamw_update(
     weight_decay: float,
     scratch: Floats,
 ) -> None:
-    """One AdamW step (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2).
+    """One AdamW step (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2); all vectors (n,), scratch (BLOCK,).
 
-    Args:
-        weights, mean, square: pairs (read, written) of float32 vectors of one length; the moments are
-            exponential means of the gradient and of its square.
-        gradient: float32 vector; left as it is.
-        clip_coefficient: factor of the gradient, at most 1.
-        update: number of this update, from 1, for the bias correction.
-        learning_rate: scaled by the schedule; multiplies the decay as well.
-        betas: decay rates of the two means.
-        scratch: float32 (BLOCK,).
+    gradient counts clip_coefficient times and is left as it is; mean and square are its exponential means. update is
+    the number of this update, from 1; learning_rate is scaled by the schedule, and multiplies the decay as well.
     """
     beta1, beta2 = betas
     # sqrt(v / d) + epsilon = (sqrt(v) + epsilon sqrt(d)) / sqrt(d), so the bias correction d costs no pass over v
-    root_correction = float(np.sqrt(1.0 - beta2**update))
+    root_correction = math.sqrt(1.0 - beta2**update)
     eps, rate = epsilon * root_correction, learning_rate * root_correction / (1.0 - beta1**update)
     keep = 1.0 - learning_rate * weight_decay
     share = (1.0 - beta1) * clip_coefficient
-    # share * g is at hand when its square is needed
-    square_share = (1.0 - beta2) / (1.0 - beta1) ** 2
-    for start in range(0, gradient.size, BLOCK):
-        block = slice(start, min(start + BLOCK, gradient.size))
+    square_share = (1.0 - beta2) / (1.0 - beta1) ** 2  # share * g is at hand when its square is needed
+    for block in row_blocks(gradient.size, BLOCK):
         m, v, w = mean[1][block], square[1][block], weights[1][block]
         term = scratch[: m.size]
         np.multiply(gradient[block], share, out=term)
@@ -70,8 +68,8 @@ def adamw_update(
 
 
 def sgd_update(
-    weights: tuple[Floats, Floats],
-    velocity: tuple[Floats, Floats],
+    weights: Versions,
+    velocity: Versions,
     gradient: Floats,
     *,
     clip_coefficient: float,
@@ -82,17 +80,11 @@ def sgd_update(
 ) -> None:
     """One step of SGD with momentum and decoupled weight decay (arXiv 1711.05101, algorithm 1).
 
-    Args:
-        weights, velocity: pairs (read, written) of float32 vectors of one length.
-        gradient: float32 vector; left as it is.
-        clip_coefficient: factor of the gradient, at most 1.
-        momentum: share of the last velocity that is kept; 0 gives plain SGD.
-        scratch: float32 (BLOCK,).
+    As `adamw_update`; momentum is the share of the last velocity that is kept: 0 gives plain SGD.
     """
     rate, mu, clip = np.float32(learning_rate), np.float32(momentum), np.float32(clip_coefficient)
     keep = np.float32(1.0 - learning_rate * weight_decay)
-    for start in range(0, gradient.size, BLOCK):
-        block = slice(start, min(start + BLOCK, gradient.size))
+    for block in row_blocks(gradient.size, BLOCK):
         v, w = velocity[1][block], weights[1][block]
         term = scratch[: v.size]
         np.multiply(velocity[0][block], mu, out=v)

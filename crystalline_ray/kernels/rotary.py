@@ -12,22 +12,19 @@ import numpy.typing as npt
 
 from crystalline_ray.kernels.workspace import Array
 
-Periods = npt.NDArray[np.float64]
-
 _BASE = 10_000.0
-
 _ITERATOR_ITEMS = 512  # half of what `steady_state` sets, for complex numbers take twice the bytes
 
 
-def geometric_periods(pairs: int) -> Periods:
+def geometric_periods(pairs: int) -> npt.NDArray[np.float64]:
     """Return positions to one turn of a head's pairs of coordinates: 2 pi 10000^(pair / pairs), the paper's choice."""
     return 2.0 * math.pi * _BASE ** (np.arange(pairs) / pairs)
 
 
-def fill_rotations(rotations: Array, periods: Periods) -> None:
-    """Fill rotations (2, T, 2C): for every head of queries and keys the complex factors of each position, one for each
-    of the D / 2 periods of its pairs, and in the second half their conjugates, real and imaginary parts side by side.
-    C is a multiple of the head's width D.
+def fill_rotations(rotations: Array, periods: npt.NDArray[np.float64]) -> None:
+    """Fill rotations (2, T, 2C): complex factors and their conjugates, real and imaginary parts side by side.
+
+    There is one for each position, head of queries and keys, and period of its D / 2 pairs; C is a multiple of D.
     """
     _, length, width = rotations.shape
     turns = np.arange(length)[:, None] / periods

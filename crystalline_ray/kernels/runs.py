@@ -3,11 +3,8 @@
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
-from crystalline_ray.kernels.workspace import Space, Tokens
-
-Indices = npt.NDArray[np.int64]
+from crystalline_ray.kernels.workspace import Indices, Space, Tokens
 
 _RUNS_AT_ONCE = 64
 
@@ -20,11 +17,8 @@ class RunIndices:
             positions[:] = np.arange(rows)
 
         self.positions = space.kept.buffer("positions", rows, dtype=np.int64, fill=count_up)
-        self.keys = space.buffer("keys", rows, dtype=np.int64)
-        self.order = space.buffer("order", rows, dtype=np.int64)
-        self.groups = space.buffer("groups", rows, dtype=np.int64)
-        self.starts = space.buffer("starts", rows, dtype=np.int64)
-        self.present = space.buffer("present", rows, dtype=np.int64)
+        self.keys, self.order = space.buffers("keys order", rows, dtype=np.int64)
+        self.groups, self.starts, self.present = space.buffers("groups starts present", rows, dtype=np.int64)
 
 
 def sort_rows(row_keys: Tokens, indices: RunIndices) -> tuple[Indices, Indices]:

@@ -13,11 +13,8 @@ import numpy.typing as npt
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.workspace import Array
 
-_LARGEST_TOTAL = 2.0**64
-"""Products of such rows with values up to 2**63 are still finite."""
-
-_SMALLEST_TOTAL = 2.0**-64
-"""Terms lost below the smallest float32, 2**-126, do not matter to a row with at least this sum."""
+_LARGEST_TOTAL = 2.0**64  # products of such rows with values up to 2**63 are still finite
+_SMALLEST_TOTAL = 2.0**-64  # terms lost below the smallest float32, 2**-126, do not matter to such a sum
 
 
 def exponentials(scores: Array, out: Array, totals: Array, shift: Array, mask: Array | None = None) -> None:
@@ -40,6 +37,14 @@ def exponentials(scores: Array, out: Array, totals: Array, shift: Array, mask: A
     gemm.row_sums(out, totals)
 
 
+def repeat_exponentials(scores: Array, out: Array, shift: Array, mask: Array | None = None) -> None:
+    """Compute `out` of `exponentials` again, to the bit, from its shift and the same scores, which may be destroyed."""
+    if shift.any():
+        _exclude(scores, mask)
+        np.subtract(scores, shift, out=scores)
+    _exponentiate(scores, out, mask)
+
+
 def log2_losses(totals: Array, shift: Array, picked: Array, wide: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return log2(totals) + shift - picked, -log2 p of the picked scores, in float64 in wide (2, ...).
 
@@ -53,14 +58,6 @@ def log2_losses(totals: Array, shift: Array, picked: Array, wide: npt.NDArray[np
         np.copyto(term, part)
         apply(bits, term, out=bits)
     return bits
-
-
-def repeat_exponentials(scores: Array, out: Array, shift: Array, mask: Array | None = None) -> None:
-    """Compute `out` of `exponentials` again, to the bit, from its shift and the same scores, which may be destroyed."""
-    if shift.any():
-        _exclude(scores, mask)
-        np.subtract(scores, shift, out=scores)
-    _exponentiate(scores, out, mask)
 
 
 def _exclude(scores: Array, mask: Array | None) -> None:

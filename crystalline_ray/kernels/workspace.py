@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.floating[Any]]
+Indices = npt.NDArray[np.int64]
 Tokens = npt.NDArray[np.integer[Any]]
 Declared = TypeVar("Declared")
 
@@ -40,6 +42,7 @@ class Buffer(NamedTuple):
         return -(-math.prod(self.shape) * self.dtype.itemsize // CACHE_LINE) * CACHE_LINE
 
 
+@dataclass(frozen=True)
 class Space:
     """Where buffers are declared: each call of `buffer` is an entry of a plan and returns the entry's memory.
 
@@ -47,13 +50,10 @@ class Space:
         dtype: of every buffer that is not declared with another one.
     """
 
-    def __init__(
-        self, give: Callable[[Buffer], npt.NDArray[Any]], dtype: np.dtype[Any], name: str = "", lifetime: Lifetime = ()
-    ) -> None:
-        self.dtype = dtype
-        self._give = give
-        self._name = name
-        self._lifetime = lifetime
+    _give: Callable[[Buffer], npt.NDArray[Any]]
+    dtype: np.dtype[Any]
+    _name: str = ""
+    _lifetime: Lifetime = ()
 
     def buffer(
         self,
@@ -63,37 +63,34 @@ class Space:
         fill: Callable[[npt.NDArray[Any]], None] | None = None,
     ) -> npt.NDArray[Any]:
         """Declare a buffer, which is zero at first; `fill` writes what a buffer that is kept begins with instead."""
-        entry = Buffer(self._name + name, shape, np.dtype(dtype or self.dtype), self._lifetime)
-        array = self._give(entry)
+        array = self._give(Buffer(self._name + name, shape, np.dtype(dtype or self.dtype), self._lifetime))
         if fill is not None and array.flags.writeable:
             fill(array)
         return array
 
+    def buffers(self, names: str, *shape: int, dtype: npt.DTypeLike | None = None) -> Iterator[npt.NDArray[Any]]:
+        """Declare buffers of one shape; their names are separated by spaces."""
+        return (self.buffer(name, *shape, dtype=dtype) for name in names.split())
+
     def named(self, name: str) -> "Space":
         """Return this space for buffers whose names begin with `name`."""
-        return Space(self._give, self.dtype, f"{self._name}{name}.", self._lifetime)
+        return replace(self, _name=f"{self._name}{name}.")
 
     def during(self, part: str) -> "Space":
         """Return the space for buffers that hold something in one part of this lifetime; all parts share memory."""
-        return Space(self._give, self.dtype, f"{self._name}{part}.", (*self._lifetime, part))
+        return replace(self.named(part), _lifetime=(*self._lifetime, part))
 
     @property
     def kept(self) -> "Space":
         """This space for buffers that always hold something."""
-        return Space(self._give, self.dtype, self._name)
+        return replace(self, _lifetime=())
 
 
 class Plan(Generic[Declared]):
     """All buffers of some work, each declared once, in a walk through everything that needs one.
 
-    The same walk is gone twice: when the plan is made it notes the entries, when memory is allocated it hands it out.
-
-    Args:
-        declare: the walk: declares buffers in a space and returns the objects that hold them.
-        dtype: of the buffers that are not declared with another one.
-
-    Attributes:
-        entries: the buffers in the order in which they are declared.
+    The same walk, `declare`, is gone twice: when the plan is made it notes the entries, when memory is allocated it
+    hands it out to the objects that the walk returns.
     """
 
     def __init__(self, declare: Callable[[Space], Declared], dtype: npt.DTypeLike) -> None:
@@ -104,14 +101,11 @@ class Plan(Generic[Declared]):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that `allocate` allocates."""
+        """What `allocate` allocates."""
         return self._bytes_within(())
 
     def allocate(self) -> Declared:
-        """Return what the walk returns, its buffers in one cache-line aligned allocation.
-
-        The memory is zeroed, and so backed by pages, from the start.
-        """
+        """Return what the walk returns, its buffers in one zeroed, cache-line aligned allocation."""
         memory, ends = aligned_zeros(self.num_bytes), dict[Lifetime, int]()
 
         def give(entry: Buffer) -> npt.NDArray[Any]:
@@ -142,8 +136,7 @@ class Plan(Generic[Declared]):
 def steady_state() -> Iterator[None]:
     """Within it NumPy does not warn of overflow or the like, and allocates no more than 4 KiB at once to broadcast.
 
-    NumPy's iterators hold a buffer for each operand that is broadcast, whether it is used or not. It can be this small
-    without costing time because the loops over rows seldom are longer.
+    NumPy's iterators hold a buffer for each operand that is broadcast, used or not. Loops over rows seldom are longer.
     """
     with np.errstate(all="ignore"):  # on leaving, it restores the size too
         np.setbufsize(_ITERATOR_ITEMS)
@@ -170,8 +163,13 @@ def row_blocks(rows: int, block: int) -> Iterator[slice]:
         yield slice(start, min(start + block, rows))
 
 
+def cache_blocks(x: Array) -> Iterator[slice]:
+    """Cut the rows of x (N, C) into blocks for element-wise work."""
+    return row_blocks(len(x), rows_per_block(x.shape[1], x.itemsize))
+
+
 @lru_cache(maxsize=16)
-def row_starts(rows: int, width: int) -> npt.NDArray[np.int64]:
+def row_starts(rows: int, width: int) -> Indices:
     """Return where each row begins among the items of an array (rows, width)."""
     starts = np.arange(0, rows * width, width)
     starts.flags.writeable = False

@@ -1,7 +1,6 @@
 """The attention branch of GPT-2: queries, keys and values, which rotary positions turn, attention, and a projection."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -9,24 +8,10 @@ import numpy.typing as npt
 from crystalline_ray.crystal.clock import clock_periods
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.attention import AttentionBuffers, attention_backward, attention_forward
-from crystalline_ray.kernels.dropout import Masks
 from crystalline_ray.kernels.rotary import fill_rotations, geometric_periods, rotary_backward, rotary_forward
-from crystalline_ray.kernels.workspace import Array, Space
-from crystalline_ray.model.branch import Activations, Branch, Continuation, Part
+from crystalline_ray.kernels.workspace import Array, Plan, Space
+from crystalline_ray.model.branch import Activations, Branch, Continuation, Part, SiteMasks
 from crystalline_ray.model.config import ModelShape
-
-
-class AttentionActivations(Activations):
-    """inner (N, 3C) are queries, keys and values, turned; outer (N, C) the heads' outputs.
-
-    inverse_totals and shift (B, H, T, 1) are what attention keeps of each query.
-    """
-
-    def __init__(self, space: Space, part: Part, inner: int, outer: int) -> None:
-        super().__init__(space, part, inner, outer)
-        per_query = part.sequences, part.shape.num_heads, part.shape.seq_len, 1
-        self.inverse_totals = space.buffer("inverse_totals", *per_query)
-        self.shift = space.buffer("shift", *per_query)
 
 
 class Attention(Branch):
@@ -40,11 +25,7 @@ class Attention(Branch):
         shape = part.shape
         sizes = part.sequences, shape.num_heads, shape.seq_len, shape.head_dim
         self._tile = AttentionBuffers(space.named("tile"), *sizes, dropout=part.dropout > 0)
-        self._rotations: Array | None = None
-        if shape.positions != "learned":
-            self._rotations = space.kept.buffer(
-                "rotations", *_rotations_shape(shape), fill=lambda rotations: fill_rotations(rotations, _periods(shape))
-            )
+        self._rotations = _rotations(shape, space.kept)
         if part.training:
             self._dinner = space.buffer("dinner", part.rows, 3 * shape.embed_dim)
 
@@ -56,32 +37,28 @@ class Attention(Branch):
     @staticmethod
     def continuation(shape: ModelShape, dtype: npt.DTypeLike) -> Continuation:
         """Return attention that remembers keys and values."""
-        return CachedAttention(shape, dtype).extend
+        return Plan(lambda space: CachedAttention(space, shape), dtype).allocate().extend
 
-    def activations(self, space: Space) -> AttentionActivations:
-        """Declare what the forward pass leaves."""
-        return AttentionActivations(space, self._part, *self.widths(self._part.shape))
+    def activations(self, space: Space) -> Activations:
+        """Declare, beside the rest, inverse totals and shift (B, H, T, 1): what attention keeps of each query."""
+        kept, shape = super().activations(space), self._part.shape
+        per_query = self._part.sequences, shape.num_heads, shape.seq_len, 1
+        kept.work = tuple(space.buffers("inverse_totals shift", *per_query))
+        return kept
 
-    def work_forward(self, kept: AttentionActivations, masks: Sequence[Masks | None]) -> None:
+    def work_forward(self, kept: Activations, masks: SiteMasks) -> None:
         """kept.outer = attention(kept.inner), in which queries and keys are turned afterwards."""
-        qkv = self._sequences(kept.inner)
+        qkv, out = self._sequences(kept.inner), self._sequences(kept.outer)
         if self._rotations is not None:
             rotary_forward(qkv, self._rotations)
-        attention_forward(qkv, self._sequences(kept.outer), kept.inverse_totals, kept.shift, self._tile, masks[0])
+        inverse_totals, shift = kept.work
+        attention_forward(qkv, out, inverse_totals, shift, self._tile, masks[0])
 
-    def work_backward(self, douter: Array, kept: AttentionActivations, masks: Sequence[Masks | None]) -> Array:
+    def work_backward(self, douter: Array, kept: Activations, masks: SiteMasks) -> Array:
         """Return the gradient (N, 3C) of queries, keys and values before they were turned."""
-        dqkv = self._sequences(self._dinner)
-        attention_backward(
-            self._sequences(douter),
-            self._sequences(kept.inner),
-            self._sequences(kept.outer),
-            kept.inverse_totals,
-            kept.shift,
-            dqkv,
-            self._tile,
-            masks[0],
-        )
+        dout, qkv, out, dqkv = map(self._sequences, (douter, kept.inner, kept.outer, self._dinner))
+        inverse_totals, shift = kept.work
+        attention_backward(dout, qkv, out, inverse_totals, shift, dqkv, self._tile, masks[0])
         if self._rotations is not None:
             rotary_backward(dqkv, self._rotations)
         return self._dinner
@@ -93,15 +70,11 @@ class Attention(Branch):
 class CachedAttention:
     """Attention of one growing sequence: keys and values of past tokens are kept, not recomputed."""
 
-    def __init__(self, shape: ModelShape, dtype: npt.DTypeLike) -> None:
+    def __init__(self, space: Space, shape: ModelShape) -> None:
         self._shape = shape
-        self._keys, self._values = np.zeros(
-            (2, shape.num_layers, shape.num_heads, shape.seq_len, shape.head_dim), dtype
-        )
-        self._rotations: Array | None = None
-        if shape.positions != "learned":
-            self._rotations = np.empty(_rotations_shape(shape), dtype)
-            fill_rotations(self._rotations, _periods(shape))
+        sizes = shape.num_layers, shape.num_heads, shape.seq_len, shape.head_dim
+        self._keys, self._values = space.buffers("keys values", *sizes)
+        self._rotations = _rotations(shape, space)
 
     def extend(self, qkv: Array, layer: int, start: int) -> Array:
         """Return the heads' outputs (n, C) for n tokens from position `start` on, given qkv (n, 3C)."""
@@ -123,9 +96,10 @@ class CachedAttention:
         return np.ascontiguousarray(out.transpose(1, 0, 2)).reshape(count, -1)
 
 
-def _rotations_shape(shape: ModelShape) -> tuple[int, int, int]:
-    return 2, shape.seq_len, 2 * shape.embed_dim
-
-
-def _periods(shape: ModelShape) -> npt.NDArray[np.float64]:
-    return (clock_periods if shape.positions == "clock" else geometric_periods)(shape.head_dim // 2)
+def _rotations(shape: ModelShape, space: Space) -> Array | None:
+    """Declare what turns queries and keys (2, T, 2C), unless positions are learned."""
+    if shape.positions == "learned":
+        return None
+    periods = (clock_periods if shape.positions == "clock" else geometric_periods)(shape.head_dim // 2)
+    sizes = 2, shape.seq_len, 2 * shape.embed_dim
+    return space.buffer("rotations", *sizes, fill=lambda rotations: fill_rotations(rotations, periods))

@@ -8,9 +8,9 @@ from crystalline_ray.model.attention import Attention
 from crystalline_ray.model.branch import Branch, BranchViews, Part, Stream
 from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.embedding import Embedding, EmbeddingViews, TableReader
-from crystalline_ray.model.head import HEADS, SmoothedBy
+from crystalline_ray.model.head import HEADS
 from crystalline_ray.model.mlp import Mlp
-from crystalline_ray.model.parameters import Declaration, NormViews, Views, declare_norm, norm_of
+from crystalline_ray.model.parameters import Declaration, Layer, Views
 
 BLOCK: tuple[type[Branch], ...] = (Attention, Mlp)
 """The branches of each block."""
@@ -23,7 +23,7 @@ class ModelViews(NamedTuple):
 
     embedding: EmbeddingViews
     branches: tuple[BranchViews, ...]
-    norm: NormViews
+    norm: Layer
     head: Array
 
     def read_by(self, reader: TableReader) -> "ModelViews":
@@ -39,7 +39,7 @@ def parameters(shape: ModelShape) -> Iterator[Declaration]:
     for layer in range(shape.num_layers):
         for branch in BLOCK:
             yield from branch.parameters(shape, f"h.{layer}.")
-    yield from declare_norm(_LAST_NORM, shape.embed_dim)
+    yield from Layer.declare(_LAST_NORM, "ones", shape.embed_dim)
     yield from HEADS[shape.head].parameters(shape)
     yield from TableReader.parameters(shape)
 
@@ -49,7 +49,7 @@ def bind(shape: ModelShape, views: Views) -> ModelViews:
     return ModelViews(
         Embedding.bind(shape, views),
         tuple(branch.bind(views, f"h.{layer}.") for layer in range(shape.num_layers) for branch in BLOCK),
-        norm_of(views, _LAST_NORM),
+        Layer.bind(views, _LAST_NORM),
         views[HEADS[shape.head].TABLE],
     )
 
@@ -61,7 +61,7 @@ class Components:
     Without training all blocks share one set of activations.
     """
 
-    def __init__(self, space: Space, part: Part, head_tree: str, smoothed_by: SmoothedBy | None) -> None:
+    def __init__(self, space: Space, part: Part) -> None:
         layers, rows, width = part.shape.num_layers, part.rows, part.shape.embed_dim
         passing = space.during("blocks")
         self.stream = Stream(passing, rows, width)
@@ -73,8 +73,7 @@ class Components:
         self.folded = [own.folded(place.named("folded")) for own, place in places]
         left = [own.activations(place) for own, place in (places if part.training else places[: len(kinds)])]
         self.activations = left if part.training else left * layers
-        self.normalised = space.buffer("normalised", rows, width)
+        self.normalised, self.out = space.buffers("normalised out", rows, width)
         self.inverse_deviation = space.buffer("inverse_deviation", rows, 1)
-        self.out = space.buffer("out", rows, width)
         self.dout = space.buffer("dout", rows, width) if part.training else None
-        self.head = HEADS[part.shape.head](space.during("head"), part, rows, head_tree, smoothed_by)
+        self.head = HEADS[part.shape.head](space.during("head"), part, rows)

@@ -1,5 +1,6 @@
 """What a model is made of: the section of the configuration, and the shape that follows once the text is known."""
 
+from bisect import bisect
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -38,9 +39,8 @@ class Architecture(Section):
     def _heads_divide_width(self) -> Self:
         if self.embed_dim % self.num_heads:
             valid = [heads for heads in range(1, self.embed_dim + 1) if self.embed_dim % heads == 0]
-            below = max(heads for heads in valid if heads < self.num_heads)
-            above = [heads for heads in valid if heads > self.num_heads][:1]
-            nearest = " and ".join(str(heads) for heads in [below, *above])
+            place = bisect(valid, self.num_heads)
+            nearest = " and ".join(map(str, valid[place - 1 : place + 1]))
             raise conflict(self, "{num_heads} must divide {embed_dim}; nearest: " + nearest)
         if self.positions != "learned" and self.head_dim % 2:
             raise conflict(self, "{embed_dim} / {num_heads} must be even with {positions}, which turn pairs")
@@ -79,10 +79,7 @@ class ModelShape(Architecture):
 
     @classmethod
     def of(cls, config: Architecture, vocab_size: int, head_branches: int = 0) -> Self:
-        """Return the shape of the configured model for a vocabulary, whose size the tokenizer has the last word on.
-
-        Raises ConfigError if the vocabulary is too small.
-        """
+        """Return the shape of the configured model for the tokenizer's vocabulary; ConfigError if that is too small."""
         fields = {name: getattr(config, name) for name in Architecture.model_fields}
         fields |= {"vocab_size": vocab_size, "head_branches": head_branches}
         try:

@@ -5,11 +5,11 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from crystalline_ray.kernels.dropout import Masks, dropout_backward, dropout_forward
+from crystalline_ray.kernels.dropout import dropout_backward, dropout_forward
 from crystalline_ray.kernels.embedding import embedding_backward, embedding_forward
 from crystalline_ray.kernels.runs import RunIndices
 from crystalline_ray.kernels.workspace import Array, Space, Tokens
-from crystalline_ray.model.branch import Part, Stream
+from crystalline_ray.model.branch import Part, SiteMasks, Stream
 from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.parameters import Declaration, Views
 
@@ -20,8 +20,7 @@ _POSITION_TABLE = "wpe.weight"
 class TableTransform(Protocol):
     """A map of the token table (V, C) with one parameter (1,) that is 0 at first, where it changes nothing."""
 
-    def __init__(self, space: Space, vocab_size: int, width: int) -> None:
-        """Declare the buffers."""
+    def __init__(self, space: Space, vocab_size: int, width: int) -> None: ...
 
     def forward(self, table: Array, parameter: Array, /) -> Array:
         """Return what is read instead of the table, valid until the next call."""
@@ -73,14 +72,13 @@ class TableReader:
 
 
 class Embedding:
-    """The first of a model's components: tokens become the residual stream."""
+    """The first of a model's components: tokens (B, T) become the residual stream."""
 
     SITES = 1
 
     def __init__(self, space: Space, part: Part) -> None:
         rows, width = part.rows, part.shape.embed_dim
-        self._batch = part.sequences, part.shape.seq_len
-        self._tokens = space.buffer("tokens", *self._batch, dtype=np.int64)
+        self._tokens = space.buffer("tokens", part.sequences, part.shape.seq_len, dtype=np.int64)
         if part.training:
             self._gathered = space.buffer("gathered", 2, rows, width)
             self._indices = RunIndices(space.named("runs"), rows)
@@ -98,18 +96,16 @@ class Embedding:
         found = table_transform(shape)
         return EmbeddingViews(views[TOKEN_TABLE], views.get(_POSITION_TABLE), views[found[0]] if found else None)
 
-    def forward(self, weights: EmbeddingViews, tokens: Tokens, stream: Stream, masks: Masks | None) -> None:
-        """Fill stream.x with the embeddings of tokens (B, T)."""
-        embedding_forward(tokens, weights.tokens, weights.positions, self._sequences(stream.x), self._tokens)
-        if masks is not None:
-            dropout_forward(stream.x, masks, stream.rows)
+    def forward(self, weights: EmbeddingViews, tokens: Tokens, stream: Stream, masks: SiteMasks) -> None:
+        """Fill stream.x with the embeddings of the tokens."""
+        x = stream.x.reshape(*tokens.shape, -1)
+        embedding_forward(tokens, weights.tokens, weights.positions, x, self._tokens)
+        if masks[0] is not None:
+            dropout_forward(stream.x, masks[0], stream.rows)
 
-    def backward(self, gradient: EmbeddingViews, tokens: Tokens, stream: Stream, masks: Masks | None) -> None:
+    def backward(self, gradient: EmbeddingViews, tokens: Tokens, stream: Stream, masks: SiteMasks) -> None:
         """Add to the gradients of the tables, given that of the stream in stream.x, which may be destroyed."""
-        if masks is not None:
-            dropout_backward(stream.x, masks, stream.rows)
-        tables = gradient.tokens, gradient.positions
-        embedding_backward(self._sequences(stream.x), tokens, *tables, self._gathered, self._indices)
-
-    def _sequences(self, x: Array) -> Array:
-        return x.reshape(*self._batch, x.shape[1])
+        if masks[0] is not None:
+            dropout_backward(stream.x, masks[0], stream.rows)
+        dx = stream.x.reshape(*tokens.shape, -1)
+        embedding_backward(dx, tokens, gradient.tokens, gradient.positions, self._gathered, self._indices)

@@ -6,8 +6,8 @@ smoothed before the full head only: the lattice head computes no logits but thos
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +18,11 @@ from crystalline_ray.crystal.lattice_head import (
     lattice_head_forward_backward,
     lattice_log_probabilities,
 )
-from crystalline_ray.crystal.smoothing import SparseSmoothing, UniformSmoothing
+from crystalline_ray.crystal.smoothing import smoothing
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.head import HeadBuffers, Objective, Smoothing, head_forward, head_forward_backward
-from crystalline_ray.kernels.operands import Operands, planned_operands
+from crystalline_ray.kernels.operands import planned_operands
 from crystalline_ray.kernels.workspace import Array, Space, Tokens
 from crystalline_ray.lattice.tree import token_tree
 from crystalline_ray.model.branch import Part
@@ -30,34 +30,28 @@ from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.embedding import TOKEN_TABLE
 from crystalline_ray.model.parameters import Declaration
 
-SmoothedBy = Literal["uniform"] | tuple[npt.NDArray[np.int32], npt.NDArray[np.floating[Any]]]
-"""Label smoothing: which tokens share a target's probability: all, or those of a sparse matrix (V, k), with weights."""
+Likeliest = npt.NDArray[np.intp] | None
 
 
 class Head(ABC):
-    """The last of a model's components.
+    """The last of a model's components, for up to `rows` rows at a time.
 
-    Attributes:
-        TABLE: name of the parameter (R, C) that it reads.
-        smoothing: what takes a share of each target's probability, if anything does.
+    TABLE is the name of the parameter (R, C) that it reads; `smoothing` takes a share of each target's probability.
     """
 
     TABLE: ClassVar[str]
     smoothing: Smoothing | None = None
 
     @abstractmethod
-    def __init__(
-        self, space: Space, part: Part, rows: int, head_tree: str, smoothed_by: SmoothedBy | None = None
-    ) -> None:
-        """Declare the buffers for N rows; head_tree is the outline of the lattice head's tree."""
+    def __init__(self, space: Space, part: Part, rows: int) -> None: ...
 
-    @classmethod
+    @staticmethod
     @abstractmethod
-    def parameters(cls, shape: ModelShape) -> Iterable[Declaration]:
+    def parameters(shape: ModelShape) -> tuple[Declaration, ...]:
         """Return the parameters that no other component has."""
 
     @abstractmethod
-    def loss(self, x: Array, table: Array, targets: Tokens, likeliest: npt.NDArray[np.intp] | None) -> float:
+    def loss(self, x: Array, table: Array, targets: Tokens, likeliest: Likeliest) -> float:
         """Return the sum of -log p(target) in nats over the rows of x (N, C) with a target (N,) >= 0.
 
         The full head puts each row's likeliest token into `likeliest` (N,) meanwhile.
@@ -79,27 +73,20 @@ class FullHead(Head):
 
     TABLE = TOKEN_TABLE
 
-    def __init__(
-        self, space: Space, part: Part, rows: int, head_tree: str, smoothed_by: SmoothedBy | None = None
-    ) -> None:
+    def __init__(self, space: Space, part: Part, rows: int) -> None:
         vocab_size, width = part.shape.vocab_size, part.shape.embed_dim
         self._buffers = HeadBuffers(space, rows, vocab_size, width)
         block = len(self._buffers.logits)
         sizes = block * max(vocab_size, width), vocab_size * width, block * width
-        self._operands: Operands = planned_operands(space, sizes, bfloat16=part.bfloat16)
-        if smoothed_by == "uniform":
-            self.smoothing = UniformSmoothing()
-        elif smoothed_by is not None:
-            ranks, weights = smoothed_by
-            weights = weights.astype(space.dtype, copy=False)
-            self.smoothing = SparseSmoothing(space.named("smoothing"), ranks, weights, block)
+        self._operands = planned_operands(space, sizes, bfloat16=part.bfloat16)
+        self.smoothing = smoothing(part.smoothed_by, space.named("smoothing"), block)
 
-    @classmethod
-    def parameters(cls, shape: ModelShape) -> Iterable[Declaration]:
+    @staticmethod
+    def parameters(shape: ModelShape) -> tuple[Declaration, ...]:
         """Return nothing: the table is the token table."""
         return ()
 
-    def loss(self, x: Array, table: Array, targets: Tokens, likeliest: npt.NDArray[np.intp] | None) -> float:
+    def loss(self, x: Array, table: Array, targets: Tokens, likeliest: Likeliest) -> float:
         """See `Head.loss`."""
         return head_forward(x, table, targets, self._buffers, self._operands, likeliest)
 
@@ -115,29 +102,27 @@ class FullHead(Head):
 
 
 class LatticeHead(Head):
-    """A softmax for each node of a tree over the tokens.
+    """A softmax for each node of a tree over the tokens; its table has a row for each branch, in the tree's order.
 
     Its products are never rounded to bfloat16: most are too small to gain what rounding them costs.
     """
 
     TABLE = "head.weight"
 
-    def __init__(
-        self, space: Space, part: Part, rows: int, head_tree: str, smoothed_by: SmoothedBy | None = None
-    ) -> None:
-        if smoothed_by is not None:
+    def __init__(self, space: Space, part: Part, rows: int) -> None:
+        if part.smoothed_by is not None:
             raise ConfigError("targets can be smoothed with head = 'full' only, got head = 'lattice'")
-        self.tree = token_tree(part.shape.vocab_size, head_tree)
+        self.tree = token_tree(part.shape.vocab_size, part.head_tree)
         if self.tree.num_branches != _branches(part.shape):
             raise ConfigError(f"the head has {_branches(part.shape)} branches, its tree {self.tree.num_branches}")
         self._buffers = LatticeHeadBuffers(space, rows, self.tree.num_levels, part.shape.embed_dim)
 
-    @classmethod
-    def parameters(cls, shape: ModelShape) -> Iterable[Declaration]:
-        """Return the table: a row for each branch of the tree, in the tree's order."""
-        return (Declaration(cls.TABLE, (_branches(shape), shape.embed_dim), "normal"),)
+    @staticmethod
+    def parameters(shape: ModelShape) -> tuple[Declaration, ...]:
+        """Return the table."""
+        return (Declaration(LatticeHead.TABLE, (_branches(shape), shape.embed_dim), "normal"),)
 
-    def loss(self, x: Array, table: Array, targets: Tokens, likeliest: npt.NDArray[np.intp] | None) -> float:
+    def loss(self, x: Array, table: Array, targets: Tokens, likeliest: Likeliest) -> float:
         """See `Head.loss`."""
         return lattice_head_forward(x, table, targets, self.tree, self._buffers)
 

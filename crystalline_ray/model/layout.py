@@ -27,13 +27,22 @@ ALIGNMENT = 16
 
 @dataclass(frozen=True)
 class Parameter:
-    """One tensor: `size` floats from `offset` on."""
+    """One tensor: `size` floats from `offset` on, and padding up to `stop`."""
 
     name: str
     shape: tuple[int, ...]
-    offset: int
-    size: int
     initial: Initial
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Floats without the padding."""
+        return math.prod(self.shape)
+
+    @property
+    def stop(self) -> int:
+        """Where the next one begins."""
+        return self.offset + -(-self.size // ALIGNMENT) * ALIGNMENT
 
     @property
     def decay(self) -> bool:
@@ -45,29 +54,27 @@ class ParameterLayout:
     """Where each parameter of a model lies in a flat buffer of `size` floats.
 
     Matrices come first and vectors after them, so that what weight decay treats alike lies together. Every tensor
-    starts on a 64-byte boundary of the buffer and `size` is a multiple of 16. The padding between tensors
-    is zero in the weights and in their gradient, and every optimizer keeps zeros with a zero gradient at zero.
+    starts on a 64-byte boundary and `size` is a multiple of 16. The padding between tensors is zero in the weights and
+    in their gradient, and every optimizer keeps zeros with a zero gradient at zero.
     """
 
     def __init__(self, shape: ModelShape) -> None:
         self.shape = shape
+        self.size = 0
         placed = []
-        offset = 0
-        for name, dimensions, initial in sorted(parameters(shape), key=lambda declared: -len(declared.shape)):
-            size = math.prod(dimensions)
-            placed.append(Parameter(name, dimensions, offset, size, initial))
-            offset += _round_up(size)
+        for declared in sorted(parameters(shape), key=lambda declared: -len(declared.shape)):
+            placed.append(Parameter(*declared, self.size))
+            self.size = placed[-1].stop
         self.parameters: tuple[Parameter, ...] = tuple(placed)
-        self.size: int = offset
         self.num_parameters: int = sum(parameter.size for parameter in placed)
         self.padding: tuple[slice, ...] = tuple(
-            slice(p.offset + p.size, p.offset + _round_up(p.size)) for p in placed if p.size % ALIGNMENT
+            slice(p.offset + p.size, p.stop) for p in placed if p.offset + p.size < p.stop
         )
 
     def views(self, buffer: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
         """Return one view per parameter into `buffer` (size,) of any dtype.
 
-        Raises ValueError if the buffer is not flat, contiguous and of the layout's size.
+        Raises ValueError unless the buffer is flat, contiguous and of the layout's size.
         """
         if buffer.shape != (self.size,) or not buffer.flags.c_contiguous:
             raise ValueError(f"expected a contiguous buffer of shape ({self.size},), got {buffer.shape}")
@@ -87,26 +94,24 @@ class ParameterLayout:
         pieces: list[tuple[slice, bool]] = []
         for parameter in self.parameters:
             start = max(parameter.offset, segment.start)
-            stop = min(parameter.offset + _round_up(parameter.size), segment.stop)
-            if start >= stop:
-                continue
-            if pieces and pieces[-1][1] == parameter.decay:
-                start = pieces.pop()[0].start
-            pieces.append((slice(start, stop), parameter.decay))
+            stop = min(parameter.stop, segment.stop)
+            if start < stop:
+                if pieces and pieces[-1][1] == parameter.decay:
+                    start = pieces.pop()[0].start
+                pieces.append((slice(start, stop), parameter.decay))
         return tuple(pieces)
 
 
 def initialise(layout: ParameterLayout, seed: int, embedding: EmbeddingInit = "normal") -> npt.NDArray[np.float32]:
     """Return initial weights (size,) in the manner of GPT-2, the same for a seed on every machine of one kind.
 
-    Biases, and alpha of neighbour mixing, are 0, norms 1, and matrices normal with deviation sqrt(2 / (5 * embed_dim)),
-    the "SmallInit" of Nguyen and Salazar ("Transformers without tears", IWSLT 2019), divided by sqrt(2 * num_layers)
-    for the projections onto the residual stream (Radford et al., "Language models are unsupervised multitask learners",
-    2019, section 2.3).
-    GPT-2's constant 0.02 is about the same at its width of 768 (0.023). A narrow model it leaves nearly linear, with
-    activations that shrink with the width, and such a model learns much more slowly: docs/log.md has the numbers.
-    With `embedding` lattice the token embedding, of the same deviation, is smooth over the crystal instead. A tensor's
-    stream is its place among those of learned positions, so that the kind of positions moves no other initial weight.
+    Biases are 0, norms 1, and matrices normal with deviation sqrt(2 / (5 * embed_dim)), the "SmallInit" of Nguyen and
+    Salazar ("Transformers without tears", IWSLT 2019), divided by sqrt(2 * num_layers) for the projections onto the
+    residual stream (Radford et al., "Language models are unsupervised multitask learners", 2019, section 2.3). GPT-2's
+    constant 0.02, about the same at its width of 768 (0.023), leaves a narrow model nearly linear, and such a model
+    learns much more slowly: docs/log.md has the numbers. With `embedding` lattice the token embedding, of the same
+    deviation, is smooth over the crystal instead. A tensor's stream is its place among those of learned positions, so
+    that the kind of positions moves no other initial weight.
     """
     deviation = math.sqrt(2.0 / (5.0 * layout.shape.embed_dim))
     deviations = {"normal": deviation, "residual": deviation / math.sqrt(2.0 * layout.shape.num_layers)}
@@ -129,7 +134,3 @@ def initialise(layout: ParameterLayout, seed: int, embedding: EmbeddingInit = "n
 def weights_digest(buffer: npt.NDArray[Any]) -> str:
     """Return BLAKE2b-256 in hexadecimal over a contiguous buffer's bytes: two runs are equal when their digests are."""
     return hashlib.blake2b(buffer.data.cast("B"), digest_size=32).hexdigest()
-
-
-def _round_up(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT

@@ -1,14 +1,11 @@
 """The feed-forward branch of GPT-2: C -> 4C, GELU, 4C -> C."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
 from crystalline_ray.kernels.activation import gelu_backward, gelu_forward
-from crystalline_ray.kernels.dropout import Masks
 from crystalline_ray.kernels.workspace import Array, Space, rows_per_block
-from crystalline_ray.model.branch import Activations, Branch, Continuation, Part
+from crystalline_ray.model.branch import Activations, Branch, Continuation, Part, SiteMasks
 from crystalline_ray.model.config import ModelShape
 
 
@@ -39,11 +36,11 @@ class Mlp(Branch):
 
         return gelu
 
-    def work_forward(self, kept: Activations, masks: Sequence[Masks | None]) -> None:
+    def work_forward(self, kept: Activations, masks: SiteMasks) -> None:
         """kept.outer = gelu(kept.inner); in training kept.inner holds the derivative afterwards."""
         gelu_forward(kept.inner, kept.outer, self._scratch, keep_derivative=self._part.training)
 
-    def work_backward(self, douter: Array, kept: Activations, masks: Sequence[Masks | None]) -> Array:
+    def work_backward(self, douter: Array, kept: Activations, masks: SiteMasks) -> Array:
         """Return the gradient (N, 4C) of kept.inner, in the memory of douter."""
         gelu_backward(douter, kept.inner, douter)
         return douter

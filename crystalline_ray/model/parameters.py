@@ -20,37 +20,19 @@ class Declaration(NamedTuple):
     initial: Initial
 
 
-class NormViews(NamedTuple):
-    """Gain and bias (C,) of one layer normalisation."""
-
-    gain: Array
-    bias: Array
-
-
-class LinearViews(NamedTuple):
-    """Weight (I, O) and bias (O,) of one linear layer."""
+class Layer(NamedTuple):
+    """Weight (I, O) and bias (O,) of a linear layer, or gain and bias (C,) of a layer normalisation."""
 
     weight: Array
     bias: Array
 
+    @staticmethod
+    def declare(name: str, initial: Initial, *shape: int) -> Iterator[Declaration]:
+        """Yield both, under GPT-2's names, given the shape of the weight."""
+        yield Declaration(f"{name}.weight", shape, initial)
+        yield Declaration(f"{name}.bias", shape[-1:], "zeros")
 
-def declare_norm(name: str, width: int) -> Iterator[Declaration]:
-    """Yield gain and bias of a layer normalisation under GPT-2's names."""
-    yield Declaration(f"{name}.weight", (width,), "ones")
-    yield Declaration(f"{name}.bias", (width,), "zeros")
-
-
-def declare_linear(name: str, inputs: int, outputs: int, initial: Initial) -> Iterator[Declaration]:
-    """Yield weight and bias of a linear layer."""
-    yield Declaration(f"{name}.weight", (inputs, outputs), initial)
-    yield Declaration(f"{name}.bias", (outputs,), "zeros")
-
-
-def norm_of(views: Views, name: str) -> NormViews:
-    """Return the views of a layer normalisation."""
-    return NormViews(views[f"{name}.weight"], views[f"{name}.bias"])
-
-
-def linear_of(views: Views, name: str) -> LinearViews:
-    """Return the views of a linear layer."""
-    return LinearViews(views[f"{name}.weight"], views[f"{name}.bias"])
+    @classmethod
+    def bind(cls, views: Views, name: str) -> "Layer":
+        """Return the views of the layer of that name."""
+        return cls(views[f"{name}.weight"], views[f"{name}.bias"])

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from crystalline_ray.crystal.smoothing import SmoothedBy
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels.blas import mkl_products
 from crystalline_ray.kernels.dropout import Masks
@@ -14,23 +15,18 @@ from crystalline_ray.kernels.head import Objective
 from crystalline_ray.kernels.norm import norm_backward, norm_forward
 from crystalline_ray.kernels.workspace import Array, Plan, Tokens, row_blocks, steady_state
 from crystalline_ray.lattice.tree import SHELLS
-from crystalline_ray.model.branch import Branch, Part, fold, unfold
+from crystalline_ray.model.branch import BranchViews, Part, SiteMasks
 from crystalline_ray.model.components import Components, ModelViews, bind
 from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.embedding import Embedding
-from crystalline_ray.model.head import SmoothedBy
 from crystalline_ray.model.layout import ParameterLayout
 
+# Rows, and items of the residual stream, from which on more of them make a step little faster (docs/log.md). Narrower
+# models need more rows: their operations are small, so that it is the number of calls that counts.
 _PART_ROWS = 512
 _PART_ITEMS = 512 * 384
-"""Rows, and items of the residual stream, from which on more of them make a step little faster (docs/log.md).
-
-Narrower models need more rows: their operations are small, so that it is the number of calls that counts.
-"""
 
 _BOUND_BUFFERS = 8
-
-_Masks = Sequence[Sequence[Masks | None]]
 
 
 def sequences_per_part(shape: ModelShape, batch_size: int) -> int:
@@ -48,21 +44,19 @@ def workspace_size(
     shape: ModelShape,
     batch_size: int,
     *,
-    dropout: float = 0.0,
     dtype: npt.DTypeLike = np.float32,
     training: bool = True,
-    bfloat16: bool = False,
     similar: int = 0,
-    head_tree: str = SHELLS,
+    **options: Any,
 ) -> int:
-    """Return `Transformer.workspace_bytes` for these arguments, without allocating anything.
+    """Return `Transformer.workspace_bytes` for these arguments, of which `options` are more, without allocating.
 
     similar is k where targets are smoothed by k similar tokens.
     """
-    part = Part(shape, sequences_per_part(shape, batch_size), dropout, training, bfloat16)
     table = shape.vocab_size, similar
     smoothed_by = (np.broadcast_to(np.int32(0), table), np.broadcast_to(0.0, table)) if similar else None
-    return Plan(lambda space: Components(space, part, head_tree, smoothed_by), dtype).num_bytes
+    part = Part(shape, sequences_per_part(shape, batch_size), training=training, smoothed_by=smoothed_by, **options)
+    return Plan(lambda space: Components(space, part), dtype).num_bytes
 
 
 class Transformer:
@@ -72,9 +66,7 @@ class Transformer:
     without end. How many depends on its shape alone, and their gradients and losses are added in order.
     Nothing of a model's size is allocated after construction, and results are the same bits wherever buffers lie.
     Values that overflow become infinite or NaN in the results, without a warning: whoever adds gradients looks there.
-
-    Attributes:
-        workspace_bytes: allocated at construction.
+    `workspace_bytes` are allocated at construction.
     """
 
     def __init__(
@@ -108,10 +100,12 @@ class Transformer:
         self.dtype: np.dtype[Any] = np.dtype(dtype)
         self._batch = (batch_size, shape.seq_len)
         self._dropout = dropout
-        part = Part(shape, sequences_per_part(shape, batch_size), dropout, training, bfloat16)
-        plan = Plan(lambda space: Components(space, part, head_tree, smoothed_by), dtype)
+        sequences = sequences_per_part(shape, batch_size)
+        part = Part(shape, sequences, dropout, training, bfloat16, head_tree, smoothed_by)
+        plan = Plan(lambda space: Components(space, part), dtype)
         self.workspace_bytes = plan.num_bytes
         self._parts = plan.allocate()
+        self._split = list(row_blocks(batch_size, sequences))
         self._bound: dict[int, ModelViews] = {}
 
     def loss_and_gradient(
@@ -145,14 +139,14 @@ class Transformer:
         with steady_state():
             gradient.fill(0.0)
             views = self._as_read(plain)
-            for part, sequences in enumerate(self._split()):
+            for part, sequences in enumerate(self._split):
                 masks = self._masks(dropout_seed, part)
                 self._forward(views, inputs[sequences], masks)
                 own, tables = targets[sequences].reshape(-1), (dout, gradients.head)
                 loss += head.loss_and_gradient(self._parts.out, views.head, own, objective, tables)
                 self._backward(views, gradients, inputs[sequences], dout, masks)
             for branch_weights, branch_gradient in zip(plain.branches, gradients.branches, strict=True):
-                unfold(branch_weights, branch_gradient)
+                branch_weights.unfold(branch_gradient)
             self._parts.table.unread(plain.embedding, gradients.embedding)
         return loss
 
@@ -167,11 +161,9 @@ class Transformer:
         self._check(inputs, targets)
         loss = 0.0
         with steady_state():
-            views = self._as_read(self._bind(weights))
-            for sequences in self._split():
-                self._forward(views, inputs[sequences], self._masks(None, 0))
+            for sequences, table in self._passes(weights, inputs):
                 own = None if likeliest is None else likeliest[sequences].reshape(-1)
-                loss += self._parts.head.loss(self._parts.out, views.head, targets[sequences].reshape(-1), own)
+                loss += self._parts.head.loss(self._parts.out, table, targets[sequences].reshape(-1), own)
         return loss
 
     def logits(self, weights: Array, inputs: Tokens) -> Array:
@@ -182,53 +174,51 @@ class Transformer:
         self._check(inputs, inputs)
         out = np.empty((*self._batch, self.shape.vocab_size), self.dtype)
         with steady_state():
-            views = self._as_read(self._bind(weights))
-            for sequences in self._split():
-                self._forward(views, inputs[sequences], self._masks(None, 0))
-                rows = out[sequences].reshape(-1, self.shape.vocab_size)
-                self._parts.head.logits(self._parts.out, views.head, rows)
+            for sequences, table in self._passes(weights, inputs):
+                self._parts.head.logits(self._parts.out, table, out[sequences].reshape(-1, self.shape.vocab_size))
         return out
+
+    def _passes(self, weights: Array, inputs: Tokens) -> Iterator[tuple[slice, Array]]:
+        """Yield the sequences of each part, and the head's table, when a pass without dropout has come to the head."""
+        views = self._as_read(self._bind(weights))
+        for sequences in self._split:
+            self._forward(views, inputs[sequences], self._masks(None, 0))
+            yield sequences, views.head
 
     def _as_read(self, plain: ModelViews) -> ModelViews:
         """Return the weights as the parts of a micro-batch read them, made once for all of them."""
         views = plain.read_by(self._parts.table)
-        return views._replace(branches=tuple(map(fold, plain.branches, self._parts.folded)))
+        return views._replace(branches=tuple(map(BranchViews.fold, plain.branches, self._parts.folded)))
 
-    def _split(self) -> Iterator[slice]:
-        return row_blocks(self._batch[0], len(self._parts.out) // self._batch[1])
-
-    def _forward(self, views: ModelViews, inputs: Tokens, masks: _Masks) -> None:
+    def _forward(self, views: ModelViews, inputs: Tokens, masks: Sequence[SiteMasks]) -> None:
         parts, (at_embedding, *at_branches) = self._parts, masks
-        parts.embedding.forward(views.embedding, inputs, parts.stream, at_embedding[0])
-        for branch, weights, kept, own in zip(
-            parts.branches, views.branches, parts.activations, at_branches, strict=True
-        ):
+        parts.embedding.forward(views.embedding, inputs, parts.stream, at_embedding)
+        branches = zip(parts.branches, views.branches, parts.activations, at_branches, strict=True)
+        for branch, weights, kept, own in branches:
             branch.forward(weights, kept, parts.stream, own)
         norm_forward(parts.stream.x, *views.norm, parts.out, parts.normalised, parts.inverse_deviation)
 
-    def _backward(self, views: ModelViews, gradients: ModelViews, inputs: Tokens, dout: Array, masks: _Masks) -> None:
+    def _backward(
+        self, views: ModelViews, gradients: ModelViews, inputs: Tokens, dout: Array, masks: Sequence[SiteMasks]
+    ) -> None:
         """Add to the gradients of the weights as they are read, given dout (N, C), which is destroyed."""
         parts, (at_embedding, *at_branches) = self._parts, masks
         stream = parts.stream
         stream.x.fill(0.0)
         scratch = stream.rows, stream.column
         kept = parts.normalised, parts.inverse_deviation
-        norm_backward(dout, *kept, views.norm.gain, stream.x, *gradients.norm, scratch)
+        norm_backward(dout, *kept, views.norm.weight, stream.x, *gradients.norm, scratch)
         branches = zip(parts.branches, views.branches, gradients.branches, parts.activations, at_branches, strict=True)
         for branch, weights, gradient, left, own in reversed(list(branches)):
             branch.backward(weights, gradient, left, stream, own)
-        parts.embedding.backward(gradients.embedding, inputs, stream, at_embedding[0])
+        parts.embedding.backward(gradients.embedding, inputs, stream, at_embedding)
 
-    def _masks(self, dropout_seed: tuple[int, int] | None, part: int) -> _Masks:
+    def _masks(self, dropout_seed: tuple[int, int] | None, part: int) -> list[SiteMasks]:
         """Return the masks of the embedding and of each branch, whose sites are numbered in this order."""
-        sites = count()
-
-        def masks(component: type[Embedding] | Branch) -> list[Masks | None]:
-            if dropout_seed is None or self._dropout == 0.0:
-                return [None] * component.SITES
-            return [Masks(self._dropout, *dropout_seed, next(sites), part) for _ in range(component.SITES)]
-
-        return [masks(Embedding), *map(masks, self._parts.branches)]
+        sites, counts = count(), [Embedding.SITES, *(branch.SITES for branch in self._parts.branches)]
+        if dropout_seed is None or self._dropout == 0.0:
+            return [[None] * number for number in counts]
+        return [[Masks(self._dropout, *dropout_seed, next(sites), part) for _ in range(number)] for number in counts]
 
     def _bind(self, buffer: Array) -> ModelViews:
         address = buffer.__array_interface__["data"][0]

@@ -9,10 +9,10 @@ import numpy as np
 from crystalline_ray.crystal.codes import GradientCoder, make_codec
 from crystalline_ray.crystal.prior import LaplacianPrior
 from crystalline_ray.crystal.routing import Router, Routes, group_loads
+from crystalline_ray.crystal.smoothing import SmoothedBy
 from crystalline_ray.data.batches import TrainBatches
 from crystalline_ray.lattice.integers import Integers
 from crystalline_ray.lattice.similarity import SimilarRanks, similar_ranks
-from crystalline_ray.model.head import SmoothedBy
 from crystalline_ray.progress import Progress
 from crystalline_ray.spheres.memory import VERSIONS, Memory, Part
 from crystalline_ray.spheres.messages import Tokens

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from crystalline_ray.crystal.smoothing import SmoothedBy
 from crystalline_ray.lattice.similarity import crystalline_score
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.config import ModelShape
-from crystalline_ray.model.head import SmoothedBy
 from crystalline_ray.model.transformer import Transformer
 from crystalline_ray.spheres import messages
 from crystalline_ray.spheres.config import SphereConfig

@@ -69,8 +69,8 @@ def head_turn(head: str, x: Array, targets: np.ndarray[Any, Any]) -> Turn:
     layout, kind = ParameterLayout(shape), HEAD_KINDS[shape.head]
     weights, gradient = initialise(layout, seed=1), np.zeros(layout.size, np.float32)
     own, dtable = (layout.views(buffer)[kind.TABLE] for buffer in (weights, gradient))
-    gradients, part = (np.empty_like(x), dtable), Part(shape, ROWS, training=True)
-    computing = Plan(lambda space: kind(space, part, ROWS, head_tree), x.dtype).allocate()
+    gradients, part = (np.empty_like(x), dtable), Part(shape, ROWS, training=True, head_tree=head_tree)
+    computing = Plan(lambda space: kind(space, part, ROWS), x.dtype).allocate()
 
     def turn() -> float:
         with steady_state():

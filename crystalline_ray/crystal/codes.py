@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crystalline_ray.kernels.operands import round_to_bfloat16
+from crystalline_ray.kernels.workspace import row_blocks
 from crystalline_ray.lattice.quantize import LARGEST_GAUGE, MODULUS, VORONOI_CODES, VoronoiCode
 
 Floats = npt.NDArray[np.float32]
@@ -41,10 +42,7 @@ class GradientCoder:
 
     Seide, Fu, Droppo, Li and Yu, "1-bit stochastic gradient descent and its application to data-parallel distributed
     training of speech DNNs" (Interspeech 2014): with t = gradient + residual, coded = Q(t) and residual' = t - coded.
-
-    Args:
-        codec: Q.
-        padding: slices of a gradient that are always zero.
+    Q is the codec; `padding` are slices of a gradient that are always zero.
     """
 
     def __init__(self, codec: Codec, padding: Sequence[slice]) -> None:
@@ -54,14 +52,10 @@ class GradientCoder:
         self._codes = np.empty(codec.num_bytes(SPAN), np.uint8)
 
     def encode_in_place(self, gradient: Floats, before: Floats, after: Floats) -> int:
-        """Overwrite a gradient (n,) and the residual `after` it, given that `before` it; return the code's bytes.
-
-        Values that are not finite stay so.
-        """
+        """Overwrite a gradient (n,) and the residual `after` it, given that `before` it; return the code's bytes."""
         num_bytes = 0
         with np.errstate(over="ignore", invalid="ignore"):  # the vote on the norm finds what is not finite
-            for start in range(0, gradient.size, SPAN):
-                part = slice(start, min(start + SPAN, gradient.size))
+            for part in row_blocks(gradient.size, SPAN):
                 values = self._values[: part.stop - part.start]
                 codes = self._codes[: self._codec.num_bytes(values.size)]
                 np.add(gradient[part], before[part], out=values)
@@ -118,27 +112,15 @@ class LatticeCodec(Codec):
         """See `Codec`."""
         return -(-count // BLOCK) * _BLOCK_BYTES
 
+    @np.errstate(over="ignore", invalid="ignore")  # what is not finite is marked as such
     def encode(self, values: Floats, codes: Codes) -> None:
         """See `Codec`."""
-        blocks = codes.reshape(-1, _BLOCK_BYTES)
+        codes = codes.reshape(-1, _BLOCK_BYTES)
+        count, dimension = len(codes), self._code.dimension
         if values.size % BLOCK:
-            filled = self._filled[: len(blocks) * BLOCK]
+            filled = self._filled[: count * BLOCK]
             filled[: values.size], filled[values.size :] = values, 0
             values = filled
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is marked as such
-            self._encode(values, blocks)
-
-    def decode(self, codes: Codes, values: Floats) -> None:
-        """See `Codec`."""
-        blocks = codes.reshape(-1, _BLOCK_BYTES)
-        whole = self._filled[: len(blocks) * BLOCK] if values.size % BLOCK else values
-        with np.errstate(invalid="ignore"):
-            self._decode(blocks, whole)
-        if whole is not values:
-            values[:] = whole[: values.size]
-
-    def _encode(self, values: Floats, codes: Codes) -> None:
-        count, dimension = len(codes), self._code.dimension
         planes = self._planes[: values.size].reshape(dimension, count, -1)
         np.copyto(planes, values.reshape(count, dimension, -1).transpose(1, 0, 2))
         vectors = planes.reshape(dimension, -1)
@@ -159,27 +141,36 @@ class LatticeCodec(Codec):
         np.add(low, high, out=low)
         np.copyto(_digit_bytes(codes, dimension), low, casting="unsafe")
 
-    def _decode(self, codes: Codes, values: Floats) -> None:
+    @np.errstate(invalid="ignore")
+    def decode(self, codes: Codes, values: Floats) -> None:
+        """See `Codec`."""
+        codes = codes.reshape(-1, _BLOCK_BYTES)
         count, dimension = len(codes), self._code.dimension
-        planes = self._planes[: values.size].reshape(dimension, count, -1)
-        digits = self._digits[: values.size].reshape(planes.shape)
+        whole = self._filled[: count * BLOCK] if values.size % BLOCK else values
+        planes = self._planes[: whole.size].reshape(dimension, count, -1)
+        digits = self._digits[: whole.size].reshape(planes.shape)
         middle = digits.shape[2] // 2
         low, high = digits[:, :, :middle], digits[:, :, middle:]
         packed = _digit_bytes(codes, dimension)
         np.bitwise_and(packed, MODULUS - 1, out=low)
         np.floor_divide(packed, MODULUS, out=high)
         np.copyto(planes, digits)
-        self._code.decode(planes.reshape(dimension, -1), self._scratch[: values.size].reshape(dimension, -1))
+        self._code.decode(planes.reshape(dimension, -1), self._scratch[: whole.size].reshape(dimension, -1))
         words = np.ascontiguousarray(codes[:, :_SCALE_BYTES]).view("<u2")[:, 0].astype(np.uint32)
         scales = (words << 16).view(np.float32)
-        np.multiply(planes, scales[:, np.newaxis], out=values.reshape(count, dimension, -1).transpose(1, 0, 2))
+        np.multiply(planes, scales[:, np.newaxis], out=whole.reshape(count, dimension, -1).transpose(1, 0, 2))
+        if whole is not values:
+            values[:] = whole[: values.size]
 
 
 def make_codec(compression: str) -> Codec | None:
     """Return the codec of that name, None for "none"."""
-    if compression == "none":
-        return None
-    return Bfloat16Codec() if compression == "bfloat16" else LatticeCodec(VORONOI_CODES[compression])
+    match compression:
+        case "none":
+            return None
+        case "bfloat16":
+            return Bfloat16Codec()
+    return LatticeCodec(VORONOI_CODES[compression])
 
 
 def _scales(gauges: Floats) -> Floats:

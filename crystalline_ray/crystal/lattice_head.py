@@ -4,18 +4,23 @@ A token's probability is the product of the branches' on its path (Morin and Ben
 network language model", AISTATS 2005): each node of the tree holds one row of the table per branch, and its softmax is
 over these alone. So a token costs the rows on its path, not those of the vocabulary. Rows are sorted by the places of
 their targets once; then on every level those of one node lie side by side, and each node is one product for the scores
-and one for either gradient. What is summed, in which order, follows from the targets alone.
+and one for either gradient. What is summed, in which order, follows from the targets alone. Tokens are chosen by going
+down the tree, without the probabilities of all of them.
 """
 
+import heapq
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 
+from crystalline_ray.errors import NonFiniteError
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.runs import RunIndices, each_run, find_runs, sort_rows
 from crystalline_ray.kernels.softmax import exponentials, log2_losses
-from crystalline_ray.kernels.workspace import Array, Indices, Space, Tokens, row_blocks, row_starts
+from crystalline_ray.kernels.workspace import Array, Space, Tokens, row_blocks, row_starts
 from crystalline_ray.lattice.tree import FAN_OUT, TokenTree
 
 _LOG2_E = math.log2(math.e)
@@ -27,22 +32,37 @@ class LatticeHeadBuffers:
     """Scratch of the lattice head for N rows, D levels and at most K branches of a node.
 
     x, dx (N, C); product (N or K, C), whichever is more; scores, powers (D, N, K); totals, shift (D, N, 1); picked
-    (D, N); wide (2, D, N), float64; own (D, N) and node_keys (N,), int64.
+    (D, N); wide (2, D, N), float64; own (D, N) and node_keys (N,), int64. count is how many rows have a target.
     """
 
     def __init__(self, space: Space, rows: int, num_levels: int, width: int) -> None:
-        self.x = space.buffer("x", rows, width)
-        self.dx = space.buffer("dx", rows, width)
+        self.count = 0
+        self.x, self.dx = space.buffers("x dx", rows, width)
         self.product = space.buffer("product", max(rows, FAN_OUT), width)
-        self.scores = space.buffer("scores", num_levels, rows, FAN_OUT)
-        self.powers = space.buffer("powers", num_levels, rows, FAN_OUT)
-        self.totals = space.buffer("totals", num_levels, rows, 1)
-        self.shift = space.buffer("shift", num_levels, rows, 1)
+        self.scores, self.powers = space.buffers("scores powers", num_levels, rows, FAN_OUT)
+        self.totals, self.shift = space.buffers("totals shift", num_levels, rows, 1)
         self.picked = space.buffer("picked", num_levels, rows)
         self.wide = space.buffer("wide", 2, num_levels, rows, dtype=np.float64)
         self.own = space.buffer("own", num_levels, rows, dtype=np.int64)
         self.node_keys = space.buffer("node_keys", rows, dtype=np.int64)
         self.runs = RunIndices(space.named("runs"), rows)
+
+    def sort(self, targets: Tokens, tree: TokenTree) -> None:
+        """Put rows in the order of their targets' places, those without a target last."""
+        keys, self.count = self.runs.keys, int(np.count_nonzero(targets >= 0))
+        np.copyto(self.node_keys, targets)
+        np.take(tree.places, self.node_keys, out=keys, mode="clip")
+        np.copyto(keys, len(tree.places), where=targets < 0)
+        sort_rows(keys, self.runs)
+
+    def nodes(self, tree: TokenTree, level: int) -> Iterator[tuple[slice, slice]]:
+        """Yield the sorted rows that pass each node of a level, and the node's rows of the table."""
+        if self.count:
+            keys = self.node_keys[: self.count]
+            np.take(tree.first_branches[level], self.runs.keys[: self.count], out=keys, mode="clip")
+            for rows, first in each_run(*find_runs(keys, self.runs), self.count):
+                if first >= 0:
+                    yield rows, slice(first, tree.node_stops.item(first))
 
 
 def lattice_head_forward(
@@ -53,21 +73,22 @@ def lattice_head_forward(
     x (N, C); table (R, C); targets (N,) below V, which is the caller's to check. Leaves exponentials of the scores in
     buffers.powers and their sums in buffers.totals.
     """
-    scores, count = buffers.scores, _rows_with_target(targets)
-    _sort_by_place(targets, tree, buffers)
+    scores, keys = buffers.scores, buffers.runs.keys
+    buffers.sort(targets, tree)
     np.take(x, buffers.runs.order, axis=0, out=buffers.x, mode="clip")
     # where a path has ended or a row has no target, one branch is certain; where a node has few, the rest is impossible
     scores.fill(-np.inf)
     scores[:, :, 0] = 0.0
     buffers.own.fill(0)
     for level in range(len(scores)):
-        if count:
-            _score_level(table, tree, level, count, buffers)
+        np.take(tree.choices[level], keys[: buffers.count], out=buffers.own[level, : buffers.count], mode="clip")
+        for rows, node in buffers.nodes(tree, level):
+            gemm.multiply(buffers.x[rows], table[node].T, scores[level, rows, : node.stop - node.start])
         np.multiply(scores[level], _LOG2_E, out=scores[level])
-    levels, rows, fan_out = scores.shape
-    np.add(buffers.own, row_starts(levels * rows, fan_out).reshape(levels, rows), out=buffers.own)
+    levels, count, fan_out = scores.shape
+    np.add(buffers.own, row_starts(levels * count, fan_out).reshape(levels, count), out=buffers.own)
     np.take(scores.reshape(-1), buffers.own, out=buffers.picked, mode="clip")
-    for level in range(len(scores)):
+    for level in range(levels):
         exponentials(scores[level], buffers.powers[level], buffers.totals[level], buffers.shift[level])
     bits = log2_losses(buffers.totals[:, :, 0], buffers.shift[:, :, 0], buffers.picked, buffers.wide)
     return _LN_2 * float(bits.sum())
@@ -86,27 +107,17 @@ def lattice_head_forward_backward(
     its gradient, and add that of the table to dtable: nothing to rows of nodes that no target passes.
     """
     loss, (dx, dtable), scores = lattice_head_forward(x, table, targets, tree, buffers), gradients, buffers.scores
-    count = _rows_with_target(targets)
     np.divide(scale, buffers.totals, out=buffers.totals)
     np.multiply(buffers.powers, buffers.totals, out=scores)
     flat = scores.reshape(-1)
     np.take(flat, buffers.own, out=buffers.picked, mode="clip")
     np.subtract(buffers.picked, scale, out=buffers.picked)
     flat[buffers.own.reshape(-1)] = buffers.picked.reshape(-1)
-    for level in range(len(scores) if count else 0):
-        for rows, first in each_run(*_nodes(tree, level, count, buffers), count):
-            if first < 0:
-                continue
-            stop = tree.node_stops.item(first)
-            _node_backward(
-                buffers.x[rows],
-                table[first:stop],
-                scores[level, rows, : stop - first],
-                (buffers.dx[rows], dtable[first:stop]),
-                buffers.product,
-                first=level == 0,
-            )
-    buffers.dx[count:] = 0.0
+    for level in range(len(scores)):
+        for rows, node in buffers.nodes(tree, level):
+            dscores, own = scores[level, rows, : node.stop - node.start], (buffers.dx[rows], dtable[node])
+            _node_backward(buffers.x[rows], table[node], dscores, own, buffers.product, first=level == 0)
+    buffers.dx[buffers.count :] = 0.0
     dx[buffers.runs.order] = buffers.dx
     return loss
 
@@ -127,22 +138,54 @@ def lattice_log_probabilities(x: Array, table: Array, tree: TokenTree, out: Arra
         out[rows] = logs[:, tree.leaves]
 
 
-def _sort_by_place(targets: Tokens, tree: TokenTree, buffers: LatticeHeadBuffers) -> None:
-    """Fill buffers.runs.order and keys: rows in the order of their targets' places, those without a target last."""
-    keys, tokens = buffers.runs.keys, buffers.node_keys
-    np.copyto(tokens, targets)
-    np.take(tree.places, tokens, out=keys, mode="clip")
-    np.copyto(keys, len(tree.places), where=targets < 0)
-    sort_rows(keys, buffers.runs)
+def draw_by_descent(x: Array, table: Array, tree: TokenTree, uniform: float) -> int:
+    """Return the token that a uniform number in [0, 1) picks, with the tokens laid out as the tree's leaves.
+
+    x (1, C); table (R, C). Each node takes its part of the number and hands down the rest, so that one number decides
+    the whole path, as by the distribution over all V tokens. Raises NonFiniteError if a score is NaN or infinite.
+    """
+    branch = 0
+    while branch >= 0:
+        mass = np.cumsum(np.exp(_log_probabilities(x, table, tree, branch)))
+        point = min(uniform * mass[-1], np.nextafter(mass[-1], 0.0))
+        choice = int(np.searchsorted(mass, point, side="right"))
+        before = mass[choice - 1] if choice else 0.0
+        uniform = float((point - before) / (mass[choice] - before))
+        branch = tree.below.item(branch + choice)
+    return ~branch
 
 
-def _score_level(table: Array, tree: TokenTree, level: int, count: int, buffers: LatticeHeadBuffers) -> None:
-    """Fill the scores of one level's nodes for the rows whose paths pass them, and which branch they take."""
-    np.take(tree.choices[level], buffers.runs.keys[:count], out=buffers.own[level, :count], mode="clip")
-    for rows, first in each_run(*_nodes(tree, level, count, buffers), count):
-        if first >= 0:
-            stop = tree.node_stops.item(first)
-            gemm.multiply(buffers.x[rows], table[first:stop].T, buffers.scores[level, rows, : stop - first])
+def most_probable(x: Array, table: Array, tree: TokenTree) -> Iterator[tuple[int, float]]:
+    """Yield all tokens and log p in nats from the most to the least probable, of equal ones the lower token first.
+
+    x (1, C); table (R, C). A best-first search (Hart, Nilsson and Raphael, "A formal basis for the heuristic
+    determination of minimum cost paths", 1968, with no cost left to estimate): no token is more probable than a branch
+    above it, so only nodes under a branch at least as probable as the tokens that are asked for are looked at.
+    Raises NonFiniteError if a score there is NaN or infinite.
+    """
+    # with equal probabilities branches come before tokens, which may be below them
+    waiting: list[tuple[float, bool, int]] = [(0.0, False, 0)]
+    while waiting:
+        cost, is_token, index = heapq.heappop(waiting)
+        if is_token:
+            yield index, -cost
+            continue
+        logs = _log_probabilities(x, table, tree, index).tolist()
+        for log, below in zip(logs, tree.below[index : index + len(logs)].tolist(), strict=True):
+            heapq.heappush(waiting, (cost - log, below < 0, below if below >= 0 else ~below))
+
+
+def _log_probabilities(x: Array, table: Array, tree: TokenTree, first: int) -> npt.NDArray[np.float64]:
+    """Return log p (K,) in nats of the branches of the node that begins with branch `first`."""
+    rows = table[first : tree.node_stops.item(first)]
+    scores = np.empty((1, len(rows)), x.dtype)
+    gemm.multiply(x, rows.T, scores)
+    if not np.isfinite(scores).all():
+        raise NonFiniteError("cannot draw a token: the model's logits are not finite, so its weights have diverged")
+    logs: npt.NDArray[np.float64] = scores[0].astype(np.float64)
+    logs -= logs.max()
+    logs -= np.log(np.exp(logs).sum())
+    return logs
 
 
 def _node_backward(
@@ -164,14 +207,3 @@ def _node_backward(
     else:
         gemm.multiply(dscores, weight, product[: len(x)])
         np.add(dx, product[: len(x)], out=dx)
-
-
-def _nodes(tree: TokenTree, level: int, count: int, buffers: LatticeHeadBuffers) -> tuple[Indices, Indices]:
-    """Return the runs of sorted rows that pass one node of a level, and its first branch."""
-    keys = buffers.node_keys[:count]
-    np.take(tree.first_branches[level], buffers.runs.keys[:count], out=keys, mode="clip")
-    return find_runs(keys, buffers.runs)
-
-
-def _rows_with_target(targets: Tokens) -> int:
-    return int(np.count_nonzero(targets >= 0))

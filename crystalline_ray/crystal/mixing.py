@@ -2,10 +2,9 @@
 
 Token v sits on the v-th point of the face-centred cubic lattice, and the twelve contact neighbours of that point are
 its neighbours as far as the crystal, which ends with the vocabulary, has them: near its surface the mean is over fewer.
-The mixed table M = E + alpha * N E is what the embedding and the full head, which is tied to it, read. Row v of N is
-1 / n at each of the n neighbours of v. Neighbours are mutual, so that with the adjacency A, N = A / n by rows and its
-transpose is A times what has been divided by n: both directions gather through the same indices, and each sum takes its
-terms in the order of the columns.
+The embedding, and a head that is tied to it, read M = E + alpha * N E, where row v of N is 1 / n at each of the n
+neighbours of v. Neighbours are mutual, so that with the adjacency A, N = A / n by rows and its transpose is A times what
+has been divided by n: both directions gather through the same indices, and sums take terms in the order of the columns.
 """
 
 from functools import lru_cache
@@ -20,9 +19,8 @@ from crystalline_ray.lattice.fcc import contact_counts, contact_neighbours, fcc_
 class Neighbours(NamedTuple):
     """Who is next to whom among V tokens.
 
-    columns (K, V), int64, are each token's neighbours, any token where one is missing; present (K, V, 1) is 1 where it
-    is not, else 0; inverse_counts (V, 1) is one over how many there are, at least one. Both are of the model's dtype.
-    interior is how many tokens from 0 on have all K.
+    columns (K, V) are each token's neighbours, any token where one is missing; present (K, V, 1) is 1 where it is not,
+    else 0; inverse_counts (V, 1) is one over how many there are, at least one; the first `interior` tokens have all K.
     """
 
     columns: Indices
@@ -68,10 +66,7 @@ def crystal_neighbours(vocab_size: int, dtype: str) -> Neighbours:
 
 
 def mixing_forward(embedding: Array, alpha: float, neighbours: Neighbours, buffers: Mixing) -> None:
-    """buffers.table = embedding + alpha * mean of the neighbours' rows. embedding (V, C).
-
-    With an alpha of 0 the table is the embedding to the bit.
-    """
+    """buffers.table = embedding (V, C) + alpha * mean of the neighbours' rows; with an alpha of 0 to the bit."""
     np.copyto(buffers.table, embedding)
     if alpha == 0.0:
         return

@@ -1,6 +1,6 @@
 """Routing by symmetry: the group, of twelve, of each sequence of a step.
 
-A sequence belongs where most of its tokens do, and all groups take equally many. That follows from the step's tokens
+A sequence belongs where most of its tokens do, and all groups take equally many: that follows from the step's tokens
 alone. Routes change which sequences are added up together, not which ones a step has.
 """
 
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from crystalline_ray.kernels.workspace import row_blocks
 from crystalline_ray.lattice.assignment import assign
 from crystalline_ray.lattice.integers import Integers
 from crystalline_ray.lattice.symmetry import GROUPS, symmetry_groups
@@ -17,18 +18,13 @@ _COUNTED_TOKENS = 1 << 14  # at once: with their groups they fit the L2 cache
 
 
 class Routes(NamedTuple):
-    """The routes of n sequences.
-
-    Attributes:
-        affinity: how many of their tokens belong to each symmetry group, int64 (n, 12).
-        groups: where they go, int64 (n,).
-    """
+    """How many of the tokens of n sequences belong to each symmetry group (n, 12), and where they go (n,); int64."""
 
     affinity: Integers
     groups: Integers
 
     def by_group(self) -> Integers:
-        """Return the sequences of group 0, then those of group 1, ..., each group's in ascending order: int64 (n,)."""
+        """Return the sequences (n,) of group 0, then those of group 1, ..., each group's in ascending order."""
         return np.argsort(self.groups, kind="stable")
 
 
@@ -41,11 +37,9 @@ class Router:
     def routes(self, tokens: NDArray[np.integer[Any]]) -> Routes:
         """Return the routes of sequences of tokens (n, T)."""
         counts = np.empty((len(tokens), GROUPS), np.int64)
-        at_once = max(1, _COUNTED_TOKENS // tokens.shape[1])
-        for start in range(0, len(tokens), at_once):
-            block = counts[start : start + at_once]
-            groups = self._group_of_token[tokens[start : start + at_once]]
-            places = groups + GROUPS * np.arange(len(block))[:, None]
+        for rows in row_blocks(len(tokens), max(1, _COUNTED_TOKENS // tokens.shape[1])):
+            block = counts[rows]
+            places = self._group_of_token[tokens[rows]] + GROUPS * np.arange(len(block))[:, None]
             block[:] = np.bincount(places.ravel(), minlength=block.size).reshape(block.shape)
         return Routes(counts, assign(counts, group_loads(len(tokens))))
 

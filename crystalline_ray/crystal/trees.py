@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crystalline_ray.kernels.workspace import row_blocks
 from crystalline_ray.lattice.tree import frequency_outline, principal_axes, similarity_outline
 
 CONTEXTS = 256
 """How many of the commonest tokens say, as neighbours, how a token is used."""
 
-FEATURES = 32
+_FEATURES = 32
 _ROWS_AT_ONCE = 4096
 
 Text = Iterable[NDArray[np.integer[Any]]]
@@ -45,8 +46,7 @@ def token_features(text: Text, vocab_size: int) -> NDArray[np.float64]:
     chances = of_contexts / of_contexts.sum(axis=2, keepdims=True)
 
     def information() -> Iterator[NDArray[np.float64]]:
-        for start in range(0, vocab_size, _ROWS_AT_ONCE):
-            rows = slice(start, start + _ROWS_AT_ONCE)
+        for rows in row_blocks(vocab_size, _ROWS_AT_ONCE):
             expected = of_tokens[rows] * chances
             ratio = np.divide(counts[rows], expected, out=np.ones_like(expected), where=expected > 0)
             yield np.log(np.maximum(ratio, 1.0)).reshape(len(ratio), -1)
@@ -54,7 +54,7 @@ def token_features(text: Text, vocab_size: int) -> NDArray[np.float64]:
     square = np.zeros((counts[0].size, counts[0].size))
     for block in information():
         square += block.T @ block
-    axes = principal_axes(square, FEATURES)
+    axes = principal_axes(square, _FEATURES)
     features = np.concatenate([block @ axes for block in information()])
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     np.divide(features, lengths, out=features, where=lengths > 0)

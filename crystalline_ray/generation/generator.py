@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crystalline_ray.crystal.descent import draw_by_descent, most_probable
+from crystalline_ray.crystal.lattice_head import draw_by_descent, most_probable
 from crystalline_ray.errors import ConfigError, InputError, NonFiniteError
 from crystalline_ray.kernels.linear import linear_forward
 from crystalline_ray.kernels.norm import norm_forward

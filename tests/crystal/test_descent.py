@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crystalline_ray.crystal.descent import draw_by_descent, most_probable
-from crystalline_ray.crystal.lattice_head import lattice_log_probabilities
+from crystalline_ray.crystal.lattice_head import draw_by_descent, lattice_log_probabilities, most_probable
 from crystalline_ray.errors import NonFiniteError
 from crystalline_ray.kernels import gemm
 from crystalline_ray.lattice.tree import TokenTree, token_tree

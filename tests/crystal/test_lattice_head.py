@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crystalline_ray.crystal.descent import most_probable
 from crystalline_ray.crystal.lattice_head import (
     lattice_head_forward,
     lattice_head_forward_backward,
     lattice_log_probabilities,
+    most_probable,
 )
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.blas import mkl_library

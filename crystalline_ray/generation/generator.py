@@ -18,7 +18,7 @@ from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.branch import Part
 from crystalline_ray.model.components import BLOCK, bind
 from crystalline_ray.model.config import ModelShape
-from crystalline_ray.model.embedding import TableReader
+from crystalline_ray.model.embedding import Embedding
 from crystalline_ray.model.head import HEADS, LatticeHead
 from crystalline_ray.model.layout import ParameterLayout
 from crystalline_ray.model.parameters import Layer
@@ -82,7 +82,7 @@ class Generator:
         self.shape = shape
         head = HEADS[shape.head]
         part = Part(shape, 1, head_tree=head_tree)
-        plan = Plan(lambda space: (TableReader(space, shape), head(space, part, 1)), weights.dtype)
+        plan = Plan(lambda space: (Embedding(space, part), head(space, part, 1)), weights.dtype)
         reader, self._head = plan.allocate()
         self._weights = bind(shape, ParameterLayout(shape).views(weights)).read_by(reader)
         self._works = [kind.continuation(shape, weights.dtype) for kind in BLOCK]

@@ -5,7 +5,7 @@ is a class that says its widths and its work, in a file of its own, and stands i
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
 
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from crystalline_ray.kernels.operands import planned_operands
 from crystalline_ray.kernels.workspace import Array, Space, rows_per_block
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.config import ModelShape
-from crystalline_ray.model.parameters import Declaration, Layer, Views
+from crystalline_ray.model.parameters import Give, Layer
 
 Continuation = Callable[[Array, int, int], Array]
 """(what `inner` gives for some more tokens (n, I), layer, position of the first one) -> what `outer` reads (n, O)."""
@@ -134,17 +134,14 @@ class Branch(ABC):
         """Return the gradient of kept.inner (N, I), given that of kept.outer (N, O), which may be destroyed."""
 
     @classmethod
-    def parameters(cls, shape: ModelShape, prefix: str) -> Iterator[Declaration]:
-        """Yield the parameters of the branch in the block whose names begin with `prefix`."""
+    def parameters(cls, shape: ModelShape, prefix: str, give: Give) -> BranchViews:
+        """Declare the parameters of the branch in the block whose names begin with `prefix`."""
         width, (inner, outer) = shape.embed_dim, cls.widths(shape)
-        yield from Layer.declare(prefix + cls.NORM, "ones", width)
-        yield from Layer.declare(prefix + cls.INNER, "normal", width, inner)
-        yield from Layer.declare(prefix + cls.OUTER, "residual", outer, width)
-
-    @classmethod
-    def bind(cls, views: Views, prefix: str) -> BranchViews:
-        """Return the views of the branch in the block whose names begin with `prefix`."""
-        return BranchViews(*(Layer.bind(views, prefix + name) for name in (cls.NORM, cls.INNER, cls.OUTER)))
+        return BranchViews(
+            Layer.declare(give, prefix + cls.NORM, "ones", width),
+            Layer.declare(give, prefix + cls.INNER, "normal", width, inner),
+            Layer.declare(give, prefix + cls.OUTER, "residual", outer, width),
+        )
 
     def activations(self, space: Space) -> Activations:
         """Declare what the forward pass leaves."""

@@ -1,21 +1,19 @@
 """The components of a model, in order: embedding, blocks of branches, a last normalisation, head."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from crystalline_ray.kernels.workspace import Array, Space
 from crystalline_ray.model.attention import Attention
 from crystalline_ray.model.branch import Branch, BranchViews, Part, Stream
 from crystalline_ray.model.config import ModelShape
-from crystalline_ray.model.embedding import Embedding, EmbeddingViews, TableReader
+from crystalline_ray.model.embedding import Embedding, EmbeddingViews
 from crystalline_ray.model.head import HEADS
 from crystalline_ray.model.mlp import Mlp
-from crystalline_ray.model.parameters import Declaration, Layer, Views
+from crystalline_ray.model.parameters import Give, Layer
 
 BLOCK: tuple[type[Branch], ...] = (Attention, Mlp)
 """The branches of each block."""
-
-_LAST_NORM = "ln_f"
 
 
 class ModelViews(NamedTuple):
@@ -26,32 +24,26 @@ class ModelViews(NamedTuple):
     norm: Layer
     head: Array
 
-    def read_by(self, reader: TableReader) -> "ModelViews":
+    def read_by(self, reader: Embedding) -> "ModelViews":
         """Return the parameters with the token table as the embedding, and a head that is tied to it, read it."""
         embedding = reader.read(self.embedding)
         tied = self.head is self.embedding.tokens
         return self._replace(embedding=embedding, head=embedding.tokens if tied else self.head)
 
 
-def parameters(shape: ModelShape) -> Iterator[Declaration]:
-    """Yield all parameters of a model in the order of its components, that of the table's transform last."""
-    yield from Embedding.parameters(shape)
-    for layer in range(shape.num_layers):
-        for branch in BLOCK:
-            yield from branch.parameters(shape, f"h.{layer}.")
-    yield from Layer.declare(_LAST_NORM, "ones", shape.embed_dim)
-    yield from HEADS[shape.head].parameters(shape)
-    yield from TableReader.parameters(shape)
+def parameters(shape: ModelShape, give: Give) -> ModelViews:
+    """Declare all parameters of a model in the order of its components, that of the table's transform last."""
+    embedding = Embedding.parameters(shape, give)
+    layers = range(shape.num_layers)
+    branches = tuple(branch.parameters(shape, f"h.{layer}.", give) for layer in layers for branch in BLOCK)
+    norm = Layer.declare(give, "ln_f", "ones", shape.embed_dim)
+    head = HEADS[shape.head].table(shape, embedding.tokens, give)
+    return ModelViews(Embedding.transformed(embedding, shape, give), branches, norm, head)
 
 
-def bind(shape: ModelShape, views: Views) -> ModelViews:
-    """Return the parameters as the components read them, or write their gradients to."""
-    return ModelViews(
-        Embedding.bind(shape, views),
-        tuple(branch.bind(views, f"h.{layer}.") for layer in range(shape.num_layers) for branch in BLOCK),
-        Layer.bind(views, _LAST_NORM),
-        views[HEADS[shape.head].TABLE],
-    )
+def bind(shape: ModelShape, views: Mapping[str, Array]) -> ModelViews:
+    """Return the parameters as the components read them, or write their gradients to, given the views by name."""
+    return parameters(shape, lambda declared: views[declared.name])
 
 
 class Components:
@@ -65,7 +57,6 @@ class Components:
         layers, rows, width = part.shape.num_layers, part.rows, part.shape.embed_dim
         passing = space.during("blocks")
         self.stream = Stream(passing, rows, width)
-        self.table = TableReader(space, part.shape)
         self.embedding = Embedding(passing.during("embedding"), part)
         kinds = tuple(kind(passing.during(kind.__name__), part) for kind in BLOCK)
         self.branches = kinds * layers

@@ -1,6 +1,5 @@
 """The token table, learned positions, and what the table passes through before it is read."""
 
-from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -11,10 +10,9 @@ from crystalline_ray.kernels.runs import RunIndices
 from crystalline_ray.kernels.workspace import Array, Space, Tokens
 from crystalline_ray.model.branch import Part, SiteMasks, Stream
 from crystalline_ray.model.config import ModelShape
-from crystalline_ray.model.parameters import Declaration, Views
+from crystalline_ray.model.parameters import Declaration, Give
 
 TOKEN_TABLE = "wte.weight"
-_POSITION_TABLE = "wpe.weight"
 
 
 class TableTransform(Protocol):
@@ -43,32 +41,7 @@ class EmbeddingViews(NamedTuple):
 
     tokens: Array
     positions: Array | None
-    transform: Array | None
-
-
-class TableReader:
-    """The token table as the embedding, and a head that is tied to it, read it."""
-
-    def __init__(self, space: Space, shape: ModelShape) -> None:
-        found = table_transform(shape)
-        self._transform = found[1](space.named("table"), shape.vocab_size, shape.embed_dim) if found else None
-
-    @staticmethod
-    def parameters(shape: ModelShape) -> Iterator[Declaration]:
-        """Yield the parameter of the transform."""
-        if found := table_transform(shape):
-            yield Declaration(found[0], (1,), "zeros")
-
-    def read(self, weights: EmbeddingViews) -> EmbeddingViews:
-        """Return the weights with the table as it is read."""
-        if self._transform is None or weights.transform is None:
-            return weights
-        return weights._replace(tokens=self._transform.forward(weights.tokens, weights.transform))
-
-    def unread(self, weights: EmbeddingViews, gradient: EmbeddingViews) -> None:
-        """Turn the gradient of the table as it is read into that of `weights`, and spoil what `read` has returned."""
-        if self._transform and weights.transform is not None and gradient.transform is not None:
-            self._transform.backward(gradient.tokens, weights.tokens, weights.transform, gradient.transform)
+    transform: Array | None = None
 
 
 class Embedding:
@@ -77,24 +50,37 @@ class Embedding:
     SITES = 1
 
     def __init__(self, space: Space, part: Part) -> None:
-        rows, width = part.rows, part.shape.embed_dim
+        rows, width, found = part.rows, part.shape.embed_dim, table_transform(part.shape)
+        self._transform = found[1](space.kept.named("table"), part.shape.vocab_size, width) if found else None
         self._tokens = space.buffer("tokens", part.sequences, part.shape.seq_len, dtype=np.int64)
         if part.training:
             self._gathered = space.buffer("gathered", 2, rows, width)
             self._indices = RunIndices(space.named("runs"), rows)
 
     @staticmethod
-    def parameters(shape: ModelShape) -> Iterator[Declaration]:
-        """Yield the tables."""
-        yield Declaration(TOKEN_TABLE, (shape.vocab_size, shape.embed_dim), "normal")
+    def parameters(shape: ModelShape, give: Give) -> EmbeddingViews:
+        """Declare the tables."""
+        tokens, positions = give(Declaration(TOKEN_TABLE, (shape.vocab_size, shape.embed_dim), "normal")), None
         if shape.positions == "learned":
-            yield Declaration(_POSITION_TABLE, (shape.seq_len, shape.embed_dim), "normal")
+            positions = give(Declaration("wpe.weight", (shape.seq_len, shape.embed_dim), "normal"))
+        return EmbeddingViews(tokens, positions)
 
     @staticmethod
-    def bind(shape: ModelShape, views: Views) -> EmbeddingViews:
-        """Return the views of the tables."""
+    def transformed(views: EmbeddingViews, shape: ModelShape, give: Give) -> EmbeddingViews:
+        """Declare the parameter of the table's transform."""
         found = table_transform(shape)
-        return EmbeddingViews(views[TOKEN_TABLE], views.get(_POSITION_TABLE), views[found[0]] if found else None)
+        return views._replace(transform=give(Declaration(found[0], (1,), "zeros"))) if found else views
+
+    def read(self, weights: EmbeddingViews) -> EmbeddingViews:
+        """Return the weights with the table as the embedding, and a head that is tied to it, read it."""
+        if self._transform is None or weights.transform is None:
+            return weights
+        return weights._replace(tokens=self._transform.forward(weights.tokens, weights.transform))
+
+    def unread(self, weights: EmbeddingViews, gradient: EmbeddingViews) -> None:
+        """Turn the gradient of the table as it is read into that of `weights`, and spoil what `read` has returned."""
+        if self._transform and weights.transform is not None and gradient.transform is not None:
+            self._transform.backward(gradient.tokens, weights.tokens, weights.transform, gradient.transform)
 
     def forward(self, weights: EmbeddingViews, tokens: Tokens, stream: Stream, masks: SiteMasks) -> None:
         """Fill stream.x with the embeddings of the tokens."""

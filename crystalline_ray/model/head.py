@@ -7,7 +7,6 @@ smoothed before the full head only: the lattice head computes no logits but thos
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +26,7 @@ from crystalline_ray.kernels.workspace import Array, Space, Tokens
 from crystalline_ray.lattice.tree import token_tree
 from crystalline_ray.model.branch import Part
 from crystalline_ray.model.config import ModelShape
-from crystalline_ray.model.embedding import TOKEN_TABLE
-from crystalline_ray.model.parameters import Declaration
+from crystalline_ray.model.parameters import Declaration, Give
 
 Likeliest = npt.NDArray[np.intp] | None
 
@@ -36,10 +34,9 @@ Likeliest = npt.NDArray[np.intp] | None
 class Head(ABC):
     """The last of a model's components, for up to `rows` rows at a time.
 
-    TABLE is the name of the parameter (R, C) that it reads; `smoothing` takes a share of each target's probability.
+    `smoothing` takes a share of each target's probability, if anything does.
     """
 
-    TABLE: ClassVar[str]
     smoothing: Smoothing | None = None
 
     @abstractmethod
@@ -47,8 +44,8 @@ class Head(ABC):
 
     @staticmethod
     @abstractmethod
-    def parameters(shape: ModelShape) -> tuple[Declaration, ...]:
-        """Return the parameters that no other component has."""
+    def table(shape: ModelShape, tokens: Array, give: Give) -> Array:
+        """Return the parameter (R, C) that the head reads: the token table (V, C), or another one that it declares."""
 
     @abstractmethod
     def loss(self, x: Array, table: Array, targets: Tokens, likeliest: Likeliest) -> float:
@@ -71,8 +68,6 @@ class Head(ABC):
 class FullHead(Head):
     """A logit for each token: a product with the token table."""
 
-    TABLE = TOKEN_TABLE
-
     def __init__(self, space: Space, part: Part, rows: int) -> None:
         vocab_size, width = part.shape.vocab_size, part.shape.embed_dim
         self._buffers = HeadBuffers(space, rows, vocab_size, width)
@@ -82,9 +77,9 @@ class FullHead(Head):
         self.smoothing = smoothing(part.smoothed_by, space.named("smoothing"), block)
 
     @staticmethod
-    def parameters(shape: ModelShape) -> tuple[Declaration, ...]:
-        """Return nothing: the table is the token table."""
-        return ()
+    def table(shape: ModelShape, tokens: Array, give: Give) -> Array:
+        """See `Head.table`."""
+        return tokens
 
     def loss(self, x: Array, table: Array, targets: Tokens, likeliest: Likeliest) -> float:
         """See `Head.loss`."""
@@ -107,8 +102,6 @@ class LatticeHead(Head):
     Its products are never rounded to bfloat16: most are too small to gain what rounding them costs.
     """
 
-    TABLE = "head.weight"
-
     def __init__(self, space: Space, part: Part, rows: int) -> None:
         if part.smoothed_by is not None:
             raise ConfigError("targets can be smoothed with head = 'full' only, got head = 'lattice'")
@@ -118,9 +111,9 @@ class LatticeHead(Head):
         self._buffers = LatticeHeadBuffers(space, rows, self.tree.num_levels, part.shape.embed_dim)
 
     @staticmethod
-    def parameters(shape: ModelShape) -> tuple[Declaration, ...]:
-        """Return the table."""
-        return (Declaration(LatticeHead.TABLE, (_branches(shape), shape.embed_dim), "normal"),)
+    def table(shape: ModelShape, tokens: Array, give: Give) -> Array:
+        """See `Head.table`."""
+        return give(Declaration("head.weight", (_branches(shape), shape.embed_dim), "normal"))
 
     def loss(self, x: Array, table: Array, targets: Tokens, likeliest: Likeliest) -> float:
         """See `Head.loss`."""

@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from crystalline_ray.crystal.initialisation import fill_with_features
+from crystalline_ray.kernels.workspace import Array
 from crystalline_ray.model.components import parameters
 from crystalline_ray.model.config import EmbeddingInit, ModelShape
 from crystalline_ray.model.embedding import TOKEN_TABLE
-from crystalline_ray.model.parameters import Initial
+from crystalline_ray.model.parameters import Declaration, Initial
 from crystalline_ray.streams import Purpose, generator
 
 ALIGNMENT = 16
@@ -61,8 +62,14 @@ class ParameterLayout:
     def __init__(self, shape: ModelShape) -> None:
         self.shape = shape
         self.size = 0
-        placed = []
-        for declared in sorted(parameters(shape), key=lambda declared: -len(declared.shape)):
+        declarations, placed = list[Declaration](), []
+
+        def note(declared: Declaration) -> Array:
+            declarations.append(declared)
+            return np.broadcast_to(np.float32(0), declared.shape)
+
+        parameters(shape, note)
+        for declared in sorted(declarations, key=lambda declared: -len(declared.shape)):
             placed.append(Parameter(*declared, self.size))
             self.size = placed[-1].stop
         self.parameters: tuple[Parameter, ...] = tuple(placed)

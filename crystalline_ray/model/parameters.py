@@ -1,15 +1,12 @@
-"""How a component declares its parameters, and the views by which it reads them or writes their gradients."""
+"""How a component declares its parameters, in one walk with how it reads them or writes their gradients."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from crystalline_ray.kernels.workspace import Array
 
 Initial = Literal["normal", "residual", "ones", "zeros"]
 """What a parameter begins as; residual: normal, and smaller the more layers add to the residual stream."""
-
-Views = Mapping[str, Array]
-"""All parameters of a model by name."""
 
 
 class Declaration(NamedTuple):
@@ -20,19 +17,18 @@ class Declaration(NamedTuple):
     initial: Initial
 
 
+Give = Callable[[Declaration], Array]
+"""Takes note of a parameter, and returns its view."""
+
+
 class Layer(NamedTuple):
     """Weight (I, O) and bias (O,) of a linear layer, or gain and bias (C,) of a layer normalisation."""
 
     weight: Array
     bias: Array
 
-    @staticmethod
-    def declare(name: str, initial: Initial, *shape: int) -> Iterator[Declaration]:
-        """Yield both, under GPT-2's names, given the shape of the weight."""
-        yield Declaration(f"{name}.weight", shape, initial)
-        yield Declaration(f"{name}.bias", shape[-1:], "zeros")
-
     @classmethod
-    def bind(cls, views: Views, name: str) -> "Layer":
-        """Return the views of the layer of that name."""
-        return cls(views[f"{name}.weight"], views[f"{name}.bias"])
+    def declare(cls, give: Give, name: str, initial: Initial, *shape: int) -> "Layer":
+        """Declare both, under GPT-2's names, given the shape of the weight."""
+        weight = give(Declaration(f"{name}.weight", shape, initial))
+        return cls(weight, give(Declaration(f"{name}.bias", shape[-1:], "zeros")))

@@ -147,7 +147,7 @@ class Transformer:
                 self._backward(views, gradients, inputs[sequences], dout, masks)
             for branch_weights, branch_gradient in zip(plain.branches, gradients.branches, strict=True):
                 branch_weights.unfold(branch_gradient)
-            self._parts.table.unread(plain.embedding, gradients.embedding)
+            self._parts.embedding.unread(plain.embedding, gradients.embedding)
         return loss
 
     def loss(
@@ -187,7 +187,7 @@ class Transformer:
 
     def _as_read(self, plain: ModelViews) -> ModelViews:
         """Return the weights as the parts of a micro-batch read them, made once for all of them."""
-        views = plain.read_by(self._parts.table)
+        views = plain.read_by(self._parts.embedding)
         return views._replace(branches=tuple(map(BranchViews.fold, plain.branches, self._parts.folded)))
 
     def _forward(self, views: ModelViews, inputs: Tokens, masks: Sequence[SiteMasks]) -> None:

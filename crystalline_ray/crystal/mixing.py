@@ -3,8 +3,8 @@
 Token v sits on the v-th point of the face-centred cubic lattice, and the twelve contact neighbours of that point are
 its neighbours as far as the crystal, which ends with the vocabulary, has them: near its surface the mean is over fewer.
 The embedding, and a head that is tied to it, read M = E + alpha * N E, where row v of N is 1 / n at each of the n
-neighbours of v. Neighbours are mutual, so that with the adjacency A, N = A / n by rows and its transpose is A times what
-has been divided by n: both directions gather through the same indices, and sums take terms in the order of the columns.
+neighbours of v. Neighbours are mutual, so that with the adjacency A, N = A / n by rows and its transpose is A times
+what has been divided by n: both directions gather through the same indices, each sum in the order of the columns.
 """
 
 from functools import lru_cache
@@ -30,7 +30,7 @@ class Neighbours(NamedTuple):
 
 
 class Mixing:
-    """The mixed table (V, C), and scratch: rows (2, R, C), products (V,)."""
+    """The transform of the token table, with the mixed table (V, C) and scratch: rows (2, R, C), products (V,)."""
 
     def __init__(self, space: Space, vocab_size: int, width: int) -> None:
         block = min(vocab_size, rows_per_block(width, space.dtype.itemsize))
@@ -40,12 +40,13 @@ class Mixing:
 
     def forward(self, embedding: Array, alpha: Array) -> Array:
         """Return the mixed table of embedding (V, C) and alpha (1,), valid until the next call."""
-        mixing_forward(embedding, alpha.item(), _neighbours_of(embedding), self)
+        mixing_forward(embedding, alpha.item(), crystal_neighbours(len(embedding), embedding.dtype.char), self)
         return self.table
 
     def backward(self, dtable: Array, embedding: Array, alpha: Array, dalpha: Array) -> None:
         """Turn dtable (V, C) from the gradient of the mixed table into that of the embedding; overwrite dalpha (1,)."""
-        dalpha[0] = mixing_backward(dtable, embedding, alpha.item(), _neighbours_of(embedding), self)
+        neighbours = crystal_neighbours(len(embedding), embedding.dtype.char)
+        dalpha[0] = mixing_backward(dtable, embedding, alpha.item(), neighbours, self)
 
 
 @lru_cache(maxsize=4)
@@ -81,7 +82,6 @@ def mixing_backward(dtable: Array, embedding: Array, alpha: float, neighbours: N
     """Turn dtable (V, C) from the gradient of the mixed table into that of the embedding; return that of alpha.
 
     With G = N.T @ dtable they are dtable + alpha * G, to the bit dtable if alpha is 0, and the sum of G * embedding.
-    Overwrites buffers.table.
     """
     np.multiply(dtable, neighbours.inverse_counts, out=buffers.table)
     for rows in row_blocks(len(embedding), buffers.rows.shape[1]):
@@ -91,10 +91,6 @@ def mixing_backward(dtable: Array, embedding: Array, alpha: float, neighbours: N
             np.multiply(sums, alpha, out=sums)
             np.add(dtable[rows], sums, out=dtable[rows])
     return float(np.add.reduce(buffers.products))
-
-
-def _neighbours_of(table: Array) -> Neighbours:
-    return crystal_neighbours(len(table), table.dtype.char)
 
 
 def _neighbour_sums(table: Array, neighbours: Neighbours, rows: slice, scratch: Array) -> Array:

@@ -25,9 +25,7 @@ def learn_tree(kind: str, text: Text, vocab_size: int) -> str:
     Raises ValueError for another kind. Sums are BLAS's: which threads it may use decides the last bits, so ties.
     """
     if kind == "frequency":
-        counts = np.zeros(vocab_size, np.int64)
-        for part in text:
-            counts += np.bincount(part, minlength=vocab_size)
+        counts = sum((np.bincount(part, minlength=vocab_size) for part in text), np.zeros(vocab_size, np.int64))
         return frequency_outline(counts)
     if kind == "embedding":
         return similarity_outline(token_features(text, vocab_size))

@@ -15,13 +15,12 @@ from crystalline_ray.kernels.linear import linear_forward
 from crystalline_ray.kernels.norm import norm_forward
 from crystalline_ray.kernels.workspace import Array, Plan
 from crystalline_ray.lattice.tree import SHELLS
-from crystalline_ray.model.branch import Part
+from crystalline_ray.model.branch import Layer, Part
 from crystalline_ray.model.components import BLOCK, bind
 from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.embedding import Embedding
 from crystalline_ray.model.head import HEADS, LatticeHead
 from crystalline_ray.model.layout import ParameterLayout
-from crystalline_ray.model.parameters import Layer
 from crystalline_ray.streams import Purpose
 from crystalline_ray.streams import generator as random_generator
 
@@ -30,8 +29,8 @@ from crystalline_ray.streams import generator as random_generator
 class Sampling:
     """How a token is drawn from logits; temperature 0 takes the most probable one.
 
-    top_k keeps the k most probable tokens. top_p keeps the fewest whose probabilities sum to at least p (Holtzman et
-    al., "The curious case of neural text degeneration", ICLR 2020, section 3.1). Raises ConfigError for other values.
+    top_k keeps the k most probable tokens, top_p the fewest whose probabilities sum to at least p (Holtzman et al.,
+    "The curious case of neural text degeneration", ICLR 2020, section 3.1). Raises ConfigError for other values.
     """
 
     temperature: float = 0.8
@@ -72,13 +71,12 @@ _TOKENS_PER_SEARCHED = 64  # with more of them to find, all at once take less ti
 
 
 class Generator:
-    """The forward pass of a model for one growing sequence; keys and values of past tokens are kept, not recomputed."""
+    """The forward pass of a model for one growing sequence; keys and values of past tokens are kept, not recomputed.
+
+    weights (size,) of the shape's layout must not change; head_tree is the outline of the lattice head's tree.
+    """
 
     def __init__(self, shape: ModelShape, weights: npt.NDArray[Any], head_tree: str = SHELLS) -> None:
-        """Take weights (size,) of the shape's layout, which must not change while the generator is used.
-
-        head_tree is the outline of the lattice head's tree.
-        """
         self.shape = shape
         head = HEADS[shape.head]
         part = Part(shape, 1, head_tree=head_tree)
@@ -95,10 +93,7 @@ class Generator:
         return self.shape.seq_len - self._used
 
     def prefill(self, tokens: Sequence[int]) -> None:
-        """Forget the past and read 1 to seq_len tokens.
-
-        Raises InputError if there are none, too many, or if one is not in [0, V).
-        """
+        """Forget the past and read 1 to seq_len tokens in [0, V). Raises InputError for others."""
         self._used = 0
         self._extend(tokens)
 
@@ -115,9 +110,9 @@ class Generator:
     def draw(self, sampling: Sampling, uniform: float) -> int:
         """Return the token that a uniform number in [0, 1) picks to follow those read, from their exact distribution.
 
-        A lattice head computes only the nodes that matter where that is exact: for the one most probable token or a few
-        (top_k), and at temperature 1 without top_p. Another temperature is not the same on branches as on tokens.
-        Raises NonFiniteError as `Sampling.draw`, though of the nodes that it looks at only.
+        A lattice head computes only the nodes that matter where that is exact: for the few most probable tokens, and at
+        temperature 1 without top_p (another temperature is not the same on branches as on tokens). Raises
+        NonFiniteError as `Sampling.draw`, though of the nodes that it looks at only.
         """
         if isinstance(self._head, LatticeHead):
             arguments = self._last, self._weights.head, self._head.tree
@@ -140,9 +135,10 @@ class Generator:
 
     def _read(self, ids: npt.NDArray[np.int64]) -> None:
         start, self._used = self._used, self._used + len(ids)
-        x = self._weights.embedding.tokens[ids]
-        if self._weights.embedding.positions is not None:
-            x += self._weights.embedding.positions[start : self._used]
+        tokens, positions, _ = self._weights.embedding
+        x = tokens[ids]
+        if positions is not None:
+            x += positions[start : self._used]
         for number, branch in enumerate(self._weights.branches):
             layer, kind = divmod(number, len(BLOCK))
             inner = _linear(_norm(x, branch.norm), branch.inner)
@@ -161,9 +157,9 @@ def generate(
 ) -> Iterator[int]:
     """Read the prompt, then yield up to max_new_tokens tokens as they are drawn; stop_token ends them, unyielded.
 
-    The n-th token of a seed is drawn with the n-th random number, however many are asked for. Of a prompt longer than
-    the context the end is read. Positions end with the context: when it is full, its last half is read again as a new
-    beginning. Raises InputError if the prompt is empty or a token is not in [0, V).
+    The n-th token of a seed is drawn with the n-th random number. Of a prompt longer than the context the end is read;
+    when the context is full, its last half is read again as a new beginning. Raises InputError if the prompt is empty
+    or a token is not in [0, V).
     """
     if len(prompt) == 0:
         raise InputError("cannot continue an empty prompt: give at least one token")

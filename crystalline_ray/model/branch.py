@@ -6,7 +6,7 @@ is a class that says its widths and its work, in a file of its own, and stands i
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy.typing as npt
 
@@ -18,13 +18,40 @@ from crystalline_ray.kernels.operands import planned_operands
 from crystalline_ray.kernels.workspace import Array, Space, rows_per_block
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.config import ModelShape
-from crystalline_ray.model.parameters import Give, Layer
+
+Initial = Literal["normal", "residual", "ones", "zeros"]
+"""What a parameter begins as; residual: normal, and smaller the more layers add to the residual stream."""
 
 Continuation = Callable[[Array, int, int], Array]
 """(what `inner` gives for some more tokens (n, I), layer, position of the first one) -> what `outer` reads (n, O)."""
 
 SiteMasks = Sequence[Masks | None]
 """The masks of a component's sites of dropout, None without dropout."""
+
+
+class Declaration(NamedTuple):
+    """A parameter that a component has."""
+
+    name: str
+    shape: tuple[int, ...]
+    initial: Initial
+
+
+Give = Callable[[Declaration], Array]
+"""Takes note of a parameter, and returns its view: components declare and bind their parameters in one walk."""
+
+
+class Layer(NamedTuple):
+    """Weight (I, O) and bias (O,) of a linear layer, or gain and bias (C,) of a layer normalisation."""
+
+    weight: Array
+    bias: Array
+
+    @classmethod
+    def declare(cls, give: Give, name: str, initial: Initial, *shape: int) -> "Layer":
+        """Declare both, under GPT-2's names, given the shape of the weight."""
+        weight = give(Declaration(f"{name}.weight", shape, initial))
+        return cls(weight, give(Declaration(f"{name}.bias", shape[-1:], "zeros")))
 
 
 class Part(NamedTuple):

@@ -5,12 +5,11 @@ from typing import NamedTuple
 
 from crystalline_ray.kernels.workspace import Array, Space
 from crystalline_ray.model.attention import Attention
-from crystalline_ray.model.branch import Branch, BranchViews, Part, Stream
+from crystalline_ray.model.branch import Branch, BranchViews, Give, Layer, Part, Stream
 from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.embedding import Embedding, EmbeddingViews
 from crystalline_ray.model.head import HEADS
 from crystalline_ray.model.mlp import Mlp
-from crystalline_ray.model.parameters import Give, Layer
 
 BLOCK: tuple[type[Branch], ...] = (Attention, Mlp)
 """The branches of each block."""

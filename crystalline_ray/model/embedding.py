@@ -8,9 +8,8 @@ from crystalline_ray.kernels.dropout import dropout_backward, dropout_forward
 from crystalline_ray.kernels.embedding import embedding_backward, embedding_forward
 from crystalline_ray.kernels.runs import RunIndices
 from crystalline_ray.kernels.workspace import Array, Space, Tokens
-from crystalline_ray.model.branch import Part, SiteMasks, Stream
+from crystalline_ray.model.branch import Declaration, Give, Part, SiteMasks, Stream
 from crystalline_ray.model.config import ModelShape
-from crystalline_ray.model.parameters import Declaration, Give
 
 TOKEN_TABLE = "wte.weight"
 

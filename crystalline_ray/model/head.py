@@ -1,8 +1,8 @@
 """The output heads: all tokens at once, tied to the token embedding, or a tree of softmaxes with a table of its own.
 
-Both give the loss and its gradient in one pass, and what generation draws from. A softmax of the full head's logits is
-the distribution; the lattice head gives log-probabilities, which are logits of the same distribution. Targets can be
-smoothed before the full head only: the lattice head computes no logits but those on the way to a target.
+A softmax of the full head's logits is the distribution; the lattice head gives log-probabilities, which are logits of
+the same distribution. Targets can be smoothed before the full head only: the lattice head computes no logits but those
+on the way to a target.
 """
 
 from abc import ABC, abstractmethod
@@ -24,9 +24,8 @@ from crystalline_ray.kernels.head import HeadBuffers, Objective, Smoothing, head
 from crystalline_ray.kernels.operands import planned_operands
 from crystalline_ray.kernels.workspace import Array, Space, Tokens
 from crystalline_ray.lattice.tree import token_tree
-from crystalline_ray.model.branch import Part
+from crystalline_ray.model.branch import Declaration, Give, Part
 from crystalline_ray.model.config import ModelShape
-from crystalline_ray.model.parameters import Declaration, Give
 
 Likeliest = npt.NDArray[np.intp] | None
 

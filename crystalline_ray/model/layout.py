@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from crystalline_ray.crystal.initialisation import fill_with_features
 from crystalline_ray.kernels.workspace import Array
+from crystalline_ray.model.branch import Declaration, Initial
 from crystalline_ray.model.components import parameters
 from crystalline_ray.model.config import EmbeddingInit, ModelShape
 from crystalline_ray.model.embedding import TOKEN_TABLE
-from crystalline_ray.model.parameters import Declaration, Initial
 from crystalline_ray.streams import Purpose, generator
 
 ALIGNMENT = 16
@@ -62,7 +62,7 @@ class ParameterLayout:
     def __init__(self, shape: ModelShape) -> None:
         self.shape = shape
         self.size = 0
-        declarations, placed = list[Declaration](), []
+        declarations, placed = list[Declaration](), list[Parameter]()
 
         def note(declared: Declaration) -> Array:
             declarations.append(declared)

@@ -83,10 +83,9 @@ class Transformer:
     ) -> None:
         """Plan and allocate the workspace; without `training` there is none for gradients, and little for layers.
 
-        With `bfloat16` the linear layers' and the head's products read their operands rounded to bfloat16 and add up in
-        float32, which takes MKL, but for a lattice head's; weights, gradients and all else stay float32. `smoothed_by`
-        says which tokens share a target's probability, where it is smoothed. `head_tree` is the outline of the lattice
-        head's tree.
+        With `bfloat16` the linear layers' and the full head's products read their operands rounded to bfloat16 and add
+        up in float32, which takes MKL; weights, gradients and all else stay float32. `smoothed_by` and `head_tree` are
+        those of `Part`.
 
         Raises ConfigError if bfloat16 goes with another dtype than float32, smoothing with the lattice head, or if the
         tree is not one of this shape; FileNotFoundError if bfloat16 needs MKL and that is not installed.
@@ -106,7 +105,7 @@ class Transformer:
         self.workspace_bytes = plan.num_bytes
         self._parts = plan.allocate()
         self._split = list(row_blocks(batch_size, sequences))
-        self._bound: dict[int, ModelViews] = {}
+        self._bound: dict[tuple[int, tuple[int, ...], np.dtype[Any]], ModelViews] = {}
 
     def loss_and_gradient(
         self,
@@ -221,16 +220,14 @@ class Transformer:
         return [[Masks(self._dropout, *dropout_seed, next(sites), part) for _ in range(number)] for number in counts]
 
     def _bind(self, buffer: Array) -> ModelViews:
-        address = buffer.__array_interface__["data"][0]
-        views = self._bound.get(address)
-        if views is None or buffer.shape != (self.layout.size,) or buffer.dtype != self.dtype:
+        key = buffer.__array_interface__["data"][0], buffer.shape, buffer.dtype
+        if key not in self._bound:
             if buffer.dtype != self.dtype:
                 raise ValueError(f"expected weights and gradients of dtype {self.dtype}, got {buffer.dtype}")
-            views = bind(self.shape, self.layout.views(buffer))
             if len(self._bound) == _BOUND_BUFFERS:
                 del self._bound[next(iter(self._bound))]
-            self._bound[address] = views
-        return views
+            self._bound[key] = bind(self.shape, self.layout.views(buffer))
+        return self._bound[key]
 
     def _check(self, inputs: Tokens, targets: Tokens) -> None:
         for name, tokens, least in (("inputs", inputs, 0), ("targets", targets, -1)):

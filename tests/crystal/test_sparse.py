@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crystalline_ray.kernels import sparse
-from crystalline_ray.kernels.sparse import SparseProduct
+from crystalline_ray.crystal import prior
+from crystalline_ray.crystal.prior import SparseProduct
 from tests.helpers.examples import examples
 
 
@@ -17,7 +17,7 @@ def test_rows_are_those_of_the_dense_product(rows: int, columns: int, width: int
     row, column = np.nonzero(dense)
     starts = np.searchsorted(row, np.arange(rows + 1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sparse, "BLOCK_BYTES", 8 * block)  # down to one row at a time
+        patch.setattr(prior, "BLOCK_BYTES", 8 * block)  # down to one row at a time
         product = SparseProduct(starts, column, dense[row, column], width)
     for _ in range(2):
         x, got = rng.standard_normal((columns, width)), np.full((rows, width), np.nan)

@@ -3,9 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crystalline_ray.kernels.norm import fold_norm_backward, fold_norm_forward
 from crystalline_ray.kernels.linear import linear_backward, linear_forward
-from crystalline_ray.kernels.norm import normalise_backward, normalise_forward
+from crystalline_ray.kernels.norm import fold_norm_backward, fold_norm_forward, normalise_backward, normalise_forward
 from tests.helpers.differences import numeric_gradient
 from tests.helpers.examples import examples
 

@@ -24,7 +24,7 @@ _NOTEBOOK_LINES = 20
 
 @dataclass(frozen=True)
 class Run:
-    """What training has left: its report, and its folder with checkpoints, metrics and configuration."""
+    """Results of training: its report, and its folder with checkpoints, metrics and configuration."""
 
     report: RunReport
     folder: Path

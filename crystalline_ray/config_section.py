@@ -1,4 +1,4 @@
-"""What every section of the configuration is made of. A section lies in the room whose parts it configures."""
+"""The parts of every section of the configuration. A section lies in the room whose parts it configures."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -76,7 +76,7 @@ def merge(layers: Sequence[Layer], exclusive: Collection[str]) -> Layer:
 
 
 def explain(error: ValidationError, layer: Layer, model: type[BaseModel]) -> str:
-    """One line for each refused value: the field, the value, where it came from, what is allowed."""
+    """Return a line for each refused value: the field, the value, where it came from, what is allowed."""
     lines = []
     for cause in error.errors(include_url=False):
         field = str(cause["loc"][0]) if cause["loc"] else ""

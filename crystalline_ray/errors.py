@@ -12,7 +12,7 @@ class Stopped(BaseException):
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
         self.exit_code = 128 + number
-        """What a shell reports of a program that the signal killed."""
+        """Status that a shell reports of a program that the signal killed."""
 
 
 class CrystallineError(Exception):

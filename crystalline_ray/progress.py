@@ -1,4 +1,4 @@
-"""How long work reports how far it is, without knowing who shows it."""
+"""The progress of long work, reported without knowing who shows it."""
 
 from collections.abc import Callable
 

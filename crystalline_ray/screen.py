@@ -1,4 +1,4 @@
-"""What a person sees: a bar on a terminal, plain lines in a log file or a notebook; numbers and tables in words."""
+"""Output for people: a bar on a terminal, plain lines in a log file or a notebook; numbers and tables in words."""
 
 import errno
 import math

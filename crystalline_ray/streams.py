@@ -13,7 +13,7 @@ _MAX_INDICES = 3
 
 
 class Purpose(IntEnum):
-    """What random numbers are for. The numbers are part of every run's identity: add to them, never change one."""
+    """Purpose of random numbers. They are part of every run's identity: add to them, never change one."""
 
     INITIALISE = 1
     DROPOUT = 2

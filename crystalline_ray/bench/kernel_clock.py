@@ -19,7 +19,7 @@ _Function = Callable[..., Any]
 
 @dataclass
 class KernelTime:
-    """What one kernel took: calls, seconds without those of kernels within, and how many of these in products."""
+    """Cost of one kernel: calls, seconds without those of kernels within, and how many of these in products."""
 
     calls: int = 0
     seconds: float = 0.0

@@ -25,7 +25,7 @@ _CLOCKED_SHARE = 0.25
 
 @dataclass(frozen=True)
 class KernelShare:
-    """One kernel's part of a step: shares of the step's time, in all and inside matrix products."""
+    """A kernel's part of a step: shares of the step's time, in all and inside matrix products."""
 
     kernel: str
     share: float
@@ -35,7 +35,7 @@ class KernelShare:
 
 @dataclass(frozen=True)
 class LeafFigures:
-    """What was measured. Memory in MiB; shares from 0 to 1; tokens per second at the median step.
+    """Measurements. Memory in MiB; shares from 0 to 1; tokens per second at the median step.
 
     `gemm_share` is the part of a step inside matrix products, `peak_share` that of the model's arithmetic in the best
     rate of this core in products. `peak_memory_mb` is of the whole process, `workspace_mb` what the leaf alone

@@ -47,7 +47,7 @@ class Work(NamedTuple):
 
     @property
     def workspace_bytes(self) -> int:
-        """What the leaf allocates for its own work, weights and gradient apart."""
+        """Bytes that the leaf allocates for its own work, weights and gradient apart."""
         bfloat16, tree = self.precision == "bfloat16", self.head_tree
         return workspace_size(self.shape, self.batch_size, dropout=self.dropout, bfloat16=bfloat16, head_tree=tree)
 

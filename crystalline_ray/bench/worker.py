@@ -1,4 +1,4 @@
-"""One core as a leaf has it, for measuring: its thread, its BLAS, its best rate in products, its process's memory."""
+"""A core as a leaf has it, for measuring: its thread, its BLAS, its best rate in products, its process's memory."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""What commands print: results for people or for programs, and how far work is."""
+"""Output of commands: results for people or for programs, and how far work is."""
 
 import sys
 from collections.abc import Callable, Iterator

@@ -17,7 +17,7 @@ from crystalline_ray.lattice.fcc import contact_counts, contact_neighbours, fcc_
 
 
 class Neighbours(NamedTuple):
-    """Who is next to whom among V tokens.
+    """Neighbours of each of V tokens.
 
     columns (K, V) are each token's neighbours, any token where one is missing; present (K, V, 1) is 1 where it is not,
     else 0; inverse_counts (V, 1) is one over how many there are, at least one; the first `interior` tokens have all K.

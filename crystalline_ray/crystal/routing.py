@@ -18,7 +18,7 @@ _COUNTED_TOKENS = 1 << 14  # at once: with their groups they fit the L2 cache
 
 
 class Routes(NamedTuple):
-    """How many of the tokens of n sequences belong to each symmetry group (n, 12), and where they go (n,); int64."""
+    """Counts of the tokens of n sequences in each symmetry group (n, 12), and where the sequences go (n,); int64."""
 
     affinity: Integers
     groups: Integers

@@ -14,7 +14,7 @@ from crystalline_ray.kernels.head import Smoothing
 from crystalline_ray.kernels.workspace import Array, Indices, Space, row_starts
 
 SmoothedBy = Literal["uniform"] | tuple[npt.NDArray[np.int32], npt.NDArray[np.floating[Any]]]
-"""Which tokens share a target's probability: all, or those of a sparse matrix (V, k), with weights."""
+"""Tokens that share a target's probability: all, or those of a sparse matrix (V, k), with weights."""
 
 
 class UniformSmoothing:

@@ -10,7 +10,7 @@ from crystalline_ray.kernels.workspace import row_blocks
 from crystalline_ray.lattice.tree import frequency_outline, principal_axes, similarity_outline
 
 CONTEXTS = 256
-"""How many of the commonest tokens say, as neighbours, how a token is used."""
+"""Number of the commonest tokens that say, as neighbours, how a token is used."""
 
 _FEATURES = 32
 _ROWS_AT_ONCE = 4096

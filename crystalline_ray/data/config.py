@@ -16,7 +16,7 @@ def _one_or_many(value: object) -> object:
 
 
 class DataConfig(Section):
-    """Which text is read, how it is cut into tokens and what is held out for validation."""
+    """The text that is read, how it is cut into tokens and what is held out for validation."""
 
     text: Annotated[
         tuple[LaxPath, ...], BeforeValidator(_one_or_many), Field(strict=False), COMMON, Also("data dataset input")

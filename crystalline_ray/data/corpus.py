@@ -1,4 +1,4 @@
-"""What is learnt from: documents in an order that does not depend on how their files were named, and their digest."""
+"""A corpus: documents in an order that does not depend on how their files were named, and their digest."""
 
 import os
 import re
@@ -35,7 +35,7 @@ class Corpus:
 
     documents: Sequence[Document]
     notes: tuple[str, ...] = ()
-    """What people should know about how they were read."""
+    """Remarks for people about how they were read."""
 
     @cached_property
     def digest(self) -> str:

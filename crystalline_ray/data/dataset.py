@@ -43,7 +43,7 @@ class Dataset:
     validation_bytes: int | None
     """UTF-8 bytes that the validation tokens stand for, to reckon bits per byte; None if they are integers."""
     summary: dict[str, Any]
-    """What it consists of, for people to read: counts, shares, and under "notes" what they should know.
+    """Facts about it, for people to read: counts, shares, and under "notes" what they should know.
 
     `group_shares`: of the training tokens, those in each of the twelve symmetry groups; `commonest_share`: those that
     are the commonest token, which no distribution over groups can part.

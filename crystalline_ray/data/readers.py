@@ -1,4 +1,4 @@
-"""What is inside one file: the texts of its documents, whatever the format."""
+"""The contents of one file: the texts of its documents, whatever the format."""
 
 import codecs
 import csv

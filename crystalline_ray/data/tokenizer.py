@@ -65,7 +65,7 @@ class _SymbolTokenizer(TokenizerBase):
 
 
 class CharTokenizer(_SymbolTokenizer):
-    """One token per character, each of `symbols` there once: for small models and quick experiments.
+    """A token per character, each of `symbols` there once: for small models and quick experiments.
 
     If NUL is among them it separates documents; otherwise there is no separator.
     """
@@ -107,7 +107,7 @@ class CharTokenizer(_SymbolTokenizer):
 
 
 class IntegerTokenizer(_SymbolTokenizer):
-    """One token per integer, each of `ids` there once; in a text, spaces stand between them.
+    """A token per integer, each of `ids` there once; in a text, spaces stand between them.
 
     `end_token`, one of them, ends a document; None: nothing does.
     """

@@ -21,7 +21,7 @@ class TokenizerBase(ABC):
 
     kind: str
     between: ClassVar[str] = ""
-    """What stands between two tokens in a text."""
+    """Text that stands between two tokens in a text."""
     end_token: int | None = None
     """The integer that ends a document, if integers are tokens and one does."""
     vocab_size: int

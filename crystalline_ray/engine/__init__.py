@@ -1,1 +1,1 @@
-"""Who hosts the spheres: one process, or Ray actors. Every engine gives the same bits."""
+"""The hosts of the spheres: one process, or Ray actors. Every engine gives the same bits."""

@@ -9,7 +9,7 @@ from crystalline_ray.kernels.gemm import Library
 from crystalline_ray.spheres.config import ArithmeticConfig
 
 Precision = Literal["float32", "bfloat16"]
-"""Of the operands of matrix products."""
+"""Precision of the operands of matrix products."""
 
 _Arithmetic = TypeVar("_Arithmetic", bound=ArithmeticConfig)
 

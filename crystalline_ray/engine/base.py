@@ -16,7 +16,7 @@ ROOT = 0
 
 @dataclass(frozen=True, slots=True)
 class SphereStats:
-    """What a sphere has done since the engine started.
+    """Work of a sphere since the engine started.
 
     Processor time of its process (local engine: of its own code), wall time it was not working, and micro-batches
     computed by a leaf, or coordinated by a control.

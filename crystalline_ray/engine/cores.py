@@ -1,4 +1,4 @@
-"""What the kernel tells of the cores: which this process may use, and in which order spheres are pinned to them.
+"""The cores as the kernel tells of them: which this process may use, and in which order spheres are pinned to them.
 
 Allowed is what the scheduler affinity and the control groups' CPU quota leave, not what the machine has: a container
 sees all cores of its host. The order is physical cores first, their SMT siblings last, NUMA node by NUMA node.
@@ -15,7 +15,7 @@ _SYSTEM = Path("/")
 
 @dataclass(frozen=True, slots=True)
 class Core:
-    """One logical core as the operating system numbers it."""
+    """A logical core as the operating system numbers it."""
 
     id: int
     numa_node: int

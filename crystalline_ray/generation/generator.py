@@ -27,7 +27,7 @@ from crystalline_ray.streams import generator as random_generator
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn from logits; temperature 0 takes the most probable one.
+    """Rule by which a token is drawn from logits; temperature 0 takes the most probable one.
 
     top_k keeps the k most probable tokens, top_p the fewest whose probabilities sum to at least p (Holtzman et al.,
     "The curious case of neural text degeneration", ICLR 2020, section 3.1). Raises ConfigError for other values.
@@ -89,7 +89,7 @@ class Generator:
 
     @property
     def free(self) -> int:
-        """How many more tokens fit the context."""
+        """Number of tokens that still fit the context."""
         return self.shape.seq_len - self._used
 
     def prefill(self, tokens: Sequence[int]) -> None:

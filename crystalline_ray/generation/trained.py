@@ -64,7 +64,7 @@ def load_model(path: Path) -> TrainedModel:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well a model predicts a text."""
+    """Measures of how well a model predicts a text."""
 
     tokens: int
     """Tokens that were predicted: all but the first."""
@@ -77,7 +77,7 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """Of how many equally likely tokens the model would be as unsure; infinite from 710 nats on."""
+        """Number of equally likely tokens that would leave as much doubt; infinite from 710 nats on."""
         with np.errstate(over="ignore"):
             return float(np.exp(self.nats_per_token))
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 Matrix = npt.NDArray[Any]
 
 BFLOAT16 = np.dtype(np.uint16)
-"""How bfloat16 is held: NumPy has no such type, these are its bits."""
+"""bfloat16 as its bits: NumPy has no such type."""
 
 _ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112
 _MKL_BRANCHES = {9: "AVX", 10: "AVX2", 12: "AVX512", 14: "AVX512_E1"}

@@ -34,7 +34,7 @@ class Smoothing(Protocol):
 
 
 class Objective(NamedTuple):
-    """What a head's gradient is of: scale * the cross-entropy, of which a share of `weight` is smoothed."""
+    """The loss that a head's gradient is of: scale * the cross-entropy, of which a share of `weight` is smoothed."""
 
     scale: float
     smoothing: Smoothing | None = None

@@ -1,4 +1,4 @@
-"""What matrix products read: float32 as it is, or rounded to bfloat16 (8 significant bits, float32's exponents)."""
+"""Operands of matrix products: float32 as it is, or rounded to bfloat16 (8 significant bits, float32's exponents)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from crystalline_ray.kernels.workspace import row_blocks
 
 MOMENTS = {"adamw": ("mean", "square"), "sgd": ("velocity",)}
-"""What each optimizer remembers of every parameter, in the order of the memory."""
+"""Moments that each optimizer keeps of every parameter, in the order of the memory."""
 
 Floats = NDArray[np.float32]
 
@@ -37,7 +37,7 @@ def adamw_update(
     weight_decay: float,
     scratch: Floats,
 ) -> None:
-    """One AdamW step (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2); all vectors (n,), scratch (BLOCK,).
+    """Take an AdamW step (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2); all vectors (n,), scratch (BLOCK,).
 
     gradient counts clip_coefficient times and is left as it is; mean and square are its exponential means. update is
     the number of this update, from 1; learning_rate is scaled by the schedule, and multiplies the decay as well.
@@ -78,7 +78,7 @@ def sgd_update(
     weight_decay: float,
     scratch: Floats,
 ) -> None:
-    """One step of SGD with momentum and decoupled weight decay (arXiv 1711.05101, algorithm 1).
+    """Take a step of SGD with momentum and decoupled weight decay (arXiv 1711.05101, algorithm 1).
 
     As `adamw_update`; momentum is the share of the last velocity that is kept: 0 gives plain SGD.
     """

@@ -29,7 +29,7 @@ _ITERATOR_ITEMS = 1024
 
 
 class Buffer(NamedTuple):
-    """One entry of a plan."""
+    """An entry of a plan."""
 
     name: str
     shape: tuple[int, ...]
@@ -101,7 +101,7 @@ class Plan(Generic[Declared]):
 
     @property
     def num_bytes(self) -> int:
-        """What `allocate` allocates."""
+        """Bytes that `allocate` allocates."""
         return self._bytes_within(())
 
     def allocate(self) -> Declared:

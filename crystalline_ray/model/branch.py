@@ -1,4 +1,4 @@
-"""What a block is made of: branches x += dropout(outer(work(inner(norm(x))))), with their backward passes.
+"""The parts of a block: branches x += dropout(outer(work(inner(norm(x))))), with their backward passes.
 
 `inner` and `outer` are linear layers; `work` between them is what tells one branch from another. Another kind of branch
 is a class that says its widths and its work, in a file of its own, and stands in `components.BLOCK`.
@@ -20,7 +20,7 @@ from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.config import ModelShape
 
 Initial = Literal["normal", "residual", "ones", "zeros"]
-"""What a parameter begins as; residual: normal, and smaller the more layers add to the residual stream."""
+"""Initial values of a parameter; residual: normal, and smaller the more layers add to the residual stream."""
 
 Continuation = Callable[[Array, int, int], Array]
 """(what `inner` gives for some more tokens (n, I), layer, position of the first one) -> what `outer` reads (n, O)."""
@@ -89,7 +89,7 @@ class Stream:
 
 
 class Activations:
-    """What the forward pass of a branch leaves for its backward pass.
+    """Results of a branch's forward pass that its backward pass needs.
 
     normalised (N, C), inverse_deviation (N, 1); inner (N, I) is what `inner` gives, as the work leaves it behind; outer
     (N, O) is what `outer` reads; work is whatever else the work keeps.
@@ -121,7 +121,7 @@ class BranchViews(NamedTuple):
 
 
 class Branch(ABC):
-    """One kind of branch of all layers, with the scratch that they share.
+    """A kind of branch of all layers, with the scratch that they share.
 
     Class attributes are the names of the parameters within a block, and how many sites of dropout a branch has: those
     of the work, and last that of what is added to the stream.

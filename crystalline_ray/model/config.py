@@ -1,4 +1,4 @@
-"""What a model is made of: the section of the configuration, and the shape that follows once the text is known."""
+"""The architecture of a model: the section of the configuration, and the shape that follows once the text is known."""
 
 from bisect import bisect
 from typing import Annotated, Literal, Self
@@ -71,7 +71,7 @@ class ModelConfig(Architecture):
 
 
 class ModelShape(Architecture):
-    """What decides the number of a model's parameters and the shape of each, the vocabulary included."""
+    """All that decides the number of a model's parameters and the shape of each, the vocabulary included."""
 
     vocab_size: int = Field(ge=2)
     head_branches: int = Field(0, ge=0)

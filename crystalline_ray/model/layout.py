@@ -28,7 +28,7 @@ ALIGNMENT = 16
 
 @dataclass(frozen=True)
 class Parameter:
-    """One tensor: `size` floats from `offset` on, and padding up to `stop`."""
+    """A tensor: `size` floats from `offset` on, and padding up to `stop`."""
 
     name: str
     shape: tuple[int, ...]

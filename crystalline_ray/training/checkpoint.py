@@ -1,4 +1,4 @@
-"""What a checkpoint is on disk, and how one is read back.
+"""A checkpoint on disk, and how one is read back.
 
 `checkpoints/step_NNNNNNNN/` holds the named weights (`model.safetensors`, names and shapes of GPT-2), the optimizer's
 moments (`optimizer.safetensors`, `MOMENT.PARAMETER`; beside them, where gradients are compressed, the residual of each

@@ -1,4 +1,4 @@
-"""What a run says as it goes on. Console, metrics, report and checkpointing subscribe; so does anything new."""
+"""The events of a run. Console, metrics, report and checkpointing subscribe; so does anything new."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

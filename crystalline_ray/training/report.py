@@ -26,7 +26,7 @@ _MOST_STEPS = 64
 
 
 class RoutingReport(BaseModel):
-    """What routing achieved over the steps of a run, or over 64 of them, evenly spread, if it has more."""
+    """Effect of routing over the steps of a run, or over 64 of them, evenly spread, if it has more."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -102,7 +102,7 @@ class RunReport(BaseModel):
     group_shares: tuple[float, ...] = ()
     """Each group's share of the training tokens."""
     routing: RoutingReport | None = None
-    """What routing by symmetry achieved; None if sequences went round-robin."""
+    """Effect of routing by symmetry; None if sequences went round-robin."""
     gradient_compression: str = "none"
     gradient_bytes: int = 0
     """Length of all groups' gradients of a full step in the code they travel in; inside a node nothing travels."""

@@ -1,4 +1,4 @@
-"""What a run is and where it starts, decided before it begins, and whether the machine can hold it.
+"""The decision what a run is and where it starts, made before it begins, and whether the machine can hold it.
 
 Its tree, its model, its length; a new model, the weights of another run, or where it stood when it was saved.
 """

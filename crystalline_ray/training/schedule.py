@@ -1,4 +1,4 @@
-"""What a schedule decides for a step: the learning rate and the weight of smoothing."""
+"""The schedule of a run: for each step the learning rate and the weight of smoothing."""
 
 import math
 

@@ -1,1 +1,1 @@
-"""What a person looks at without training: the machine, the tree, the crystal."""
+"""Views for people, without training: the machine, the tree, the crystal."""

@@ -20,7 +20,7 @@ _ROWS_SHOWN = 12
 
 @dataclass(frozen=True)
 class Shell:
-    """One shell of the crystal; 0 is the origin, 1 its contact neighbours.
+    """A shell of the crystal; 0 is the origin, 1 its contact neighbours.
 
     `squared_radius` is in units of the integer grid, `contacts` the mean number of the twelve contact neighbours that
     are in the crystal. `distance` is the mean cosine distance between the embeddings of its tokens and of their contact

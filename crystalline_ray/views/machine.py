@@ -1,4 +1,4 @@
-"""What this machine offers, and what a run would make of it."""
+"""The offer of this machine, and what a run would make of it."""
 
 import os
 import platform
@@ -33,7 +33,7 @@ _SIMD = (
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found; sizes in bytes. `train` says what a run would use, None is what the system does not tell.
+    """Findings; sizes in bytes. `train` says what a run would use, None is what the system does not tell.
 
     `gemm` is the best matrix product of one core: precision, gflops, shape (M, K, N) and the core.
     """

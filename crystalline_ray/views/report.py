@@ -147,7 +147,7 @@ def _validation(report: RunReport) -> Iterator[tuple[str, str]]:
 
 
 class _SphereTable:
-    """One row for each level and role, indented by level: the mean, and the range where spheres differ and it fits."""
+    """A row for each level and role, indented by level: the mean, and the range where spheres differ and it fits."""
 
     def __init__(self, spheres: Sequence[SphereStats]) -> None:
         self._spheres = spheres

@@ -52,7 +52,7 @@ class PlanView:
 
     @cached_property
     def memory(self) -> dict[str, int]:
-        """What a run takes, in bytes: shared by all spheres, by its parts, and what each leaf has for itself.
+        """Memory of a run, in bytes: shared by all spheres, by its parts, and what each leaf has for itself.
 
         Raises ResourceError if a leaf's share is more than this machine could ever give.
         """

@@ -20,7 +20,7 @@ from crystalline_ray.spheres.segment_owner import CommitProtocol
 from crystalline_ray.spheres.sphere import Sphere
 
 START_SECONDS = 20.0
-"""What a process may take until it can give a sign of life, beside the deadline; another that starts renews it."""
+"""Seconds a process may take until it can give a sign of life, beside the deadline; another that starts renews it."""
 
 
 class RayLink:

@@ -175,7 +175,7 @@ def _continued(state: TrainingState, run: RunOf[Config], dataset: Dataset, folde
         raise CheckpointError("the checkpoint belongs to another configuration: its weights would differ")
     if state.step >= run.steps.total:
         raise CheckpointError(
-            f"{folder} has finished all its {run.steps.total:,} steps: there is nothing to resume; give it more with "
+            f"{folder} has made {state.step:,} of {run.steps.total:,} steps: nothing is left to do; give it more with "
             f"--steps or --epochs, or begin another run with its weights: {command('train --init-from', folder)}"
         )
     _check_same_so_far(state.step, replace(run, total_sequences=_count_sequences(before, windows)), run, folder)

@@ -143,7 +143,7 @@ def test_a_stop_between_checkpoints_and_a_resume_on_more_leaves_change_no_bit(
     assert (whole.routing is None) == (fields["routing"] == "round_robin")
     records = read_metrics(folder / "metrics.jsonl").records
     assert [r["step"] for r in records if "loss" in r] == list(range(1, 9))
-    with pytest.raises(CheckpointError, match="has finished all its 8 steps"):
+    with pytest.raises(CheckpointError, match="has made 8 of 8 steps: nothing is left to do"):
         train(cut, resume=folder)
 
 

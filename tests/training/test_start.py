@@ -87,7 +87,7 @@ def test_a_finished_run_that_gets_more_steps_is_a_longer_run(
     assert (before.steps, after.steps, after.total_steps) == (short.steps, 14, 14)
     assert after.weights_digest == long.weights_digest != before.weights_digest
     assert after.tokens == long.tokens
-    with pytest.raises(CheckpointError, match=r"finished all its 14 steps: .* --steps or --epochs"):
+    with pytest.raises(CheckpointError, match=r"has made 14 of 14 steps: .* --steps or --epochs"):
         go_on(short)
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.helpers.programs import DEADLINE_SECONDS, PROGRAM, Program
@@ -78,6 +79,11 @@ def test_a_second_ctrl_c_ends_at_once(start_program: Callable[..., Program], cor
     large = "--batch-size 64 --global-batch-size 6400000 --seq-len 128 --embed-dim 256 --num-layers 4 --steps 5"
     program = start_program("train", str(corpus_file), *f"{TINY} {large} --eval-batches 1 --name slow".split())
     program.wait_for("validation loss")
+    usage, deadline = psutil.Process(program.process.pid).cpu_times, time.monotonic() + DEADLINE_SECONDS
+    before = usage().user
+    while usage().user < before + 0.5:  # beyond what lies between the line that was shown and the step
+        assert time.monotonic() < deadline, program.shown()
+        time.sleep(0.05)
     program.process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
         program.process.wait(1.0)

@@ -37,16 +37,16 @@ def commands(path: Path) -> Iterator[list[str]]:
 def parse(words: list[str]) -> None:
     """Parse words as the command line does, and run nothing."""
     command: click.Command = cli
-    name = "crystalline-ray"
+    name, context = "crystalline-ray", None
     while isinstance(command, click.Group):
-        context = click.Context(command, info_name=name)
+        context = click.Context(command, info_name=name, parent=context, **command.context_settings)
         if not words or words[0].startswith("-"):
             break
         name, found, words = command.resolve_command(context, words)
         assert found is not None
         command = found
     with contextlib.suppress(click.exceptions.Exit):  # --help
-        command.make_context(name, words)
+        command.make_context(name, words, parent=context)  # what a command is made in, it remembers for its help
 
 
 def options(command: click.Command = cli) -> set[str]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from crystalline_ray.config import Config, resume_config
 from crystalline_ray.data.corpus import Corpus, text_corpus, token_corpus
 from crystalline_ray.data.integers import Row
@@ -61,6 +63,8 @@ def train(
         InputError: something is wrong with the configuration, the text or the machine; nothing was trained.
         CrystallineError: the run failed; what was trained up to then is saved.
     """
+    if not isinstance(config, Config | None):
+        raise ConfigError(f"config must be a Config, it is a {type(config).__name__}; load_config reads a file")
     folder = None
     if resume is not None:
         if config is not None:
@@ -97,6 +101,8 @@ def _learned_from(
         return config, None if texts is None else text_corpus(texts)
     if texts is not None:
         raise ConfigError("texts and tokens exclude each other: give one of them")
+    if not isinstance(tokens, str | Path | np.ndarray | Sequence):
+        raise ConfigError(f"tokens must be an array, a sequence of arrays, or files; it is a {type(tokens).__name__}")
     given = {name: getattr(config, name) for name in config.model_fields_set}
     if given.get("tokenizer", "none") != "none":
         raise ConfigError(f"tokens are integers already: they need tokenizer = 'none', not {config.tokenizer!r}")

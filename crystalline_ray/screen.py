@@ -1,6 +1,7 @@
 """Output for people: a bar on a terminal, plain lines in a log file or a notebook; numbers and tables in words."""
 
 import errno
+import io
 import math
 import os
 import sys
@@ -30,7 +31,8 @@ class Screen:
     def __init__(
         self, *, json_output: bool = False, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        stream = file or (sys.stderr if json_output else sys.stdout)
+        # A program that was started with its output closed has none; then nobody is there to read.
+        stream = file or (sys.stderr if json_output else sys.stdout) or io.StringIO()
         # Asked here and not left to rich, which lets FORCE_COLOR put control characters into log files.
         self.is_terminal = stream.isatty() and os.environ.get("TERM") not in (None, "", "dumb")
         self._encoding = getattr(stream, "encoding", None) or "utf-8"

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -113,6 +113,12 @@ def test_what_does_not_fit_together_is_refused(tmp_path: Path, cache_folder: Pat
         train(config, resume="x")
     with pytest.raises(DataError, match="no text in there"):
         train(config, texts=[])
+    with pytest.raises(DataError, match="texts must be a list of str, it is a int"):
+        train(config, texts=cast(list[str], 5))
+    with pytest.raises(ConfigError, match="tokens must be an array"):
+        train(config.model_copy(update={"tokenizer": "none"}), tokens=cast(list[int], 5))
+    with pytest.raises(ConfigError, match="it is a str; load_config reads a file"):
+        train(cast(Config, "big.yaml"))
     assert not (tmp_path / "runs").exists()
 
 
@@ -124,6 +130,10 @@ def test_streaming_gives_the_generated_text_in_pieces(model: Model) -> None:
         model.generate("€")
     with pytest.raises(ConfigError, match="temperature"):
         model.generate("the", temperature=-1.0)
+    with pytest.raises(ConfigError, match="max_tokens = 0 must be at least 1"):
+        model.generate("the", max_tokens=0)
+    with pytest.raises(ConfigError, match="seed = -1"):
+        model.generate("the", seed=-1)
 
 
 def test_logits_of_a_prefix_are_those_of_the_whole(model: Model) -> None:

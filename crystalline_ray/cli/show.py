@@ -62,17 +62,20 @@ def report_command(runs: tuple[str, ...], file: Path | None, folder: str | None,
 
 
 @click.command("plan", cls=options.FieldsCommand, fields=options.marked(PLAN))
+@click.argument("configuration", required=False, metavar="[CONFIG.yaml]", type=click.Path(path_type=Path))
 @click.option(
     "--cpus", type=click.IntRange(1, MAX_SPHERES), help="Number of cores; by default those that this process may use"
 )
 @options.config_file
 @options.as_json
-def plan_command(cpus: int | None, config_file: Path | None, as_json: bool, **fields: Any) -> None:
+def plan_command(
+    configuration: Path | None, cpus: int | None, config_file: Path | None, as_json: bool, **fields: Any
+) -> None:
     """Show the tree of spheres for a box.
 
     It also says how much memory a run would take there, and how many leaves would have nothing to do.
     """
-    config = load_config(config_file, environ=os.environ, **options.given_fields(fields))
+    config = load_config(configuration or config_file, environ=os.environ, **options.given_fields(fields))
     from crystalline_ray.spheres.plan import plan_spheres
     from crystalline_ray.training.resolve import plan_for
     from crystalline_ray.views.tree import PlanView

@@ -101,6 +101,8 @@ def text_corpus(texts: Iterable[str]) -> Corpus:
 
     Raises DataError if one is no str, or if there is nothing in them.
     """
+    if not isinstance(texts, Iterable):
+        raise DataError(f"texts must be a list of str, it is a {type(texts).__name__}")
     found = FileText()
     for number, text in enumerate([texts] if isinstance(texts, str) else texts):
         if not isinstance(text, str):

@@ -2,7 +2,7 @@
 
 from typing import Literal, TypeVar
 
-from crystalline_ray.engine.cores import proc_entry
+from crystalline_ray.engine.procfs import proc_entry
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels.blas import mkl_library
 from crystalline_ray.kernels.gemm import Library

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_SYSTEM = Path("/")
+from crystalline_ray.engine.procfs import SYSTEM, read_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +41,14 @@ class Topology:
         return len({core.siblings for core in self.cores})
 
 
-def allowed_cores(affinity: Collection[int] | None = None, system: Path = _SYSTEM) -> list[int]:
+def allowed_cores(affinity: Collection[int] | None = None, system: Path = SYSTEM) -> list[int]:
     """Return the ids of the cores to use, in pinning order; at least one. Arguments as of `detect_topology`."""
     topology = detect_topology(affinity, system)
     cores = [core.id for core in topology.cores]
     return cores if topology.quota is None else cores[: max(1, int(topology.quota))]
 
 
-def detect_topology(affinity: Collection[int] | None = None, system: Path = _SYSTEM) -> Topology:
+def detect_topology(affinity: Collection[int] | None = None, system: Path = SYSTEM) -> Topology:
     """Read the topology of the cores in `affinity` (this process's own by default) from /sys and /proc under `system`.
 
     Where the operating system does not tell (no Linux), every core counts as a physical core of NUMA node 0.
@@ -58,11 +58,11 @@ def detect_topology(affinity: Collection[int] | None = None, system: Path = _SYS
     numa_nodes = {
         core: int(folder.name.removeprefix("node"))
         for folder in (system / "sys/devices/system/node").glob("node[0-9]*")
-        for core in _cpu_list(_read(folder / "cpulist"))
+        for core in _cpu_list(read_text(folder / "cpulist"))
     }
     cores = []
     for core in affinity:
-        siblings = _read(system / f"sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
+        siblings = read_text(system / f"sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
         cores.append(Core(core, numa_nodes.get(core, 0), tuple(_cpu_list(siblings)) or (core,)))
     # First by how many of its allowed siblings come before it.
     allowed = frozenset(affinity)
@@ -70,16 +70,10 @@ def detect_topology(affinity: Collection[int] | None = None, system: Path = _SYS
     return Topology(tuple(cores), _cpu_quota(system))
 
 
-def proc_entry(file: str, name: str) -> str:
-    """Return the first value of `name` in a file of `name: value` lines under /proc, '' if there is none."""
-    entries = (line.partition(":") for line in _read(_SYSTEM / "proc" / file).splitlines())
-    return next((value.strip() for found, _, value in entries if found.strip() == name), "")
-
-
 def _cpu_quota(system: Path) -> float | None:
     """The tightest CPU bandwidth limit, in cores, of this process's control group and the groups around it."""
     limits = []
-    for line in _read(system / "proc/self/cgroup").splitlines():
+    for line in read_text(system / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         mount, files = system / "sys/fs/cgroup", ["cpu.max"]  # version 2
         if controllers:
@@ -87,7 +81,7 @@ def _cpu_quota(system: Path) -> float | None:
         if not controllers or "cpu" in controllers.split(","):
             group = mount / path.lstrip("/")
             groups = [folder for folder in (group, *group.parents) if folder.is_relative_to(mount)]
-            limits += [" ".join(_read(folder / file) for file in files) for folder in groups]
+            limits += [" ".join(read_text(folder / file) for file in files) for folder in groups]
     # "max" (version 2) and -1 (version 1) stand for no limit.
     found = (pair for limit in limits for pair in re.findall(r"^(\d+) (\d+)$", limit))
     return min((int(quota) / int(period) for quota, period in found), default=None)
@@ -98,11 +92,3 @@ def _cpu_list(text: str) -> Iterator[int]:
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")
         yield from range(int(first), int(last or first) + 1)
-
-
-def _read(path: Path) -> str:
-    """The stripped content, '' where the kernel has no such file or does not show it to this process."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from crystalline_ray.data.corpus import text_corpus
 from crystalline_ray.engine.process import one_worker_thread
-from crystalline_ray.errors import InputError
+from crystalline_ray.errors import ConfigError, InputError
 from crystalline_ray.generation.generator import Sampling
 from crystalline_ray.generation.session import TextSession
 from crystalline_ray.generation.trained import Evaluation, TrainedModel, evaluate
@@ -56,9 +56,13 @@ class Model:
             seed: of the draws; the same seed gives the same text.
 
         Raises:
-            ConfigError: a value is not allowed.
+            ConfigError: a value is not allowed, such as a negative seed or fewer than one token.
             TokenizerError: the prompt has a character that the model does not know.
         """
+        if max_tokens < 1 or not 0 <= seed < 2**63:
+            raise ConfigError(
+                f"max_tokens = {max_tokens} must be at least 1, and seed = {seed} at least 0 and below 2**63"
+            )
         session = TextSession(self._trained, Sampling(temperature, top_k, top_p), seed)
         session.add(prompt)
         return session.write(max_tokens)

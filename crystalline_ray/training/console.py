@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from crystalline_ray.screen import Screen, duration, short_count
+from crystalline_ray.screen import Screen, duration, numbered, short_count
 from crystalline_ray.spheres.hooks import similar_tokens
 from crystalline_ray.spheres.plan import occupancy
 from crystalline_ray.spheres.run_spec import RunSpec
@@ -96,7 +96,7 @@ def _introduction(event: Introduced) -> Iterator[tuple[str, str]]:
         yield "loss", f"cross-entropy{extras}"
     yield (
         "tree",
-        f"1 root + {counts['controls']} controls + {counts['leaves']} leaves; "
+        f"1 root + {numbered(counts['controls'], 'control')} + {numbered(counts['leaves'], 'leaf')}; "
         f"coordinators {run.plan.coordinators}; engine {config.engine}; "
         f"shared memory {memory_layout(run).total_bytes / 2**20:,.0f} MiB",
     )

@@ -17,9 +17,10 @@ from rich.filesize import decimal
 from crystalline_ray.bench import worker
 from crystalline_ray.config import Config
 from crystalline_ray.engine.arithmetic import chosen_arithmetic
-from crystalline_ray.engine.cores import allowed_cores, detect_topology, proc_entry
+from crystalline_ray.engine.cores import allowed_cores, detect_topology
+from crystalline_ray.engine.procfs import proc_entry
 from crystalline_ray.progress import Progress
-from crystalline_ray.screen import facts
+from crystalline_ray.screen import facts, numbered
 from crystalline_ray.training.resolve import plan_for
 from crystalline_ray.views.tree import PlanView, ranges
 
@@ -76,7 +77,8 @@ class Diagnosis:
         yield "/dev/shm", _space(self.shared_memory) if self.shared_memory else "does not exist"
         train = self.train
         pinned = "pinned" if train["pinned"] else "not pinned"
-        tree = f"1 root + {train['controls']} controls + {train['leaves']} leaves, coordinators {train['coordinators']}"
+        spheres = f"{numbered(train['controls'], 'control')} + {numbered(train['leaves'], 'leaf')}"
+        tree = f"1 root + {spheres}, coordinators {train['coordinators']}"
         yield "train", f"engine {train['engine']} on {train['cores']} cores, {pinned}: {tree}"
         shared, own = decimal(train["shared_memory"]), decimal(train["leaf_workspace"])
         yield "", f"{shared} of shared memory, {own} of workspace in each leaf"

@@ -459,3 +459,19 @@ def test_reader_that_goes_away_is_no_error() -> None:
     found = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
     assert found.stdout.startswith('{"counts"')
     assert found.stderr == ""
+
+
+def test_plan_takes_its_configuration_as_train_does(capsys: pytest.CaptureFixture[str]) -> None:
+    box = str(Path(__file__).parents[2] / "configs" / "box64.yaml")
+    assert main(["plan", box, "--cpus", "64", "--json"]) == 0
+    given = json.loads(capsys.readouterr().out)
+    assert main(["plan", "--config", box, "--cpus", "64", "--json"]) == 0
+    assert given == json.loads(capsys.readouterr().out)
+
+
+def test_a_closed_output_is_no_traceback() -> None:
+    code = "import sys; from crystalline_ray.cli import main; sys.exit(main(['doctor']))"
+    done = subprocess.run(
+        ["sh", "-c", f'{sys.executable} -c "{code}" >&-'], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "Traceback" not in done.stderr

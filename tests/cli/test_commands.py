@@ -406,9 +406,9 @@ def test_help_shows_the_common_options_first(capsys: pytest.CaptureFixture[str])
 
 
 def test_plan_takes_the_fields_that_are_marked_for_it(capsys: pytest.CaptureFixture[str]) -> None:
-    sections = help_sections(capsys, "plan", "--help-all")
-    shown = re.findall(r"^  --([a-z-]+)", "".join(sections.values()), flags=re.MULTILINE)
     marked = [name.replace("_", "-") for name, field in Config.model_fields.items() if PLAN in field.metadata]
+    sections = help_sections(capsys, "plan", "--help-all" if len(marked) > 20 else "--help")
+    shown = re.findall(r"^  --([a-z-]+)", "".join(sections.values()), flags=re.MULTILINE)
     assert set(shown) - {"cpus", "config", "json", "help-all"} == set(marked)
 
 

@@ -17,7 +17,7 @@ _MANY = 20
 _HELP_ALL = "crystalline_ray.help_all"
 
 as_json = click.option(
-    "--json", "as_json", is_flag=True, help="One JSON object on standard output, logs on standard error"
+    "--json", "as_json", is_flag=True, help="Print one JSON object on standard output; logs go to standard error"
 )
 config_file = click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML file of fields")
 folder = click.option("--runs-dir", "folder", metavar="PATH", help="Folder that holds the runs [default: runs]")

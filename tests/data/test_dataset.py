@@ -20,6 +20,7 @@ from crystalline_ray.data.tokenizer import CharTokenizer, Tokenizer, train_token
 from crystalline_ray.errors import DataError, ResourceError, TokenizerError
 from crystalline_ray.progress import Progress, silent
 from crystalline_ray.storage.sealed import MANIFEST
+from tests.helpers.small_disk import small_disk
 
 DOCUMENTS = [
     f"document {number} says:\n" + f"{number} is {chr(0x430 + number) * 8}, naïve or not\n" * 20 for number in range(30)
@@ -268,19 +269,11 @@ def test_disk_that_takes_no_more(folder: Path) -> None:
 
 
 def test_full_disk(folder: Path) -> None:
-    small = folder.parent / "small"
-    small.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(small)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, timeout=30, check=False).returncode:
-        pytest.skip("needs the right to mount a small disk")
-    try:
-        with pytest.raises(
-            ResourceError, match=r"cannot write .*small: No space left on device \(.* free there\); .* cache_dir"
-        ):
+    refusal = r"cannot write .*small: No space left on device \(.* free there\); .* cache_dir"
+    with small_disk(folder.parent / "small", 16) as small:
+        with pytest.raises(ResourceError, match=refusal):
             make(folder, cache_dir=small)
         assert leftovers(small) == []
-    finally:
-        subprocess.run(["umount", str(small)], timeout=30, check=True)
 
 
 def test_cache_folder_that_cannot_be(folder: Path) -> None:

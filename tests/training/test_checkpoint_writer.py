@@ -27,6 +27,7 @@ from crystalline_ray.training.checkpoint_writer import CheckpointWriter, check_s
 from crystalline_ray.training.state import TrainingState
 from tests.helpers.examples import examples
 from tests.helpers.model_shapes import gpt2_shape
+from tests.helpers.small_disk import small_disk
 
 MakeBuffer = Callable[[int], Array]
 MakeState = Callable[[int], TrainingState]
@@ -245,15 +246,10 @@ def test_what_ended_the_run_comes_before_the_checkpoint_that_failed(
     assert "File too large" in caught.value.__notes__[0]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
 def test_a_full_disk_is_named_with_what_is_free(
     open_writer: Callable[..., CheckpointWriter], save: Save, tmp_path: Path
 ) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80k", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("mounting is not permitted here")
-    try:
+    with small_disk(tmp_path / "disk", 80) as disk:
         writer = open_writer(disk / "checkpoints", keep_last=1)
         save(writer, 10)
         writer.wait()
@@ -266,8 +262,6 @@ def test_a_full_disk_is_named_with_what_is_free(
         save(writer, 30)
         writer.close()
         assert list(list_checkpoints(disk / "checkpoints")) == [30]
-    finally:
-        subprocess.run(["umount", disk], check=True)
 
 
 def test_a_folder_that_was_removed_in_the_middle_of_a_run_is_named_once(

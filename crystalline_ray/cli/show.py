@@ -75,6 +75,8 @@ def plan_command(
 
     It also says how much memory a run would take there, and how many leaves would have nothing to do.
     """
+    if configuration and config_file:
+        raise ConfigError(f"{configuration} and --config {config_file}: give one configuration")
     config = load_config(configuration or config_file, environ=os.environ, **options.given_fields(fields))
     from crystalline_ray.spheres.plan import plan_spheres
     from crystalline_ray.training.resolve import plan_for

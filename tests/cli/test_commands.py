@@ -467,6 +467,8 @@ def test_plan_takes_its_configuration_as_train_does(capsys: pytest.CaptureFixtur
     given = json.loads(capsys.readouterr().out)
     assert main(["plan", "--config", box, "--cpus", "64", "--json"]) == 0
     assert given == json.loads(capsys.readouterr().out)
+    assert main(["plan", box, "--config", box]) == 2
+    assert "give one configuration" in capsys.readouterr().err
 
 
 def test_a_closed_output_is_no_traceback() -> None:

@@ -1,13 +1,13 @@
-"""Command-line options made from the configuration's fields, in the sections of the configuration."""
+"""Command-line options made from the configuration's fields, and results for people or for programs."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import click
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
+from pydantic_core import PydanticUndefined, to_json
 
 from crystalline_ray.config import SECTIONS, Config, load_config
 from crystalline_ray.config_section import COMMON
@@ -23,22 +23,6 @@ config_file = click.option("--config", "config_file", type=click.Path(path_type=
 folder = click.option("--runs-dir", "folder", metavar="PATH", help="Folder that holds the runs [default: runs]")
 
 
-class _FieldOption(click.Option):
-    """An option that stands for a field; its text is parsed and judged by the configuration, not by click."""
-
-    def __init__(self, section: str, name: str, field: FieldInfo) -> None:
-        text = (field.description or "").removesuffix(".")
-        if field.default not in (None, PydanticUndefined, ()):
-            default = ("no", "yes")[field.default] if isinstance(field.default, bool) else field.default
-            text += f" [default: {default}]"
-        if field.annotation is bool:
-            super().__init__([f"{flag(name)}/--no-{flag(name)[2:]}"], default=None, help=text)
-        else:
-            repeated = get_origin(field.annotation) is tuple
-            super().__init__([flag(name)], metavar=_metavar(field.annotation), multiple=repeated, help=text)
-        self.section, self.common = section, COMMON in field.metadata
-
-
 class FieldsCommand(click.Command):
     """A command with an option for each of the named fields (all by default), under the headings of their sections.
 
@@ -52,52 +36,35 @@ class FieldsCommand(click.Command):
             text = "Show the options that are rarely needed, too, and exit."
             eager: dict[str, Any] = {"is_flag": True, "is_eager": True, "expose_value": False}
             self.params.append(click.Option(["--help-all"], callback=_show_all, help=text, **eager))
-        self.params += [
-            _FieldOption(heading, name, field)
-            for heading, section in SECTIONS.items()
-            for name, field in section.model_fields.items()
-            if name in fields
-        ]
+        self._headings = {name: part for part, section in SECTIONS.items() for name in section.model_fields}
+        self.params += [_field_option(name) for name in self._headings if name in fields]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the command's own options, then one list for each section."""
         shortened = self._shortened and not ctx.meta.get(_HELP_ALL)
         rows: dict[str, list[tuple[str, str]]] = {"Options": []}
-        for parameter in self.get_params(ctx):
-            if shortened and isinstance(parameter, _FieldOption) and not parameter.common:
+        for option in self.get_params(ctx):
+            field = Config.model_fields.get(option.name or "")
+            if not isinstance(option, click.Option) or (shortened and field and COMMON not in field.metadata):
                 continue
-            if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)) is not None:
-                rows.setdefault(getattr(parameter, "section", "Options"), []).append(record)
+            if record := option.get_help_record(ctx):
+                rows.setdefault(self._headings.get(option.name or "", "Options"), []).append(record)
         for heading, records in rows.items():
             with formatter.section(heading):
                 formatter.write_dl(records, col_max=32)
 
 
-def marked(mark: str) -> list[str]:
-    """Return the fields with a mark of `config_section`."""
-    return [name for name, field in Config.model_fields.items() if mark in field.metadata]
-
-
-def runs_dir(given: str | None) -> Path:
-    """Return the folder of runs: what --runs-dir says, else the environment, else the default."""
-    return load_config(environ=os.environ, **given_fields({"runs_dir": given})).runs_dir
-
-
-def given_fields(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that were given on the command line, as `load_config` takes them: each a `Given`."""
-    return {name: Given(value, flag(name)) for name, value in options.items() if value is not None and value != ()}
-
-
-def flag(field: str) -> str:
-    """Return the option for a field."""
-    return "--" + field.replace("_", "-")
-
-
-def _show_all(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        ctx.meta[_HELP_ALL] = True
-        click.echo(ctx.get_help())
-        ctx.exit()
+def _field_option(name: str) -> click.Option:
+    """Return the option that stands for a field; its text is parsed and judged by the configuration, not by click."""
+    field = Config.model_fields[name]
+    text = (field.description or "").removesuffix(".")
+    if field.default not in (None, PydanticUndefined, ()):
+        default = ("no", "yes")[field.default] if isinstance(field.default, bool) else field.default
+        text += f" [default: {default}]"
+    if field.annotation is bool:
+        return click.Option([f"{flag(name)}/--no-{flag(name)[2:]}"], default=None, help=text)
+    repeated = get_origin(field.annotation) is tuple
+    return click.Option([flag(name)], metavar=_metavar(field.annotation), multiple=repeated, help=text)
 
 
 def _metavar(annotation: Any) -> str:
@@ -108,3 +75,42 @@ def _metavar(annotation: Any) -> str:
     parts = [annotation, *get_args(annotation)]
     parts += [inner for part in parts for inner in get_args(part)]
     return next(kinds[part] for part in parts if part in kinds)
+
+
+def _show_all(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        ctx.meta[_HELP_ALL] = True
+        click.echo(ctx.get_help())
+        ctx.exit()
+
+
+def flag(field: str) -> str:
+    """Return the option for a field."""
+    return "--" + field.replace("_", "-")
+
+
+def given_fields(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that were given on the command line, as `load_config` takes them: each a `Given`."""
+    return {name: Given(value, flag(name)) for name, value in options.items() if value is not None and value != ()}
+
+
+def configuration(path: Path | None = None, **options: Any) -> Config:
+    """Load the configuration: what the command line gives over the environment over the file."""
+    return load_config(path, environ=os.environ, **given_fields(options))
+
+
+def print_result(
+    result: Any, as_json: bool, render: Callable[[Any], Any] = methodcaller("render"), drawn: Path | None = None
+) -> None:
+    """Print a result as one JSON value for programs, or what `render` makes of it, and where it is `drawn`, for people.
+
+    In JSON, a record (dataclass, pydantic model) is an object, and what is not finite is null.
+    """
+    if as_json:
+        click.echo(to_json(result, inf_nan_mode="null"))
+        return
+    from crystalline_ray.screen import Screen
+
+    Screen().show(render(result))
+    if drawn is not None:
+        click.echo(f"drawn: {drawn}")

@@ -1,31 +1,38 @@
 """`report`, `plan`, `lattice`, `doctor` and `bench`: what a person looks at."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from crystalline_ray.cli import options, output
+from crystalline_ray.cli import options
 from crystalline_ray.cli.use import load
-from crystalline_ray.config import load_config
+from crystalline_ray.config import Config, load_config
 from crystalline_ray.config_section import PLAN
 from crystalline_ray.data.config import DEFAULT_VOCAB_SIZE, MOST_TOKENS
 from crystalline_ray.errors import ConfigError
+from crystalline_ray.progress import Progress, silent
 from crystalline_ray.spheres.config import MAX_SPHERES
 
+_PLANNED = [name for name, field in Config.model_fields.items() if PLAN in field.metadata]
+# of pictures: those that every matplotlib can write
+_ENDINGS = (".png", ".svg", ".pdf")
 
-def _picture_file(ctx: click.Context, parameter: click.Parameter, file: Path | None) -> Path | None:
-    from crystalline_ray.views.pictures import check_ending
 
-    return file if file is None else check_ending(file)
+def _checked_ending(ctx: click.Context, parameter: click.Parameter, file: Path | None) -> Path | None:
+    if file is not None and file.suffix.lower() not in _ENDINGS:
+        raise ConfigError(f"--plot {file}: unknown ending {file.suffix!r}; must be one of {', '.join(_ENDINGS)}")
+    return file
 
 
 _plot_option = click.option(
     "--plot",
     "file",
     type=click.Path(path_type=Path, dir_okay=False),
-    callback=_picture_file,
+    callback=_checked_ending,
     help="Draw a picture: a .png, .svg or .pdf file",
 )
 
@@ -42,10 +49,10 @@ def report_command(runs: tuple[str, ...], file: Path | None, folder: str | None,
     their losses over the steps.
     """
     from crystalline_ray.training.report import RunReport
-    from crystalline_ray.training.run_folder import REPORT, find_run, list_runs
+    from crystalline_ray.training.run_folder import CONFIG, REPORT, find_run, list_runs
     from crystalline_ray.views import pictures, report
 
-    where = options.runs_dir(folder)
+    where = options.configuration(runs_dir=folder).runs_dir
     folders = [find_run(run, where) for run in runs]
     if file is not None:
         if not folders:
@@ -53,15 +60,15 @@ def report_command(runs: tuple[str, ...], file: Path | None, folder: str | None,
         pictures.plot_losses(folders, file)
     reports = [RunReport.read(path / REPORT) for path in folders]
     if not reports:
-        output.print_result(list(map(report.summarise, list_runs(where))), as_json, report.render_list)
+        options.print_result([*map(report.summarise, list_runs(where))], as_json, report.render_list)
     elif len(reports) == 1:
-        output.print_result(reports[0], as_json, report.render_report)
+        options.print_result(reports[0], as_json, report.render_report, file)
     else:
-        output.print_result(reports, as_json, lambda _: report.render_comparison(folders))
-    _say_drawn(file, as_json)
+        configs = [load_config(path / CONFIG) for path in folders]
+        options.print_result(reports, as_json, lambda _: report.render_comparison(reports, configs), file)
 
 
-@click.command("plan", cls=options.FieldsCommand, fields=options.marked(PLAN))
+@click.command("plan", cls=options.FieldsCommand, fields=_PLANNED)
 @click.argument("configuration", required=False, metavar="[CONFIG.yaml]", type=click.Path(path_type=Path))
 @click.option(
     "--cpus", type=click.IntRange(1, MAX_SPHERES), help="Number of cores; by default those that this process may use"
@@ -77,13 +84,14 @@ def plan_command(
     """
     if configuration and config_file:
         raise ConfigError(f"{configuration} and --config {config_file}: give one configuration")
-    config = load_config(configuration or config_file, environ=os.environ, **options.given_fields(fields))
+    config = options.configuration(configuration or config_file, **fields)
     from crystalline_ray.spheres.plan import plan_spheres
     from crystalline_ray.training.resolve import plan_for
-    from crystalline_ray.views.tree import PlanView
+    from crystalline_ray.views import tree
 
     plan = plan_for(config) if cpus is None else plan_spheres([range(cpus)], coordinators=config.coordinators)
-    output.print_result(PlanView(plan, config), as_json)
+    run = tree.planned_run(plan, config)
+    options.print_result(tree.describe(run), as_json, lambda found: tree.render(run, found))
 
 
 @click.command("lattice")
@@ -114,8 +122,7 @@ def lattice_command(
         crystal = describe_crystal(model.shape.vocab_size, model.layout.views(model.weights)["wte.weight"])
     if file is not None:
         plot_crystal(crystal, file)
-    output.print_result(crystal, as_json)
-    _say_drawn(file, as_json)
+    options.print_result(crystal, as_json, drawn=file)
 
 
 @click.command("doctor")
@@ -125,12 +132,13 @@ def doctor_command(as_json: bool) -> None:
 
     For two seconds, one core multiplies matrices: that measures how fast it is at best.
     """
-    config = load_config(environ=os.environ)
-    from crystalline_ray.views.machine import diagnose
+    config = options.configuration()
+    from crystalline_ray.screen import facts
+    from crystalline_ray.views import machine
 
-    with output.terminal_progress() as progress:
-        diagnosis = diagnose(config, progress)
-    output.print_result(diagnosis, as_json)
+    with _terminal_progress() as progress:
+        found = machine.diagnose(config, progress)
+    options.print_result(found, as_json, lambda _: facts(machine.describe(found)))
 
 
 @click.group("bench")
@@ -153,14 +161,18 @@ def leaf_command(model: str, seconds: float, core: int | None, as_json: bool, **
     from crystalline_ray.bench.work import find_work
 
     work = find_work(model, environ=os.environ, **options.given_fields(fields))
-    with output.terminal_progress() as progress:
+    with _terminal_progress() as progress:
         figures = bench_leaf(work, seconds=seconds, core=core, progress=progress)
-    output.print_result(figures, as_json)
+    options.print_result(figures, as_json)
 
 
-def _say_drawn(file: Path | None, as_json: bool) -> None:
-    if file is not None and not as_json:
-        click.echo(f"drawn: {file}")
+@contextmanager
+def _terminal_progress() -> Iterator[Progress]:
+    """Show progress on a terminal, and none elsewhere: what takes seconds needs no lines in a log."""
+    from crystalline_ray.screen import Screen
+
+    with Screen(json_output=True) as screen:
+        yield screen.progress if screen.is_terminal else silent
 
 
 COMMANDS = (report_command, plan_command, lattice_command, doctor_command, bench_group)

@@ -3,14 +3,13 @@
 import os
 import signal
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from crystalline_ray.cli import options
-from crystalline_ray.config import Config, load_config, resume_config
+from crystalline_ray.config import Config, resume_config
 from crystalline_ray.errors import ConfigError
 
 
@@ -31,15 +30,19 @@ def train_command(inputs: tuple[str, ...], config_file: Path | None, resume: boo
     else:
         config_file, text = _split_inputs(inputs, config_file)
         fields["text"] = (*text, *fields["text"])
-        config = load_config(config_file, environ=os.environ, **options.given_fields(fields))
+        config = options.configuration(config_file, **fields)
     from crystalline_ray.training.console import Console
+    from crystalline_ray.training.events import Event, Introduced
     from crystalline_ray.training.run import train
     from crystalline_ray.views.report import show_end
-    from crystalline_ray.views.tree import show_tree
+    from crystalline_ray.views.tree import draw_tree
+
+    def show_tree(event: Event) -> None:
+        if isinstance(event, Introduced):
+            console.show(draw_tree(event.run.plan))
 
     with Console(json_output=as_json) as console:
-        subscribers = (console, partial(show_tree, console))
-        report = train(config, subscribers=subscribers, progress=console.progress, resume=folder)
+        report = train(config, subscribers=(console, show_tree), progress=console.progress, resume=folder)
     show_end(console, report, config)
     if as_json:
         click.echo(report.to_json())
@@ -66,7 +69,7 @@ def _resumed(inputs: Sequence[str], config_file: Path | None, fields: dict[str, 
         raise ConfigError(
             f"--config {config_file}: a resumed run keeps its configuration; change single fields instead"
         )
-    where, name = options.runs_dir(fields.pop("runs_dir")), fields.pop("name")
+    where, name = options.configuration(runs_dir=fields.pop("runs_dir")).runs_dir, fields.pop("name")
     names = [*inputs, *([] if name is None else [name])]
     if len(names) > 1:
         raise ConfigError(f"--resume takes one run, not {' and '.join(names)}; give a text that has moved as --text")

@@ -2,47 +2,39 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from crystalline_ray.cli import options, output
+from crystalline_ray.cli import options
 
 if TYPE_CHECKING:
     from crystalline_ray.generation.session import TextSession
     from crystalline_ray.generation.trained import TrainedModel
 
 
-def _sampling_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of `Sampling` and the seed."""
-    seeds = click.IntRange(0, 2**63 - 1)
-    for option in (
-        click.option("--seed", type=seeds, default=1337, show_default=True, help="Seed of the draws"),
+def _writing_options(most: int, what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator that adds RUN and how to write with its model: `most` tokens by default."""
+    count, seeds = click.IntRange(min=1), click.IntRange(0, 2**63 - 1)
+    favours = "Divide the logits by this: below 1 favours likely tokens; 0 always takes the likeliest"
+    likeliest = "Draw from this many likeliest tokens; 1 always takes the likeliest"
+    added = [
+        click.argument("run"),
+        click.option("--max-tokens", type=count, default=most, show_default=True, help=what),
+        click.option("--temperature", type=float, default=0.8, show_default=True, help=favours),
+        click.option("--top-k", type=int, help=likeliest),
         click.option("--top-p", type=float, help="Draw from the fewest tokens whose probabilities reach this sum"),
-        click.option("--top-k", type=int, help="Draw from this many likeliest tokens; 1 always takes the likeliest"),
-        click.option(
-            "--temperature",
-            type=float,
-            default=0.8,
-            show_default=True,
-            help="Divide the logits by this: below 1 favours likely tokens; 0 always takes the likeliest",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def _max_tokens_option(default: int, what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    return click.option("--max-tokens", type=click.IntRange(min=1), default=default, show_default=True, help=what)
+        click.option("--seed", type=seeds, default=1337, show_default=True, help="Seed of the draws"),
+        options.folder,
+    ]
+    return lambda command: reduce(lambda decorated, add: add(decorated), reversed(added), command)
 
 
 @click.command("generate")
-@click.argument("run")
 @click.option("--prompt", default="", help="Text to continue; without it, the model begins a text")
-@_max_tokens_option(200, "Number of tokens to write at most")
-@_sampling_options
-@options.folder
+@_writing_options(200, "Number of tokens to write at most")
 @options.as_json
 def generate_command(
     run: str, prompt: str, max_tokens: int, folder: str | None, as_json: bool, seed: int, **sampling: Any
@@ -57,19 +49,17 @@ def generate_command(
     if as_json:
         text = "".join(session.write(max_tokens))
         written = len(session.context) - given
-        output.print_json({"run": run, "prompt": prompt, "text": text, "tokens": written, "seed": seed})
+        found = {"run": run, "prompt": prompt, "text": text, "tokens": written, "seed": seed}
+        options.print_result(found, as_json)
         return
-    output.print_written(prompt)
+    _print_written(prompt)
     for piece in session.write(max_tokens):
-        output.print_written(piece)
-    output.print_written("\n")
+        _print_written(piece)
+    _print_written("\n")
 
 
 @click.command("chat")
-@click.argument("run")
-@_max_tokens_option(100, "Number of tokens per turn at most")
-@_sampling_options
-@options.folder
+@_writing_options(100, "Number of tokens per turn at most")
 def chat_command(run: str, max_tokens: int, folder: str | None, seed: int, **sampling: Any) -> None:
     """Write a text in turns with a model.
 
@@ -81,7 +71,7 @@ def chat_command(run: str, max_tokens: int, folder: str | None, seed: int, **sam
     new_session = _sessions(run, folder, seed, sampling)
     Screen(json_output=True).show(GREETING)
     prompt = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
-    chat(new_session, lambda: input(prompt), output.print_written, max_tokens)
+    chat(new_session, lambda: input(prompt), _print_written, max_tokens)
 
 
 @click.command("evaluate")
@@ -96,30 +86,19 @@ def evaluate_command(run: str, text: tuple[Path, ...], folder: str | None, as_js
     held out of the training text is measured.
     """
     from crystalline_ray.generation.trained import evaluate, read_texts
-    from crystalline_ray.screen import Screen
+    from crystalline_ray.screen import Screen, facts
 
     model = load(run, folder)
     # standard output is for the result alone
     with Screen(json_output=True) as screen:
         corpus = read_texts(model, text, screen.progress) if text else None
         found = evaluate(model, corpus, screen.progress)
-    values = {
-        "run": model.run.name,
-        "step": model.state.step,
-        "tokens": found.tokens,
-        "bytes": found.num_bytes,
-        "nats_per_token": found.nats_per_token,
-        "perplexity": found.perplexity,
-        "bits_per_byte": found.bits_per_byte,
-        "crystalline_score": found.crystalline_score,
-    }
-    if as_json:
-        output.print_json(values)
-        return
-    for name, value in values.items():
-        if value is not None:
-            shown = f"{value:.4f}" if isinstance(value, float) else value
-            click.echo(f"{name.replace('_', ' '):19}{shown}")
+    values = {"run": model.run.name, "step": model.state.step, "tokens": found.tokens, "bytes": found.num_bytes}
+    for name in ("nats_per_token", "perplexity", "bits_per_byte", "crystalline_score"):
+        values[name] = getattr(found, name)
+    shown = ((name.replace("_", " "), value) for name, value in values.items() if value is not None)
+    rows = ((name, f"{value:.4f}" if isinstance(value, float) else str(value)) for name, value in shown)
+    options.print_result(values, as_json, lambda _: facts(rows))
 
 
 def load(run: str, folder: str | None) -> "TrainedModel":
@@ -128,7 +107,7 @@ def load(run: str, folder: str | None) -> "TrainedModel":
     from crystalline_ray.generation.trained import load_model
     from crystalline_ray.training.run_folder import CONFIG, find_model
 
-    model = load_model(find_model(run, options.runs_dir(folder)))
+    model = load_model(find_model(run, options.configuration(runs_dir=folder).runs_dir))
     if (model.run / CONFIG).exists():
         load_config(model.run / CONFIG)  # damage there is damage of the run, whether or not the command needs it
     for reason in model.skipped:
@@ -142,8 +121,15 @@ def _sessions(run: str, folder: str | None, seed: int, sampling: dict[str, Any])
     from crystalline_ray.generation.session import TextSession
 
     chosen = Sampling(**sampling)
-    model = load(run, folder)
-    return lambda: TextSession(model, chosen, seed)
+    return partial(TextSession, load(run, folder), chosen, seed)
+
+
+def _print_written(text: str) -> None:
+    """Write a model's text at once, and on a terminal nothing that would steer it."""
+    from crystalline_ray.screen import printable
+
+    click.echo(printable(text, sys.stdout.encoding) if sys.stdout.isatty() else text, nl=False)
+    sys.stdout.flush()
 
 
 COMMANDS = (generate_command, chat_command, evaluate_command)

@@ -47,16 +47,16 @@ class Crystal:
     def render(self) -> RenderableType:
         """Return the inner shells as a table for people, and a line about the whole."""
         learned = self.shells[0].distance is not None
-        rows = figures("shell", ["radius", "tokens", "contacts"] + (["distance", "shuffled"] if learned else []))
+        rows = []
         for shell in self.shells[:_ROWS_SHOWN]:
             compared = [f"{shell.distance:.4f}", f"{shell.shuffled:.4f}"] if learned else []
             radius, contacts = f"{shell.squared_radius**0.5:.2f}", f"{shell.contacts:.1f}"
-            rows.add_row(str(shell.number), radius, f"{shell.points:,}", contacts, *compared)
-        left = len(self.shells) - _ROWS_SHOWN
-        lines = [f"... and {left} shells further out"] if left > 0 else []
-        smallest, largest = min(self.group_sizes), max(self.group_sizes)
+            rows.append([str(shell.number), radius, f"{shell.points:,}", contacts, *compared])
+        table = figures("shell", ("radius", "tokens", "contacts", *(("distance", "shuffled") if learned else ())), rows)
+        left, smallest, largest = len(self.shells) - len(rows), min(self.group_sizes), max(self.group_sizes)
+        lines = [f"... and {left} shells further out"] if left else []
         lines.append(f"{self.vocab_size:,} tokens, {len(self.shells)} shells, groups of {smallest:,} to {largest:,}")
-        return Group(rows, *map(Text, lines))
+        return Group(table, *map(Text, lines))
 
 
 def describe_crystal(vocab_size: int, embeddings: Floats | None = None) -> Crystal:
@@ -68,9 +68,9 @@ def describe_crystal(vocab_size: int, embeddings: Floats | None = None) -> Cryst
     if embeddings is not None:
         distances = _distances_by_shell(embeddings, neighbours, shells.shell, len(contacts))
     known = np.where(np.isnan(distances), np.array(None), distances)
-    columns = shells.squared_radii, shells.sizes, contacts, *known
-    rows = enumerate(zip(*(column.tolist() for column in columns), strict=True))
-    return Crystal(vocab_size, [Shell(number, *row) for number, row in rows], group_sizes(vocab_size).tolist())
+    columns = np.arange(len(contacts)), shells.squared_radii, shells.sizes, contacts, *known
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return Crystal(vocab_size, [Shell(*row) for row in rows], group_sizes(vocab_size).tolist())
 
 
 def _distances_by_shell(

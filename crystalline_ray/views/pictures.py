@@ -17,7 +17,6 @@ from crystalline_ray.training.run_folder import METRICS
 from crystalline_ray.views.crystal import Crystal
 
 _INCHES, _DOTS_PER_INCH = 6.0, 130
-_ENDINGS = (".png", ".svg", ".pdf")
 _MOST_POINTS, _RANK_SHOWN = 4096, 59
 _CRYSTAL = """\
 Left: each token is a lattice point, the commonest in the middle, coloured by its symmetry group.
@@ -27,28 +26,20 @@ Right: mean cosine distance of a token's embedding to those of its contact neigh
 the same shells, which are as frequent. Below 0, neighbours have been learned as more alike than chance alone."""
 
 
-def check_ending(file: Path) -> Path:
-    """Return `file`; raises ConfigError if its ending is not one that every matplotlib can write."""
-    if file.suffix.lower() not in _ENDINGS:
-        raise ConfigError(f"--plot {file}: unknown ending {file.suffix!r}; must be one of {', '.join(_ENDINGS)}")
-    return file
-
-
 def plot_losses(runs: Sequence[Path], file: Path) -> None:
     """Draw the training and the validation loss of the runs in these folders over their steps.
 
     Raises InputError if a run has recorded no loss yet, ConfigError if the picture cannot be drawn or written.
     """
-    curves = {run: (_curve(run, "loss"), _curve(run, "validation_loss")) for run in runs}
     caption = "thin: mean loss of a training step; thick, with dots: loss on text held out"
     with _picture(file, panels=2 if len(runs) > 1 else 1, caption=caption) as figure:
         axes = figure.add_subplot(xlabel="step", ylabel="loss, nats per token")
-        for number, (run, (training, validation)) in enumerate(curves.items()):
+        for number, run in enumerate(runs):
+            training, validation = _curve(run, "loss"), _curve(run, "validation_loss")
             if not training and not validation:
                 raise InputError(f"{run / METRICS}: no loss is recorded yet")
-            colour = f"C{number % 10}"
-            axes.plot(list(training), list(training.values()), color=colour, lw=0.8, alpha=0.6)
-            axes.plot(list(validation), list(validation.values()), "o-", color=colour, lw=2, ms=4, label=run.name)
+            axes.plot(list(training), list(training.values()), color=f"C{number}", lw=0.8, alpha=0.6)
+            axes.plot(list(validation), list(validation.values()), "o-", color=f"C{number}", lw=2, ms=4, label=run.name)
         axes.grid(alpha=0.3)
         axes.legend()
 
@@ -73,7 +64,6 @@ def _picture(file: Path, *, panels: int, caption: str) -> Iterator[Any]:
 
     It is drawn without a display, in the format of the file's ending.
     """
-    check_ending(file)
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

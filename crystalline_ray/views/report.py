@@ -1,7 +1,7 @@
 """The reports of runs as a person reads them: one in full, some side by side, all of a folder in a list."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, repeat
 from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
@@ -11,7 +11,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from crystalline_ray.config import Config, load_config
+from crystalline_ray.config import Config
 from crystalline_ray.engine.base import SphereStats
 from crystalline_ray.errors import InputError
 from crystalline_ray.generation.session import write_sample
@@ -20,9 +20,7 @@ from crystalline_ray.screen import Screen, duration, facts, figures, numbered, s
 from crystalline_ray.training.console import of_micro_batches, token_groups
 from crystalline_ray.training.metrics import read_metrics
 from crystalline_ray.training.report import RunReport
-from crystalline_ray.training.run_folder import CONFIG, METRICS, REPORT, command
-
-_ANY_WIDTH = 1000
+from crystalline_ray.training.run_folder import METRICS, REPORT, command
 
 _SHOWN: Mapping[str, Callable[[Any], str]] = {
     "steps": "{:,}".format,
@@ -79,25 +77,20 @@ def summarise(folder: Path) -> dict[str, Any]:
 
 def render_list(runs: Sequence[dict[str, Any]]) -> RenderableType:
     """Return a table of what `summarise` found, a run in each row."""
-    rows = ((run["run"], *(_cell(run, name) for name in _LISTED)) for run in runs)
-    return figures("run", map(_words, _LISTED), rows) if runs else Text("there are no runs")
+    rows = [[run["run"], *(_cell(run, name) for name in _LISTED)] for run in runs]
+    return figures("run", [name.replace("_", " ") for name in _LISTED], rows) if runs else Text("there are no runs")
 
 
-def render_comparison(folders: Sequence[Path]) -> RenderableType:
-    """Return a table of runs side by side: their results, and the fields in which their configurations differ.
-
-    Raises InputError if a run has no report, ConfigError if its configuration is damaged.
-    """
-    reports = [RunReport.read(folder / REPORT).model_dump() for folder in folders]
-    configs = [load_config(folder / CONFIG) for folder in folders]
-    rows = [(_words(name), *(_cell(report, name) for report in reports)) for name in _SHOWN]
-    rows.append(("weights", *(report["weights_digest"][:12] for report in reports)))
+def render_comparison(reports: Sequence[RunReport], configs: Sequence[Config]) -> RenderableType:
+    """Return a table of runs side by side: their results, and the fields in which their configurations differ."""
+    rows = [[name.replace("_", " "), *(_cell(dict(report), name) for report in reports)] for name in _SHOWN]
+    rows.append(["weights", *(report.weights_digest[:12] for report in reports)])
     for field in Config.model_fields:
         values = [getattr(config, field) for config in configs]
         shown = [f"{value:.6g}" if isinstance(value, float) else str(value) for value in values]
         if field != "name" and len(set(shown)) > 1:
-            rows.append((field, *shown))
-    return figures("", (report["run"] for report in reports), rows)
+            rows.append([field, *shown])
+    return figures("", [report.run for report in reports], rows)
 
 
 def _results(report: RunReport) -> Iterator[tuple[str, str]]:
@@ -134,9 +127,8 @@ def _validation(report: RunReport) -> Iterator[tuple[str, str]]:
     measured, periodic, whole = report.validation_batches, report.periodic_batches, report.all_batches
     if last is None:
         return
-    fall = ""
-    if first and report.steps and measured == periodic:
-        fall = f" (from {first:.4f}: {100 * (last - first) / first:+.1f} %)"
+    compared = first and report.steps and measured == periodic
+    fall = f" (from {first:.4f}: {100 * (last - first) / first:+.1f} %)" if first and compared else ""
     yield "validation", f"{last:.4f} nats per token{fall}"
     if measured is None or periodic is None or whole is None:
         return
@@ -153,39 +145,25 @@ class _SphereTable:
         self._spheres = spheres
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        wide = self._table("CPU seconds", "waiting seconds", padding=2, spread=_spread)
-        fits = console.measure(wide, options=options.update(max_width=_ANY_WIDTH)).maximum <= options.max_width
-        yield wide if fits else self._table("CPU s", "wait s", padding=1, spread=_mean)
+        wide = self._table("CPU seconds", "waiting seconds", ranges=True)
+        fits = console.measure(wide, options=options.update(max_width=1000)).maximum <= options.max_width
+        yield wide if fits else self._table("CPU s", "wait s", ranges=False)
 
-    def _table(self, cpu: str, waiting: str, *, padding: int, spread: Callable[[Sequence[float], int], str]) -> Table:
-        table = Table(box=None, pad_edge=False, padding=(0, padding), header_style="dim")
-        table.add_column("  sphere")
-        for name in (cpu, waiting, "batches"):
-            table.add_column(name, justify="right")
+    def _table(self, cpu: str, waiting: str, *, ranges: bool) -> Table:
+        rows = []
         kind = attrgetter("level", "role")  # on a level, controls before leaves
         for (level, role), members in groupby(sorted(self._spheres, key=kind), key=kind):
             group = list(members)
-            table.add_row(
-                "  " * (level + 1) + (role if role == "root" else numbered(len(group), role)),
-                spread([sphere.cpu_seconds for sphere in group], 1),
-                spread([sphere.wait_seconds for sphere in group], 1),
-                spread([sphere.batches for sphere in group], 0),
-            )
-        return table
+            name = "  " * (level + 1) + (role if role == "root" else numbered(len(group), role))
+            columns = zip(*((sphere.cpu_seconds, sphere.wait_seconds, sphere.batches) for sphere in group), strict=True)
+            rows.append([name, *map(_mean, columns, (1, 1, 0), repeat(ranges))])
+        return figures("  sphere", (cpu, waiting, "batches"), rows)
 
 
-def _mean(values: Sequence[float], digits: int) -> str:
-    return f"{fmean(values):,.{digits}f}"
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    least, most = (f"{value:,.{digits}f}" for value in (min(values), max(values)))
-    return _mean(values, digits) + (f" ({least} to {most})" if least != most else "")
+def _mean(values: Sequence[float], digits: int, with_range: bool) -> str:
+    mean, least, most = (f"{value:,.{digits}f}" for value in (fmean(values), min(values), max(values)))
+    return f"{mean} ({least} to {most})" if with_range and least != most else mean
 
 
 def _cell(row: Mapping[str, Any], name: str) -> str:
     return _SHOWN[name](row[name]) if row.get(name) is not None else ""
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")

@@ -1,8 +1,7 @@
 """A planned tree as a person reads it, and what it would need and do with a given batch."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
-from functools import cached_property
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,131 +15,115 @@ from crystalline_ray.config import Config
 from crystalline_ray.data.config import DEFAULT_VOCAB_SIZE
 from crystalline_ray.errors import ResourceError
 from crystalline_ray.model.config import ModelShape
-from crystalline_ray.screen import Screen, facts, numbered
+from crystalline_ray.screen import facts, numbered
 from crystalline_ray.spheres.memory import VERSIONS
 from crystalline_ray.spheres.plan import SpherePlan, SphereSpec
 from crystalline_ray.spheres.run_spec import RunOf
 from crystalline_ray.spheres.sizing import leaf_bytes, memory_layout
 from crystalline_ray.training.console import describe_model, idle_leaves
-from crystalline_ray.training.events import Event, Introduced
 
-# Up to here each level-1 sphere has a line of its own; a larger tree shows equal ones together.
+# Up to here each control around the root has a line of its own; a larger tree shows equal ones together.
 _DETAILED_SPHERES = 157
 _MOST_RUNS = 5
 # From these on, memory for gradients deserves a note: bytes, and copies of the model's parameters.
 _MUCH, _MANY_COPIES = 1 << 30, 24
 
 
-class PlanView:
-    """A plan together with the configuration it is for."""
+def planned_run(plan: SpherePlan, config: Config) -> RunOf[Config]:
+    """Return the run that a tree is planned for, as far as it is known before a text is read."""
+    shape = ModelShape.of(config, config.vocab_size or DEFAULT_VOCAB_SIZE)  # other trees have about as many branches
+    return RunOf(config, shape, plan, Path(), config.global_batch_size)
 
-    def __init__(self, plan: SpherePlan, config: Config) -> None:
-        self._plan = plan
-        # no text is read here, and other trees have about as many branches
-        shape = ModelShape.of(config, config.vocab_size or DEFAULT_VOCAB_SIZE)
-        self._run = RunOf(config, shape, plan, Path(), config.global_batch_size)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return counts, spheres, memory and notes as JSON can say them."""
-        return {
-            "counts": self._plan.counts(),
-            "coordinators": self._plan.coordinators,
-            "spheres": [asdict(sphere) for sphere in self._plan.spheres],
-            "memory": self.memory,
-            "notes": list(self._notes()),
-        }
+def needed_memory(run: RunOf[Config]) -> dict[str, int]:
+    """Return the memory of a run, in bytes: shared by all spheres, by its parts, and what each leaf has for itself.
 
-    @cached_property
-    def memory(self) -> dict[str, int]:
-        """Memory of a run, in bytes: shared by all spheres, by its parts, and what each leaf has for itself.
+    Raises ResourceError if a leaf's share is more than this machine could ever give.
+    """
+    shared = memory_layout(run)
+    try:
+        return {**shared.sizes, "shared": shared.total_bytes, "per_leaf": leaf_bytes(run)}
+    except MemoryError as error:
+        raise ResourceError(f"the model is too large for the memory of this machine: {error}") from None
 
-        Raises ResourceError if a leaf's share is more than this machine could ever give.
-        """
-        shared = memory_layout(self._run)
-        try:
-            leaf = leaf_bytes(self._run)
-        except MemoryError as error:
-            raise ResourceError(f"the model is too large for the memory of this machine: {error}") from None
-        return {**shared.sizes, "shared": shared.total_bytes, "per_leaf": leaf}
 
-    def _notes(self) -> Iterator[str]:
-        yield from (*self._plan.notes, *idle_leaves(self._run))
-        size, gradients = self.memory["weights"] // VERSIONS, self.memory["gradients"]
-        if gradients >= max(_MUCH, _MANY_COPIES * size):
-            yield (
-                f"gradients take {decimal(gradients)}: {gradients // size} copies of {decimal(size)}, for the sums of "
-                "the symmetry groups and for micro-batches that wait for their turn in a sum. Larger units need less: "
-                + ", ".join(self._with_larger_units())
-            )
+def describe(run: RunOf[Config]) -> dict[str, Any]:
+    """Return counts, spheres, memory and notes of a planned run, as JSON can say them."""
+    plan, memory = run.plan, needed_memory(run)
+    return {
+        "counts": plan.counts(),
+        "coordinators": plan.coordinators,
+        "spheres": plan.spheres,
+        "memory": memory,
+        "notes": [*plan.notes, *idle_leaves(run), *_note_gradients(run, memory)],
+    }
 
-    def _with_larger_units(self) -> Iterator[str]:
-        """Yield what gradients would take with units, or with micro-batches, of twice the size."""
-        config = self._run.config
-        changes = {"sum_unit": 2 * config.sum_unit}
-        if config.global_batch_size % (2 * config.batch_size * (12 if config.routing == "symmetry" else 1)) == 0:
-            changes["batch_size"] = 2 * config.batch_size
-        for field, value in changes.items():
-            changed = PlanView(self._plan, config.model_copy(update={field: value}))
-            yield f"{decimal(changed.memory['gradients'])} with {field} {value}"
 
-    def render(self) -> RenderableType:
-        """Return the tree and the facts below it, for `Screen.show`."""
-        spheres = self._plan.spheres
-        levels = [len(list(members)) for _, members in groupby(spheres, key=lambda sphere: sphere.level)]
-        cores = len({(sphere.node, sphere.core, sphere.id if sphere.core is None else 0) for sphere in spheres})
-        headline = (
-            f"{' + '.join(map(str, levels))} = {numbered(len(spheres), 'sphere')} on {numbered(cores, 'core')}: "
-            f"1 root, {numbered(len(self._plan.controls), 'control')}, {numbered(len(self._plan.leaves), 'leaf')}; "
-            f"coordinators {self._plan.coordinators}"
-        )
-        return Group(Text(headline, style="bold"), self.tree(), Text(""), facts(self._rows()))
+def _note_gradients(run: RunOf[Config], memory: Mapping[str, int]) -> Iterator[str]:
+    """Say that gradients take much, if so, and what they would take with larger units or micro-batches."""
+    config, size, gradients = run.config, memory["weights"] // VERSIONS, memory["gradients"]
+    if gradients < max(_MUCH, _MANY_COPIES * size):
+        return
+    changes = {"sum_unit": 2 * config.sum_unit}
+    if config.global_batch_size % (2 * config.batch_size * (12 if config.routing == "symmetry" else 1)) == 0:
+        changes["batch_size"] = 2 * config.batch_size
+    larger = []
+    for field, value in changes.items():
+        changed = planned_run(run.plan, config.model_copy(update={field: value}))
+        larger.append(f"{decimal(memory_layout(changed).sizes['gradients'])} with {field} {value}")
+    yield (
+        f"gradients take {decimal(gradients)}: {gradients // size} copies of {decimal(size)}, for the sums of the "
+        "symmetry groups and for micro-batches that wait for their turn in a sum. Larger units need less: "
+        + ", ".join(larger)
+    )
 
-    def _rows(self) -> Iterator[tuple[str, str]]:
-        config, memory = self._run.config, self.memory
-        yield "model", describe_model(self._run)
-        yield (
+
+def render(run: RunOf[Config], found: Mapping[str, Any]) -> RenderableType:
+    """Return the tree of a planned run and below it what `describe` found, for people."""
+    plan, config, counts, memory = run.plan, run.config, found["counts"], found["memory"]
+    levels = Counter(sphere.level for sphere in plan.spheres).values()
+    cores = len({(sphere.node, sphere.core, sphere.id if sphere.core is None else 0) for sphere in plan.spheres})
+    headline = (
+        f"{' + '.join(map(str, levels))} = {numbered(len(plan.spheres), 'sphere')} on {numbered(cores, 'core')}: "
+        f"1 root, {numbered(counts['controls'], 'control')}, {numbered(counts['leaves'], 'leaf')}; "
+        f"coordinators {plan.coordinators}"
+    )
+    parts = [f"{part} {decimal(size)}" for part, size in memory.items() if part not in ("shared", "per_leaf")]
+    rows = [
+        ("model", describe_model(run)),
+        (
             "step",
             f"{config.micro_batches:,} micro-batches of {config.batch_size} sequences, "
             f"{config.global_batch_size * config.seq_len:,} tokens",
-        )
-        parts = ", ".join(f"{part} {decimal(memory[part])}" for part in memory_layout(self._run).sizes)
-        yield "memory", f"{decimal(memory['shared'])} shared ({parts})"
-        yield "", f"{decimal(memory['per_leaf'])} for each leaf's own work"
-        yield from (("note", note) for note in self._notes())
-
-    def tree(self) -> Tree:
-        """Return the spheres and who coordinates whom."""
-        root = Tree(Text(_describe([self._plan.root])), guide_style="dim")
-        self._add_children(root, [self._plan.root], detailed=len(self._plan.spheres) <= _DETAILED_SPHERES)
-        return root
-
-    def _add_children(self, branch: Tree, parents: Sequence[SphereSpec], *, detailed: bool) -> None:
-        """Show the families of `parents`, which are alike, as one, and siblings of one shape together.
-
-        With `detailed`, each control has a line of its own.
-        """
-        families = [self._plan.children(parent.id) for parent in parents]
-
-        def kind(place: int) -> tuple[Any, ...]:
-            sphere = families[0][place]
-            return self._shape(sphere), place if detailed and sphere.role == "control" else None
-
-        for _, alike in groupby(range(len(families[0])), key=kind):
-            places = list(alike)
-            members = [family[place] for family in families for place in places]
-            label = _describe(members, f", {len(places)} each" if len(parents) > 1 else "")
-            self._add_children(branch.add(Text(label)), members, detailed=False)
-
-    def _shape(self, sphere: SphereSpec) -> tuple[Any, ...]:
-        """Return what makes subtrees look alike: role and the shapes of the children, as (shape, how many) runs."""
-        shapes = [self._shape(child) for child in self._plan.children(sphere.id)]
-        return sphere.role, tuple((shape, len(list(run))) for shape, run in groupby(shapes))
+        ),
+        ("memory", f"{decimal(memory['shared'])} shared ({', '.join(parts)})"),
+        ("", f"{decimal(memory['per_leaf'])} for each leaf's own work"),
+        *(("note", note) for note in found["notes"]),
+    ]
+    return Group(Text(headline, style="bold"), draw_tree(plan), Text(""), facts(rows))
 
 
-def show_tree(screen: Screen, event: Event) -> None:
-    """Show the tree of a run before it starts."""
-    if isinstance(event, Introduced):
-        screen.show(PlanView(event.run.plan, event.run.config).tree())
+def draw_tree(plan: SpherePlan) -> Tree:
+    """Return the spheres and who coordinates whom."""
+    root = Tree(Text(_describe([plan.root])), guide_style="dim")
+    _add_children(root, plan, [plan.root])
+    return root
+
+
+def _add_children(branch: Tree, plan: SpherePlan, parents: Sequence[SphereSpec]) -> None:
+    """Show the families of `parents`, which are alike, as one, and siblings of one shape together."""
+    families = [plan.children(parent.id) for parent in parents]
+    detailed = parents == [plan.root] and len(plan.spheres) <= _DETAILED_SPHERES
+
+    def kind(place: int) -> tuple[Any, ...]:
+        levels = [below.level for below in plan.subtree(families[0][place])]  # as parents come first, its whole shape
+        return levels, place if detailed and len(levels) > 1 else None
+
+    for _, alike in groupby(range(len(families[0])), key=kind):
+        places = list(alike)
+        members = [family[place] for family in families for place in places]
+        label = _describe(members, f", {len(places)} each" if len(parents) > 1 else "")
+        _add_children(branch.add(Text(label)), plan, members)
 
 
 def _describe(spheres: Sequence[SphereSpec], each: str = "") -> str:

@@ -175,7 +175,11 @@ TABLE = [
     Bad("core that is not there", "bench leaf --core 9999", r"--core 9999: must be one of the cores allowed .*: \d"),
     Bad("crystal of two vocabularies", "lattice saved/good --vocab-size 9", r"RUN has a vocabulary of its own"),
     Bad("crystal of nothing", "lattice --vocab-size 0", r"'--vocab-size': 0 is not in the range"),
-    Bad("picture of an unknown kind", "lattice --plot crystal.xyz", r"unknown ending '\.xyz'; must be one of"),
+    Bad(
+        "picture that not every matplotlib can write",
+        "lattice --plot crystal.pgf",
+        r"--plot crystal\.pgf: unknown ending '\.pgf'; must be one of \.png, \.svg, \.pdf$",
+    ),
     Bad("plan without cores", "plan --cpus 0", r"'--cpus': 0 is not in the range 1<=x<=1885\. See .* plan --help$"),
     Bad("plan of fewer cores than none", "plan --cpus -5", r"'--cpus': -5 is not in the range 1<=x<=1885"),
     Bad("plan beyond the tree", "plan --cpus 1886", r"'--cpus': 1886 is not in the range 1<=x<=1885"),

@@ -1,6 +1,5 @@
 """The configuration: the one source of YAML keys, environment variables, command-line flags and defaults.
 
-Precedence, lowest to highest: defaults, YAML file, environment (`CRYSTALLINE_RAY_<FIELD>`), command line.
 Types are strict where the source has types (YAML); text from the environment and the command line is parsed.
 """
 
@@ -15,11 +14,13 @@ from typing import Annotated, Any, ClassVar, Self
 import yaml
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, ValidationInfo, model_validator
 
-from crystalline_ray import config_sources as sources
+from crystalline_ray import config_section
 from crystalline_ray.config_section import COMMON, Also, LaxPath, Section, conflict
 from crystalline_ray.data.config import DataConfig
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.spheres.config import SphereConfig, TreeConfig
+
+_LENGTHS = {"steps", "epochs"}
 
 
 class RunConfig(Section):
@@ -60,10 +61,8 @@ class Config(DataConfig, SphereConfig, RunConfig):
     48
     """
 
-    OPERATIONAL: ClassVar[frozenset[str]] = (
-        frozenset(TreeConfig.model_fields)
-        | frozenset(RunConfig.model_fields)
-        | {"cache_dir", "text", "end_token", "bin_dtype"}
+    OPERATIONAL: ClassVar[frozenset[str]] = frozenset(
+        {*TreeConfig.model_fields, *RunConfig.model_fields, "cache_dir", "text", "end_token", "bin_dtype"}
     )
     """Fields that do not change a bit of the weights; the tokens of `text` do, and have a digest of their own."""
 
@@ -82,8 +81,8 @@ class Config(DataConfig, SphereConfig, RunConfig):
         try:
             return handler(values)
         except ValidationError as error:
-            layer = info.context or sources.read_arguments(values)
-            raise ConfigError(sources.explain(error, layer, cls)) from None
+            layer = info.context or config_section.read_arguments(values)
+            raise ConfigError(config_section.explain(error, layer, cls)) from None
 
     def digest(self) -> str:
         """BLAKE2b-256 (hex) over the fields that decide the weights: two runs with one digest do one computation."""
@@ -118,7 +117,12 @@ def load_config(
     Raises `ConfigError` for an unreadable file, an unknown key (with the nearest valid one) and every value that is
     not allowed, each with the field, the value, where it came from and what is allowed.
     """
-    return _resolve(path, environ, fields)[0]
+    layer = config_section.read_yaml(Path(path)) if path is not None else {}
+    for untyped in (config_section.read_environment(environ or {}), config_section.read_arguments(fields)):
+        if untyped.keys() & _LENGTHS:
+            layer = {field: given for field, given in layer.items() if field not in _LENGTHS}
+        layer |= {field: config_section.parse(field, given, Config) for field, given in untyped.items()}
+    return Config.model_validate({field: given.value for field, given in layer.items()}, context=layer)
 
 
 def resume_config(path: Path, *, environ: Mapping[str, str] | None = None, **fields: Any) -> Config:
@@ -128,26 +132,13 @@ def resume_config(path: Path, *, environ: Mapping[str, str] | None = None, **fie
 
     Raises `ConfigError` if `environ` or `fields` would change another field that decides the weights.
     """
-    saved = load_config(path)
-    resumed, layer = _resolve(path, environ, fields)
-    for field in layer.keys() - Config.OPERATIONAL - {"steps", "epochs"}:
+    saved, resumed = load_config(path), load_config(path, environ=environ, **fields)
+    given = config_section.read_environment(environ or {}) | config_section.read_arguments(fields)
+    for field in given.keys() - Config.OPERATIONAL - _LENGTHS:
         before, after = getattr(saved, field), getattr(resumed, field)
         if before != after:
             raise ConfigError(
-                f"{sources.shown(field, after, layer)}: a resumed run keeps its {field} = {before!r}, which decides "
-                "the weights; leave it out, or start a new run"
+                f"{config_section.shown(field, after, given)}: a resumed run keeps its {field} = {before!r}, which "
+                "decides the weights; leave it out, or start a new run"
             )
     return resumed
-
-
-def _resolve(
-    path: str | os.PathLike[str] | None, environ: Mapping[str, str] | None, fields: Mapping[str, Any]
-) -> tuple[Config, sources.Layer]:
-    """Return the configuration, and what was given for each field by the highest source that gives it."""
-    layers = [
-        sources.read_yaml(Path(path)) if path is not None else {},
-        sources.read_environment(environ or {}, Config),
-        sources.parse(sources.read_arguments(fields), Config),
-    ]
-    layer = sources.merge(layers, exclusive=("steps", "epochs"))
-    return Config.model_validate({field: given.value for field, given in layer.items()}, context=layer), layer

@@ -16,9 +16,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-_PLAIN_WIDTH = 100
-_REFRESH_SECONDS, _PLAIN_SECONDS = 0.1, 5.0
-
 
 class Screen:
     """Shows work on standard output, or on standard error when `json_output` keeps that for one JSON object.
@@ -45,11 +42,10 @@ class Screen:
             highlight=False,
             force_terminal=self.is_terminal,
             force_jupyter=False,
-            width=None if self.is_terminal else _PLAIN_WIDTH,
+            width=None if self.is_terminal else 100,
         )
-        self._seconds = _REFRESH_SECONDS if self.is_terminal else _PLAIN_SECONDS
+        self._seconds = 0.1 if self.is_terminal else 5.0
         self._live: Progress | None = None
-        self._task = TaskID(0)
         self._stage = "", 0
         self._next_progress = -math.inf
 
@@ -64,7 +60,7 @@ class Screen:
 
         A mark before it is shown in a style of rich.
         """
-        self._rich.print(Text.assemble((mark, style), self._printable(text)), soft_wrap=True)
+        self._rich.print(Text.assemble((mark, style), printable(text, self._encoding)), soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Show something worth knowing, such as a choice that was made for the user."""
@@ -77,8 +73,8 @@ class Screen:
     def header(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
         """Show what is about to run: (name, value) rows such as ("model", "4 layers ...")."""
         self.finish()
-        self._rich.print(Text(self._printable(title), style="bold"), soft_wrap=True)
-        self.show(facts(((name, self._printable(value)) for name, value in rows), indent="  "))
+        self._rich.print(Text(printable(title, self._encoding), style="bold"), soft_wrap=True)
+        self.show(facts(((name, printable(value, self._encoding)) for name, value in rows), indent="  "))
 
     def show(self, renderable: RenderableType) -> None:
         """Show a table, a tree or a report."""
@@ -93,16 +89,19 @@ class Screen:
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Show how far a stage before or between the steps is. `total` 0 is unknown."""
-        finished = bool(total) and done >= total
-        changed = stage != self._stage[0]
-        now = self._clock()
-        if self._stage == (stage, done) or not (changed or finished or now >= self._next_progress):
+        now, due = self._clock(), stage != self._stage[0] or 0 < total <= done
+        if self._stage == (stage, done) or not (due or now >= self._next_progress):
             return
         self._stage = stage, done
         self._next_progress = now + self._seconds
         amount = f": {done:,} of {total:,}" if total else f": {done:,}" if done else ""
         with self._if_open():
             self._update(stage + amount, done, total or None)
+
+    def terminal_progress(self, stage: str, done: int, total: int) -> None:
+        """Show progress on a terminal, and none elsewhere: what takes seconds needs no lines in a log."""
+        if self.is_terminal:
+            self.progress(stage, done, total)
 
     def finish(self) -> None:
         """Take down the progress bar; a second call does nothing."""
@@ -137,13 +136,10 @@ class Screen:
                 expand=True,
                 redirect_stdout=not self._json_output,
             )
-            self._task = self._live.add_task("", total=total, status=status)
+            self._live.add_task("", total=total, status=status)
             self._live.start()
-        self._live.update(self._task, completed=done, total=total, status=self._printable(status))
+        self._live.update(TaskID(0), completed=done, total=total, status=printable(status, self._encoding))
         self._live.refresh()
-
-    def _printable(self, text: str) -> str:
-        return printable(text, self._encoding)
 
 
 def printable(text: str, encoding: str) -> str:

@@ -7,8 +7,7 @@ import pytest
 import yaml
 
 from crystalline_ray.config import SECTIONS, Config, load_config, resume_config
-from crystalline_ray.config_section import Also
-from crystalline_ray.config_sources import Given
+from crystalline_ray.config_section import Also, Given
 from crystalline_ray.errors import ConfigError
 from tests.helpers.model_shapes import ALL_ON
 
@@ -264,7 +263,7 @@ def test_no_name_leads_to_two_fields() -> None:
         for info in Config.model_fields.values()
         for mark in info.metadata
         if isinstance(mark, Also)
-        for name in mark.names.split()
+        for name in mark.split()
     ]
     assert len(names) == len(set(names))
     assert not set(names) & set(Config.model_fields)

@@ -10,7 +10,7 @@ import click
 from crystalline_ray import __version__
 from crystalline_ray.cli import options, show, train, use
 from crystalline_ray.config import Config
-from crystalline_ray.config_sources import nearest, other_names
+from crystalline_ray.config_section import nearest, other_names
 from crystalline_ray.errors import CrystallineError, Stopped
 
 _PROGRAM = "crystalline-ray"

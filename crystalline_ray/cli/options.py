@@ -10,8 +10,7 @@ import click
 from pydantic_core import PydanticUndefined, to_json
 
 from crystalline_ray.config import SECTIONS, Config, load_config
-from crystalline_ray.config_section import COMMON
-from crystalline_ray.config_sources import Given
+from crystalline_ray.config_section import COMMON, Given
 
 _MANY = 20
 _HELP_ALL = "crystalline_ray.help_all"

@@ -1,8 +1,6 @@
 """`report`, `plan`, `lattice`, `doctor` and `bench`: what a person looks at."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ from crystalline_ray.config import Config, load_config
 from crystalline_ray.config_section import PLAN
 from crystalline_ray.data.config import DEFAULT_VOCAB_SIZE, MOST_TOKENS
 from crystalline_ray.errors import ConfigError
-from crystalline_ray.progress import Progress, silent
 from crystalline_ray.spheres.config import MAX_SPHERES
 
 _PLANNED = [name for name, field in Config.model_fields.items() if PLAN in field.metadata]
@@ -133,11 +130,11 @@ def doctor_command(as_json: bool) -> None:
     For two seconds, one core multiplies matrices: that measures how fast it is at best.
     """
     config = options.configuration()
-    from crystalline_ray.screen import facts
+    from crystalline_ray.screen import Screen, facts
     from crystalline_ray.views import machine
 
-    with _terminal_progress() as progress:
-        found = machine.diagnose(config, progress)
+    with Screen(json_output=True) as screen:
+        found = machine.diagnose(config, screen.terminal_progress)
     options.print_result(found, as_json, lambda _: facts(machine.describe(found)))
 
 
@@ -159,20 +156,12 @@ def leaf_command(model: str, seconds: float, core: int | None, as_json: bool, **
     """
     from crystalline_ray.bench.leaf import bench_leaf
     from crystalline_ray.bench.work import find_work
-
-    work = find_work(model, environ=os.environ, **options.given_fields(fields))
-    with _terminal_progress() as progress:
-        figures = bench_leaf(work, seconds=seconds, core=core, progress=progress)
-    options.print_result(figures, as_json)
-
-
-@contextmanager
-def _terminal_progress() -> Iterator[Progress]:
-    """Show progress on a terminal, and none elsewhere: what takes seconds needs no lines in a log."""
     from crystalline_ray.screen import Screen
 
+    work = find_work(model, environ=os.environ, **options.given_fields(fields))
     with Screen(json_output=True) as screen:
-        yield screen.progress if screen.is_terminal else silent
+        figures = bench_leaf(work, seconds=seconds, core=core, progress=screen.terminal_progress)
+    options.print_result(figures, as_json)
 
 
 COMMANDS = (report_command, plan_command, lattice_command, doctor_command, bench_group)

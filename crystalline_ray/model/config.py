@@ -5,8 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from crystalline_ray.config_section import COMMON, PLAN, Also, Section, conflict
-from crystalline_ray.config_sources import Given, explain
+from crystalline_ray.config_section import COMMON, PLAN, Also, Given, Section, conflict, explain
 from crystalline_ray.errors import ConfigError
 
 Positions = Literal["learned", "rotary", "clock"]

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from crystalline_ray.config import Config
-from crystalline_ray.config_sources import nearest
+from crystalline_ray.config_section import nearest
 from crystalline_ray.errors import ConfigError, InputError
 from crystalline_ray.storage.files import disk_errors, make_folder
 from crystalline_ray.storage.sealed import MANIFEST

@@ -13,7 +13,6 @@ from rich.tree import Tree
 
 from crystalline_ray.config import Config
 from crystalline_ray.data.config import DEFAULT_VOCAB_SIZE
-from crystalline_ray.errors import ResourceError
 from crystalline_ray.model.config import ModelShape
 from crystalline_ray.screen import facts, numbered
 from crystalline_ray.spheres.memory import VERSIONS
@@ -36,15 +35,9 @@ def planned_run(plan: SpherePlan, config: Config) -> RunOf[Config]:
 
 
 def needed_memory(run: RunOf[Config]) -> dict[str, int]:
-    """Return the memory of a run, in bytes: shared by all spheres, by its parts, and what each leaf has for itself.
-
-    Raises ResourceError if a leaf's share is more than this machine could ever give.
-    """
+    """Return the memory of a run, in bytes: shared by all spheres, by its parts, and what each leaf has for itself."""
     shared = memory_layout(run)
-    try:
-        return {**shared.sizes, "shared": shared.total_bytes, "per_leaf": leaf_bytes(run)}
-    except MemoryError as error:
-        raise ResourceError(f"the model is too large for the memory of this machine: {error}") from None
+    return {**shared.sizes, "shared": shared.total_bytes, "per_leaf": leaf_bytes(run)}
 
 
 def describe(run: RunOf[Config]) -> dict[str, Any]:

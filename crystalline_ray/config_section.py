@@ -144,10 +144,7 @@ def shown(field: str, value: object, layer: Layer) -> str:
 def nearest(
     name: str, valid: Collection[str], others: Mapping[str, str] | None = None, spell: Callable[[str], str] = str
 ) -> str:
-    """Return '; did you mean X?' for the valid name that `others` lead to, or that begins like it or is closest, or ''.
-
-    `spell` writes the name that was found.
-    """
+    """Return '; did you mean X?' for the valid name that `others` lead to, that begins like it or is closest, or ''."""
     known = [field for other, field in (others or {}).items() if other == name and field in valid]
     found = known or [word for word in valid if word.startswith(name)] or difflib.get_close_matches(name, valid, n=1)
     return f"; did you mean {spell(found[0])}?" if found else ""

@@ -4,9 +4,9 @@ import errno
 import io
 import math
 import os
+import re
 import sys
 import time
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self, TextIO
@@ -56,10 +56,7 @@ class Screen:
         self.finish()
 
     def line(self, text: str, *, mark: str = "", style: str = "") -> None:
-        """Show one line, above the progress bar if there is one; control characters in it are made visible.
-
-        A mark before it is shown in a style of rich.
-        """
+        """Show a line, its control characters made visible, after a mark in a style of rich; a bar stays below it."""
         self._rich.print(Text.assemble((mark, style), printable(text, self._encoding)), soft_wrap=True)
 
     def note(self, text: str) -> None:
@@ -144,12 +141,8 @@ class Screen:
 
 def printable(text: str, encoding: str) -> str:
     """Make visible, as \\x1b, what would steer a terminal or break it: a model's text or a file's name may hold it."""
-    visible = "".join(
-        character.encode("unicode_escape").decode()
-        if unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t"
-        else character
-        for character in text
-    )
+    steering = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]"  # but not tab and line break
+    visible = re.sub(steering, lambda found: found[0].encode("unicode_escape").decode(), text)
     return visible.encode(encoding, "backslashreplace").decode(encoding)
 
 

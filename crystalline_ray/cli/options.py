@@ -12,7 +12,6 @@ from pydantic_core import PydanticUndefined, to_json
 from crystalline_ray.config import SECTIONS, Config, load_config
 from crystalline_ray.config_section import COMMON, Given
 
-_MANY = 20
 _HELP_ALL = "crystalline_ray.help_all"
 
 as_json = click.option(
@@ -30,7 +29,7 @@ class FieldsCommand(click.Command):
 
     def __init__(self, *args: Any, fields: Collection[str] = tuple(Config.model_fields), **attributes: Any) -> None:
         super().__init__(*args, **attributes)
-        self._shortened = len(fields) > _MANY
+        self._shortened = len(fields) > 20
         if self._shortened:
             text = "Show the options that are rarely needed, too, and exit."
             eager: dict[str, Any] = {"is_flag": True, "is_eager": True, "expose_value": False}

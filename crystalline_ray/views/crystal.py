@@ -8,7 +8,7 @@ import numpy.typing as npt
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from crystalline_ray.lattice.fcc import contact_counts, contact_neighbours, fcc_points, fcc_shells
+from crystalline_ray.lattice.fcc import Int32, contact_counts, contact_neighbours, fcc_points, fcc_shells
 from crystalline_ray.lattice.symmetry import group_sizes
 from crystalline_ray.screen import figures
 from crystalline_ray.streams import Purpose, generator
@@ -66,17 +66,16 @@ def describe_crystal(vocab_size: int, embeddings: Floats | None = None) -> Cryst
     contacts = np.bincount(shells.shell, contact_counts(neighbours)) / shells.sizes
     distances = np.full((2, len(contacts)), np.nan)
     if embeddings is not None:
-        distances = _distances_by_shell(embeddings, neighbours, shells.shell, len(contacts))
+        distances = _distances_by_shell(embeddings, neighbours, shells.shell)
     known = np.where(np.isnan(distances), np.array(None), distances)
     columns = np.arange(len(contacts)), shells.squared_radii, shells.sizes, contacts, *known
     rows = zip(*(column.tolist() for column in columns), strict=True)
     return Crystal(vocab_size, [Shell(*row) for row in rows], group_sizes(vocab_size).tolist())
 
 
-def _distances_by_shell(
-    embeddings: Floats, neighbours: npt.NDArray[np.int32], shell: npt.NDArray[np.int32], shells: int
-) -> Floats:
+def _distances_by_shell(embeddings: Floats, neighbours: Int32, shell: Int32) -> Floats:
     """Return mean cosine distances to contact neighbours, and to tokens of the neighbours' shells, (2, shells)."""
+    shells = int(shell[-1]) + 1
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     starts, stream = np.searchsorted(shell, np.arange(shells + 1)), generator(0, Purpose.SAMPLE, 0)
     sums, pairs = np.zeros((2, shells)), np.zeros(shells)
@@ -91,5 +90,4 @@ def _distances_by_shell(
         for total, others in zip(sums, (partners, drawn + (within & (drawn >= tokens))), strict=True):
             total += np.bincount(own, 1.0 - np.vecdot(unit[tokens], unit[others]), shells)
     with np.errstate(invalid="ignore"):  # a vocabulary of one token has no pairs
-        means: Floats = sums / pairs
-    return means
+        return np.divide(sums, pairs)

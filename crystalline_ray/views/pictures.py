@@ -60,10 +60,7 @@ def plot_crystal(crystal: Crystal, file: Path) -> None:
 
 @contextmanager
 def _picture(file: Path, *, panels: int, caption: str) -> Iterator[Any]:
-    """Give an empty matplotlib figure as wide as so many square panels; it is written to `file` with a caption.
-
-    It is drawn without a display, in the format of the file's ending.
-    """
+    """Give an empty figure as wide as so many square panels, drawn without a display, then written with a caption."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

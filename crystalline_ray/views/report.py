@@ -99,10 +99,9 @@ def _results(report: RunReport) -> Iterator[tuple[str, str]]:
     if report.train_loss is not None:
         yield "train loss", f"{report.train_loss:.4f} nats per token"
     yield from _validation(report)
-    if report.bits_per_byte is not None:
-        yield "", f"{report.bits_per_byte:.4f} bits per byte"
-    if report.crystalline_score is not None:
-        yield "", f"{report.crystalline_score:.4f} crystalline score"
+    for value, unit in ((report.bits_per_byte, "bits per byte"), (report.crystalline_score, "crystalline score")):
+        if value is not None:
+            yield "", f"{value:.4f} {unit}"
     yield "speed", f"{short_count(report.tokens_per_second)} tokens per second"
     if report.restarts or report.skipped_steps:
         yield "faults", f"restarted spheres: {report.restarts}, skipped steps: {report.skipped_steps}"
@@ -127,8 +126,8 @@ def _validation(report: RunReport) -> Iterator[tuple[str, str]]:
     measured, periodic, whole = report.validation_batches, report.periodic_batches, report.all_batches
     if last is None:
         return
-    compared = first and report.steps and measured == periodic
-    fall = f" (from {first:.4f}: {100 * (last - first) / first:+.1f} %)" if first and compared else ""
+    comparable = report.steps and measured == periodic
+    fall = f" (from {first:.4f}: {100 * (last - first) / first:+.1f} %)" if first and comparable else ""
     yield "validation", f"{last:.4f} nats per token{fall}"
     if measured is None or periodic is None or whole is None:
         return

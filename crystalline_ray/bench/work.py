@@ -100,13 +100,13 @@ def leaf_work(work: Work) -> Callable[[], float]:
 
     def step() -> float:
         nonlocal version
-        reply = leaf.compute(UnitMessage(version, version, 0, 1.0 / work.tokens, 0.0, (batch,)))
+        total = leaf.compute(UnitMessage(version, version, 0, 1.0 / work.tokens, 0.0, (batch,)))
         protocol = segments.commit(Commit(version, version, (0,), _LEARNING_RATE))
         posts = next(protocol)
         try:
             protocol.send(list(posts.squares.values()))
         except StopIteration:
             version += 1
-        return reply.total.loss / work.tokens
+        return total.loss / work.tokens
 
     return step

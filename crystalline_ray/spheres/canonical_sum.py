@@ -6,23 +6,24 @@ added in order by one worker, the units of a group in order by its control, and 
 by the owners of the segments. None of that depends on the shape of the tree.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from crystalline_ray.spheres.memory import Memory
-from crystalline_ray.spheres.messages import GradientMessage, Total
+from crystalline_ray.spheres.messages import Total
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 
+Admit = Callable[[int], object | None]
+"""Returns the message of job n, or None while something that the job needs is still in use."""
 
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """Micro-batches of a step, ascending, whose gradients one worker adds up.
 
-    Attributes:
-        target: region that receives the sum the unit belongs to.
-        position: place of the unit in that sum, from 0.
+class Unit(NamedTuple):
+    """Micro-batches, ascending, whose gradients one worker adds up; `position` is the unit's place, from 0, in a sum.
+
+    That sum is made in the region `target`.
     """
 
     target: int
@@ -39,52 +40,39 @@ def group_units(group: int, micro_batches: int, sum_unit: int) -> tuple[Unit, ..
     )
 
 
-class SumJobs:
-    """Jobs for a dispatcher: every unit is computed into a region and added to its sum in order.
+def add_up(
+    units: Sequence[Unit],
+    memory: Memory,
+    slots: Iterable[int],
+    message: Callable[[Unit, int], object],
+    dispatch: Callable[[int, Admit], Iterable[tuple[int, Total]]],
+) -> dict[int, Total]:
+    """Have every unit computed into a region, add it to its sum in order, return the total behind each target.
 
-    The first unit of a sum is computed right into the target; the others need one of `slots` until it is their turn.
-    As jobs are admitted in order, the unit whose turn is next always has its region, so slots never run dry for good.
-
-    Args:
-        slots: regions only this control hands out.
-        units: in order; units of one target must have ascending positions.
-        message: makes the order for a unit and the region to write.
+    The first unit of a sum is computed right into the target; the others need one of `slots`, regions that only this
+    control hands out, until it is their turn. As `dispatch` admits jobs in order, and units of one target have
+    ascending positions, the unit whose turn is next always has its region: slots never run dry for good.
     """
+    free, regions, turns = list(slots), dict[int, int](), Counter[int]()
+    arrived: dict[tuple[int, int], tuple[int, Total]] = {}
+    sums = {unit.target: Total(0.0, 0) for unit in units}
 
-    def __init__(
-        self, memory: Memory, slots: Sequence[int], units: Sequence[Unit], message: Callable[[Unit, int], object]
-    ) -> None:
-        self.count = len(units)
-        self._totals = [Total()] * len(units)
-        self._memory, self._units, self._message = memory, units, message
-        self._free = list(slots)
-        self._turn: dict[int, int] = {}
-        self._arrived: dict[tuple[int, int], int] = {}
+    def admit(number: int) -> object | None:
+        unit = units[number]
+        if unit.position > 0 and not free:
+            return None
+        regions[number] = free.pop() if unit.position > 0 else unit.target
+        return message(unit, regions[number])
 
-    def admit(self, number: int) -> object | None:
-        """Return the order for a unit, or None while all slots are taken."""
-        unit = self._units[number]
-        if unit.position == 0:
-            return self._message(unit, unit.target)
-        return self._message(unit, self._free.pop()) if self._free else None
-
-    def finish(self, number: int, reply: GradientMessage) -> None:
-        """Take a unit's gradient and add whatever has its turn now."""
-        unit = self._units[number]
-        self._totals[number] = reply.total
-        self._arrived[unit.target, unit.position] = reply.region
-        turn = self._turn.get(unit.target, 0)
-        while (region := self._arrived.pop((unit.target, turn), None)) is not None:
-            if turn > 0:
-                target = self._memory.region(unit.target)
-                np.add(target, self._memory.region(region), out=target)
-                self._free.append(region)
-            turn += 1
-        self._turn[unit.target] = turn
-
-    def totals(self) -> dict[int, Total]:
-        """Return the micro-batches behind each target, added up in the order of the units, once all are there."""
-        sums: dict[int, Total] = {}
-        for unit, total in zip(self._units, self._totals, strict=True):
-            sums[unit.target] = sums.get(unit.target, Total()).plus(total)
-        return sums
+    for number, total in dispatch(len(units), admit):
+        target, position, _ = units[number]
+        arrived[target, position] = regions[number], total
+        while (target, turns[target]) in arrived:
+            region, total = arrived.pop((target, turns[target]))
+            if region != target:
+                accumulator = memory.region(target)
+                np.add(accumulator, memory.region(region), out=accumulator)
+                free.append(region)
+            sums[target] = Total(sums[target].loss + total.loss, sums[target].tokens + total.tokens)
+            turns[target] += 1
+    return sums

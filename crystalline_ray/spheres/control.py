@@ -4,15 +4,17 @@ A level-1 leaf, in a tree too small for separate controls, is a `ControlSphere` 
 is the leaf beside it in the same process.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import partial
+from typing import Any
 
 import numpy as np
 
+from crystalline_ray.errors import SphereError
 from crystalline_ray.spheres import messages
-from crystalline_ray.spheres.canonical_sum import SumJobs, Unit, group_units
-from crystalline_ray.spheres.dispatch import Dispatcher
+from crystalline_ray.spheres.canonical_sum import Admit, Unit, add_up, group_units
 from crystalline_ray.spheres.hooks import GroupCoder
 from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.messages import BatchMessage, EvaluationResult, UnitMessage, Worker
@@ -23,29 +25,51 @@ from crystalline_ray.spheres.sizing import gradient_slots
 Fill = Callable[[int, messages.Tokens, messages.Tokens], int]
 """Writes micro-batch n into int32 inputs and targets (batch, sequence) and returns the number of valid targets."""
 
+# One job in work and one waiting at the worker, so that it never waits for its control.
+_IN_FLIGHT = 2
 
-class EvaluationJobs:
-    """Jobs for a dispatcher: losses of validation micro-batches, in chunks of their numbers."""
 
-    def __init__(
-        self, order: messages.Order, chunks: Sequence[Sequence[int]], read: Callable[[int], BatchMessage]
-    ) -> None:
-        self.count = len(chunks)
-        self._order, self._chunks, self._read = order, chunks, read
-        self._replies = [EvaluationResult()] * len(chunks)
+class Dispatcher:
+    """Runs jobs of the control `own`; work sent to that sphere runs inside `send`, so it is chosen last."""
 
-    def admit(self, number: int) -> messages.EvaluationUnit:
-        """Return the order for a chunk."""
-        batches = tuple(map(self._read, self._chunks[number]))
-        return messages.EvaluationUnit(self._order.step, self._order.version, batches)
+    def __init__(self, link: messages.Link, own: int) -> None:
+        self._link, self._own = link, own
 
-    def finish(self, number: int, reply: EvaluationResult) -> None:
-        """Keep a chunk's losses."""
-        self._replies[number] = reply
+    def run(
+        self, jobs: int, admit: Admit, workers: Sequence[Worker], idle: Callable[[], None] = lambda: None
+    ) -> Iterator[tuple[int, Any]]:
+        """Give each free worker the next job; yield number and reply as they arrive; call `idle` before each wait.
 
-    def result(self) -> EvaluationResult:
-        """Return the losses of all chunks in order."""
-        return sum(self._replies, EvaluationResult())
+        Raises as `Link.receive`, and SphereError if quotas run out.
+        """
+        waiting: dict[int, tuple[int, int]] = {}  # job and sphere by ticket
+        taken = Counter[int]()
+        following = 0
+        while following < jobs or waiting:
+            while following < jobs:
+                worker = self._choose(workers, taken, (sphere for _, sphere in waiting.values()))
+                if worker is None or (message := admit(following)) is None:
+                    break
+                waiting[self._link.send(worker, message)] = (following, worker)
+                taken[worker] += 1
+                following += 1
+                if worker == self._own:
+                    break  # its reply is there already; others may have answered meanwhile
+            if not waiting:
+                raise SphereError(f"sphere {self._own}: no worker is allowed to take job {following} of {jobs}")
+            idle()
+            ticket, reply = self._link.receive(waiting)
+            yield waiting.pop(ticket)[0], reply
+
+    def _choose(self, workers: Sequence[Worker], taken: Counter[int], working: Iterable[int]) -> int | None:
+        in_flight = Counter(working)
+        free = [
+            worker.sphere
+            for worker in workers
+            if in_flight[worker.sphere] < _IN_FLIGHT and taken[worker.sphere] != worker.quota
+        ]
+        # The own sphere computes while it is asked, so the others are given all they may have before it.
+        return min(free, key=lambda sphere: (sphere == self._own, in_flight[sphere], sphere), default=None)
 
 
 class _Control:
@@ -58,9 +82,14 @@ class _Control:
         self._own = [Worker(child.id) for child in run.plan.children(spec.id)] or [Worker(spec.id)]
         self._dispatcher = Dispatcher(link, spec.id)
 
-    def _evaluate(self, jobs: EvaluationJobs) -> EvaluationResult:
-        self._dispatcher.run(jobs, self._own)
-        return jobs.result()
+    def _evaluate(
+        self, order: messages.Order, chunks: int, read: Callable[[int], Iterable[BatchMessage]]
+    ) -> EvaluationResult:
+        def admit(number: int) -> messages.EvaluationUnit:
+            return messages.EvaluationUnit(order.step, order.version, tuple(read(number)))
+
+        replies = dict(self._dispatcher.run(chunks, admit, self._own))
+        return sum((replies[number] for number in range(chunks)), EvaluationResult())
 
 
 class ControlSphere(_Control):
@@ -79,36 +108,38 @@ class ControlSphere(_Control):
         self._fill_training, self._fill_validation = fill_training, fill_validation
         self._ahead: dict[int, BatchMessage] = {}
         self._chunk = max(len(run.plan.children(worker.sphere)) for worker in self._own) or 1
-        self._units = lru_cache(maxsize=2)(self._group_units)
         self._coder = GroupCoder(spec.groups, run, memory)
 
     def run_step(self, order: messages.StepOrder) -> messages.GroupsReady:
         """Bring the sum of each group's gradients into its accumulator, as coded; raises as `Link.receive`."""
-        units = self._units(order.micro_batches)
-        step_size = self._run.steps.micro_batches_per_step
-        first = order.step * step_size
+        steps, config = self._run.steps, self._run.config
+        micro_batches, scale = steps.micro_batches(order.step), 1.0 / steps.tokens(order.step)
+        groups = (group_units(group, micro_batches, config.sum_unit) for group in self._spec.groups)
+        units = [unit for units in groups for unit in units]
+        first = order.step * config.micro_batches
 
         def message(unit: Unit, region: int) -> UnitMessage:
             batches = tuple(self._take(first + number) for number in unit.micro_batches)
-            return UnitMessage(order.step, order.version, region, order.scale, order.smoothing_weight, batches)
+            return UnitMessage(order.step, order.version, region, scale, order.smoothing_weight, batches)
 
         def read_next_step() -> None:
             if self._spec.role == "leaf":
                 return  # it waits only for leaves it borrowed: reading ahead would delay its own work
-            for number in [first + step_size + number for unit in units for number in unit.micro_batches]:
+            for number in [first + config.micro_batches + number for unit in units for number in unit.micro_batches]:
                 if number not in self._ahead:
                     self._ahead[number] = self._read(self._fill_training, number)
 
-        jobs = SumJobs(self._memory, self._slots, units, message)
-        self._dispatcher.run(jobs, order.workers, read_next_step)
+        dispatch = partial(self._dispatcher.run, workers=order.workers, idle=read_next_step)
+        sums = add_up(units, self._memory, self._slots, message, dispatch)
         self.batches += sum(len(unit.micro_batches) for unit in units)
-        return messages.GroupsReady(order.step, jobs.totals(), self._coder.encode(order.micro_batches, order.version))
+        return messages.GroupsReady(sums, self._coder.encode(micro_batches, order.version))
 
     def evaluate(self, order: messages.EvaluationRequest) -> EvaluationResult:
         """Return the losses of a range of validation micro-batches; raises as `Link.receive`."""
         numbers = range(order.start, order.stop)
         chunks = [numbers[start : start + self._chunk] for start in range(0, len(numbers), self._chunk)]
-        return self._evaluate(EvaluationJobs(order, chunks, lambda number: self._read(self._fill_validation, number)))
+        read = partial(self._read, self._fill_validation)
+        return self._evaluate(order, len(chunks), lambda chunk: map(read, chunks[chunk]))
 
     def _take(self, number: int) -> BatchMessage:
         return self._ahead.pop(number, None) or self._read(self._fill_training, number)
@@ -117,27 +148,22 @@ class ControlSphere(_Control):
         inputs, targets = np.empty((2, self._run.config.batch_size, self._run.shape.seq_len), np.int32)
         return BatchMessage(number, inputs, targets, fill(number, inputs, targets))
 
-    def _group_units(self, micro_batches: int) -> list[Unit]:
-        groups = self._spec.groups
-        return [unit for group in groups for unit in group_units(group, micro_batches, self._run.config.sum_unit)]
-
 
 class DeepControlSphere(_Control):
     """A control below level 1: takes a unit like a leaf and spreads its micro-batches over its own leaves."""
 
-    def compute(self, order: UnitMessage) -> messages.GradientMessage:
+    def compute(self, order: UnitMessage) -> messages.Total:
         """Write the sum of the unit's gradients, in order, to the unit's region."""
         units = [Unit(order.region, position, (position,)) for position in range(len(order.batches))]
 
         def message(unit: Unit, region: int) -> UnitMessage:
             return replace(order, region=region, batches=(order.batches[unit.position],))
 
-        jobs = SumJobs(self._memory, self._slots, units, message)
-        self._dispatcher.run(jobs, self._own)
+        dispatch = partial(self._dispatcher.run, workers=self._own)
+        sums = add_up(units, self._memory, self._slots, message, dispatch)
         self.batches += len(units)
-        return messages.GradientMessage(order.step, order.region, jobs.totals()[order.region])
+        return sums[order.region]
 
     def evaluate(self, order: messages.EvaluationUnit) -> EvaluationResult:
         """Return the losses of the unit's micro-batches in order."""
-        chunks = [(number,) for number in range(len(order.batches))]
-        return self._evaluate(EvaluationJobs(order, chunks, order.batches.__getitem__))
+        return self._evaluate(order, len(order.batches), lambda number: order.batches[number : number + 1])

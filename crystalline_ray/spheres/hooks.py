@@ -35,7 +35,7 @@ def memory_parts(run: RunSpec) -> Iterator[Part]:
         yield Part("similar", ranks_and_weights, frozenset({"driver"}), dtype="int32")
     if run.config.routing == "symmetry":
         most_spheres_of_a_node = max(Counter(sphere.node for sphere in run.plan.level1).values())
-        shape = (_BLOCKS_OF_ROUTES * most_spheres_of_a_node, 1 + run.steps.sequences_per_step)
+        shape = (_BLOCKS_OF_ROUTES * most_spheres_of_a_node, 1 + run.config.global_batch_size)
         yield Part("routes", shape, frozenset({"level1"}), dtype="int64")  # a row for a step
 
 
@@ -99,7 +99,7 @@ class GroupCoder:
 
 def find_routes(step: int, steps: Steps, batches: TrainBatches, router: Router) -> tuple[Integers, Routes]:
     """Return the windows of a step's n sequences, int64 (n,), and their routes; none beyond the end of the run."""
-    first = step * steps.sequences_per_step
+    first = step * steps.batches.global_batch_size
     windows = np.array([batches.window(first + number) for number in range(steps.sequences(step))], np.int64)
     tokens = np.empty((len(windows), steps.seq_len), np.int32)
     for row, window in zip(tokens, windows.tolist(), strict=True):
@@ -130,9 +130,9 @@ class RoutedBatches:
 
     def fill(self, number: int, inputs: Tokens, targets: Tokens) -> int:
         """Write micro-batch `number` to int32 (B, T) arrays; return the number of targets."""
-        step, micro_batch = divmod(number, self._steps.micro_batches_per_step)
+        step, micro_batch = divmod(number, self._steps.batches.micro_batches)
         position, group = divmod(micro_batch, SYMMETRY_GROUPS)
-        size, loads = self._steps.batch_size, group_loads(self._steps.sequences(step))
+        size, loads = self._steps.batches.batch_size, group_loads(self._steps.sequences(step))
         start = loads[:group].sum() + position * size
         stop = min(start + size, loads[: group + 1].sum())
         return self._batches.fill_windows(self._windows(step)[start:stop].tolist(), inputs, targets)

@@ -1,6 +1,5 @@
 """A leaf: forward and backward passes of micro-batches, nothing else."""
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -44,7 +43,7 @@ class LeafSphere:
         self._likeliest = np.empty((config.batch_size, shape.seq_len), np.intp)
         self._scratch = np.empty(memory.region(0).size if config.sum_unit > 1 else 0, np.float32)
 
-    def compute(self, unit: messages.UnitMessage) -> messages.GradientMessage:
+    def compute(self, unit: messages.UnitMessage) -> messages.Total:
         """Write the sum of the unit's gradients, in order, to the unit's region."""
         region, loss = self._memory.region(unit.region), 0.0
         for position, batch in enumerate(unit.batches):
@@ -62,8 +61,7 @@ class LeafSphere:
                 np.add(region, gradient, out=region)
             self._beat()
         self.batches += len(unit.batches)
-        total = messages.Total(loss, sum(batch.tokens for batch in unit.batches), math.isfinite(loss))
-        return messages.GradientMessage(unit.step, unit.region, total)
+        return messages.Total(loss, sum(batch.tokens for batch in unit.batches))
 
     def evaluate(self, unit: messages.EvaluationUnit) -> messages.EvaluationResult:
         """Return the summed nats and crystalline scores of each micro-batch, without dropout."""

@@ -46,13 +46,10 @@ class StepRequest(Order):
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Root to driver: the result of a step.
+    """Root to driver: the result of a step; the update was not applied if anything was non-finite.
 
-    Attributes:
-        loss: mean negative log-likelihood in nats per target token of the global batch.
-        gradient_norm: global L2 norm before clipping, NaN if a loss was not finite.
-        applied: whether the update was made (it is not when anything was non-finite).
-        gradient_bytes: length of all groups' gradients in the code they travel in.
+    The loss is the mean negative log-likelihood in nats per target token, the norm is global, L2, before clipping and
+    NaN if the loss was not finite, and the bytes are the length of all groups' gradients in the code they travel in.
     """
 
     step: int
@@ -73,44 +70,33 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class StepOrder(Order):
-    """Root to level 1: compute the gradients of your groups.
+    """Root to level 1: compute the gradients of your groups with these workers, your own first."""
 
-    Attributes:
-        micro_batches: those of the whole step; indices follow from the groups.
-        scale: factor of every gradient, 1 / target tokens of the global batch.
-        workers: own ones first.
-    """
-
-    micro_batches: int
-    scale: float
     smoothing_weight: float
     workers: tuple[Worker, ...]
 
 
 class Total(NamedTuple):
-    """Micro-batches added up: summed negative log-likelihood in nats, target tokens, whether all losses were finite."""
+    """Micro-batches added up, whose gradients a region holds: negative log-likelihood in nats, and target tokens."""
 
-    loss: float = 0.0
-    tokens: int = 0
-    finite: bool = True
-
-    def plus(self, other: "Total") -> "Total":
-        """Return the sum of both."""
-        return Total(self.loss + other.loss, self.tokens + other.tokens, self.finite and other.finite)
+    loss: float
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class GroupsReady:
     """Level 1 to root: the gradients of these groups lie in their accumulators; the length of their codes in bytes."""
 
-    step: int
     sums: dict[int, Total]
     gradient_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Commit(Order):
-    """Root to level 1: all groups are there and finite; add them up in this order, agree on the norm, update."""
+    """Root to level 1: all losses are finite; add the groups up in this order, agree on the norm, update, return it.
+
+    There is no update if the norm is not finite.
+    """
 
     groups: tuple[int, ...]
     learning_rate: float
@@ -125,15 +111,6 @@ class Posts:
 
 
 @dataclass(frozen=True, slots=True)
-class Committed:
-    """Level 1 to root: the update was made, or not as the norm is not finite; all must report the same."""
-
-    step: int
-    gradient_norm: float
-    applied: bool
-
-
-@dataclass(frozen=True, slots=True)
 class BatchMessage:
     """A micro-batch, whose number in the run keys its dropout; int32 (batch, sequence); target -1 does not count."""
 
@@ -145,7 +122,7 @@ class BatchMessage:
 
 @dataclass(frozen=True, slots=True)
 class UnitMessage(Order):
-    """Control to worker: write the sum of these micro-batches' gradients, in order, to `region`."""
+    """Control to worker: write the sum of these micro-batches' gradients, in order and scaled, to `region`."""
 
     region: int
     scale: float
@@ -154,25 +131,11 @@ class UnitMessage(Order):
 
 
 @dataclass(frozen=True, slots=True)
-class GradientMessage:
-    """Worker to control: the gradient of a unit, which is the sum over `total`, lies in `region`."""
-
-    step: int
-    region: int
-    total: Total
-
-
-@dataclass(frozen=True, slots=True)
 class EvaluationRequest(Order):
     """Driver to root, root to level 1: the losses of validation micro-batches [start, stop)."""
 
     stop: int
     start: int = 0
-
-    @property
-    def batches(self) -> int:
-        """Number of these micro-batches."""
-        return self.stop - self.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,14 +147,14 @@ class EvaluationUnit(Order):
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """Worker to control, level 1 to root, root to driver: micro-batches, in order; consecutive results add up."""
+    """Worker to control, level 1 to root, root to driver: summed nats and scores of micro-batches, in order.
+
+    Scores are crystalline; with the lattice head there are none. The tokens are the targets of all; consecutive results add up.
+    """
 
     losses: tuple[float, ...] = ()
-    """Summed nats of each."""
     scores: tuple[float, ...] = ()
-    """Summed crystalline scores of each; none with the lattice head."""
     tokens: int = 0
-    """Targets of all."""
 
     def __add__(self, later: "EvaluationResult") -> "EvaluationResult":
         return EvaluationResult(self.losses + later.losses, self.scores + later.scores, self.tokens + later.tokens)

@@ -92,21 +92,15 @@ class SpherePlan:
 
 
 class Occupancy(NamedTuple):
-    """The evenness with which a step's work units fill the leaves."""
+    """The rounds of work of a step, the leaves idle in the last one, and the nearest numbers of units without such."""
 
     rounds: int
-    """Units that the busiest leaf processes."""
     idle: int
-    """Leaves without work in the last round."""
     filling: tuple[int, ...]
-    """The nearest numbers of units that leave none idle: below, above (or the number itself)."""
 
 
 def occupancy(plan: SpherePlan, units: int) -> Occupancy:
-    """Share out a step's `units` over the leaves: micro-batches, or sums of several where `sum_unit` fixes such.
-
-    An idle control takes work from its neighbours, so only the totals count.
-    """
+    """Share out a step's `units` of `sum_unit` micro-batches; controls lend leaves, so only the totals count."""
     leaves = len(plan.leaves)
     rounds = -(-units // leaves)
     idle = rounds * leaves - units
@@ -142,8 +136,11 @@ def plan_spheres(
         notes = ("one core: root and leaf share it",)
     is_dedicated = coordinators == "dedicated"
     size = len(places) if is_dedicated else _tree_size(min(len(places), fan_out**3), fan_out)
-    tree = SpherePlan(tuple(_grown(size, fan_out)), coordinators)
-    where = _dedicate(tree, places) if is_dedicated else _share(tree, places)
+    tree = SpherePlan(_grown(size, fan_out), coordinators)
+    if is_dedicated:
+        where = {sphere.id: place for sphere, place in zip(tree.subtree(tree.root), places, strict=True)}
+    else:
+        where = _share(tree, places)
     if is_dedicated and len(tree.leaves) < fan_out < len(places) - 1:
         notes = (
             f"{len(places)} cores: dedicated coordinators leave {len(tree.leaves)} for leaves, "
@@ -162,38 +159,25 @@ def _tree_size(leaves: int, fan_out: int) -> int:
     return 1 + fan_out + leaves + controls
 
 
-def _grown(size: int, fan_out: int) -> list[SphereSpec]:
-    """Return the tree of `size` spheres with the most leaves, not placed."""
-    level1 = min(size - 1, fan_out)
-    level2 = min(size - 1 - level1, fan_out**2)
-    level3 = size - 1 - level1 - level2
+def _grown(size: int, fan_out: int) -> tuple[SphereSpec, ...]:
+    """Return the tree of `size` spheres with the most leaves, not placed; siblings' families are equal within one."""
     spheres = [SphereSpec(0, 0, "root", None, tuple(range(SYMMETRY_GROUPS)), 0, None)]
-    parents = spheres[:1]
-    for count, controls in ((level1, level1 if level2 else 0), (level2, -(-level3 // fan_out)), (level3, 0)):
-        parents = _hang(spheres, parents, count, controls)
-    return spheres
-
-
-def _hang(spheres: list[SphereSpec], parents: list[SphereSpec], count: int, controls: int) -> list[SphereSpec]:
-    """Hang so many spheres, some of them controls, under the parents, balanced within one; return the controls."""
-    start = len(spheres)
-    shares = zip(parents, _balanced(count, len(parents)), _balanced(controls, len(parents)), strict=True)
-    for parent, children, own_controls in shares:
-        for position in range(children):
-            own = slice(position * SYMMETRY_GROUPS // children, (position + 1) * SYMMETRY_GROUPS // children)
-            groups = parent.groups[own] if parent.level == 0 else parent.groups
-            role: Role = "control" if position < own_controls else "leaf"
-            spheres.append(SphereSpec(len(spheres), parent.level + 1, role, parent.id, groups, 0, None))
-    return [sphere for sphere in spheres[start:] if sphere.role == "control"]
-
-
-def _balanced(total: int, parts: int) -> list[int]:
-    """`total` in `parts` whole numbers that differ by one at most, the larger ones first."""
-    return [total // parts + (part < total % parts) for part in range(parts)]
-
-
-def _dedicate(tree: SpherePlan, places: Sequence[Place]) -> dict[int, Place]:
-    return {sphere.id: place for sphere, place in zip(tree.subtree(tree.root), places, strict=True)}
+    parents, rest = spheres[:1], size - 1
+    for level in (1, 2, 3):
+        count = min(rest, fan_out**level)
+        rest -= count
+        controls = -(-rest // fan_out) if level > 1 else count if rest else 0
+        start = len(spheres)
+        for number, parent in enumerate(parents):
+            children = count // len(parents) + (number < count % len(parents))
+            own_controls = controls // len(parents) + (number < controls % len(parents))
+            for position in range(children):
+                own = slice(position * SYMMETRY_GROUPS // children, (position + 1) * SYMMETRY_GROUPS // children)
+                groups = parent.groups[own] if level == 1 else parent.groups
+                role: Role = "control" if position < own_controls else "leaf"
+                spheres.append(SphereSpec(len(spheres), level, role, parent.id, groups, 0, None))
+        parents = [sphere for sphere in spheres[start:] if sphere.role == "control"]
+    return tuple(spheres)
 
 
 def _share(tree: SpherePlan, places: Sequence[Place]) -> dict[int, Place]:

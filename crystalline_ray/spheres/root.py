@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import accumulate, pairwise
 from typing import Any
@@ -29,15 +30,17 @@ class RootSphere:
         Raises as `Link.receive`, and SphereError if a sphere reports something else than the others.
         """
         micro_batches = self._run.steps.micro_batches(request.step)
-        groups = tuple(range(min(SYMMETRY_GROUPS, micro_batches)))
-        ready = self._gradients(request, micro_batches)
+        orders = {
+            sphere: messages.StepOrder(request.step, request.version, request.smoothing_weight, tuple(workers))
+            for sphere, workers in self._workers(micro_batches).items()
+        }
+        ready: list[messages.GroupsReady] = self._ask(orders)
         sums = {group: total for reply in ready for group, total in reply.sums.items()}
-        if missing := [group for group in groups if group not in sums]:
-            raise SphereError(f"no gradient for symmetry groups {missing}")
-        losses, tokens, finite = zip(*(sums[group] for group in groups), strict=True)
-        norm, applied = self._commit(request, groups) if all(finite) else (math.nan, False)
+        groups = tuple(range(min(SYMMETRY_GROUPS, micro_batches)))
+        losses, tokens = map(sum, zip(*(sums[group] for group in groups), strict=True))
+        norm = self._commit(request, groups) if math.isfinite(losses) else math.nan
         sent = sum(reply.gradient_bytes for reply in ready)
-        return StepResult(request.step, sum(losses) / sum(tokens), sum(tokens), norm, applied, gradient_bytes=sent)
+        return StepResult(request.step, losses / tokens, tokens, norm, math.isfinite(norm), sent)
 
     def evaluate(self, request: EvaluationRequest) -> messages.EvaluationResult:
         """Return the losses of validation micro-batches in their order; raises as `Link.receive`.
@@ -45,30 +48,23 @@ class RootSphere:
         Level-1 spheres share them in proportion to the leaves below each.
         """
         leaves = [len(self._run.plan.leaves_below(sphere)) for sphere in self._run.plan.level1]
-        shares = [passed * request.batches // sum(leaves) for passed in accumulate(leaves, initial=0)]
+        batches = request.stop - request.start
+        shares = [request.start + passed * batches // sum(leaves) for passed in accumulate(leaves, initial=0)]
         orders = {
-            sphere: EvaluationRequest(request.step, request.version, request.start + stop, request.start + start)
+            sphere: replace(request, start=start, stop=stop)
             for sphere, (start, stop) in zip(self._level1, pairwise(shares), strict=True)
             if stop > start
         }
         return sum(self._ask(orders), messages.EvaluationResult())
 
-    def _gradients(self, request: StepRequest, micro_batches: int) -> list[messages.GroupsReady]:
-        step, version, scale = request.step, request.version, 1.0 / self._run.steps.tokens(request.step)
-        orders = {
-            sphere: messages.StepOrder(step, version, micro_batches, scale, request.smoothing_weight, tuple(workers))
-            for sphere, workers in self._workers(micro_batches).items()
-        }
-        return self._ask(orders)
-
-    def _commit(self, request: StepRequest, groups: tuple[int, ...]) -> tuple[float, bool]:
-        """Have all segments updated; return the norm of the gradient and whether the update was applied."""
+    def _commit(self, request: StepRequest, groups: tuple[int, ...]) -> float:
+        """Have all segments updated if their norm is finite; return that norm."""
         order = messages.Commit(request.step, request.version, groups, request.learning_rate)
-        reports: list[messages.Committed] = self._ask(dict.fromkeys(self._level1, order))
+        norms: list[float] = self._ask(dict.fromkeys(self._level1, order))
         # Compared as text, so that a norm that is not a number agrees with itself.
-        if len(set(map(repr, reports))) > 1:
-            raise SphereError(f"level-1 spheres disagree, the step is not committed: {reports}")
-        return reports[0].gradient_norm, reports[0].applied
+        if len(set(map(repr, norms))) > 1:
+            raise SphereError(f"level-1 spheres disagree on the norm, the step is not committed: {norms}")
+        return norms[0]
 
     def _ask(self, orders: Mapping[int, object]) -> list[Any]:
         """Send each sphere its order; return the replies in the spheres' order."""

@@ -11,12 +11,12 @@ from crystalline_ray.kernels.optimizers import BLOCK, adamw_update, sgd_update
 from crystalline_ray.model.layout import ParameterLayout
 from crystalline_ray.spheres.config import OptimizerConfig
 from crystalline_ray.spheres.memory import Floats, Memory
-from crystalline_ray.spheres.messages import Commit, Committed, Posts
+from crystalline_ray.spheres.messages import Commit, Posts
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 
 # The squares of all twelve segments, in order.
 Squares = list[float]
-CommitProtocol = Generator[Posts, Squares, Committed]
+CommitProtocol = Generator[Posts, Squares, float]
 
 Prior = Callable[[Floats, Floats], None]
 """Overwrites a segment's gradient, given all weights, with what belongs to no micro-batch."""
@@ -60,12 +60,11 @@ class SegmentOwner:
         """
         squares = yield Posts(order.step, self.reduce(order.groups, order.version))
         norm = math.sqrt(sum(squares))
-        applied = math.isfinite(norm)
-        if applied:
+        if math.isfinite(norm):
             limit = self._optimizer.clip_norm
             coefficient = min(1.0, limit / (norm + _CLIP_EPSILON)) if limit else 1.0
             self.apply(order.version, order.learning_rate, coefficient)
-        return Committed(order.step, norm, applied)
+        return norm
 
     def reduce(self, groups: Sequence[int], version: int) -> dict[int, float]:
         """Add the accumulators of `groups` in order, after any prior; return the segments' squared L2 norms."""

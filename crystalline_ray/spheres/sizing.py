@@ -49,6 +49,6 @@ def _slot_count(run: RunSpec, sphere: SphereSpec) -> int:
     children, unit = len(run.plan.children(sphere.id)), run.config.sum_unit
     if sphere.level > 1:
         return min(unit - 1, _SLOTS_PER_WORKER * children)
-    units = -(-run.steps.micro_batches_per_step // (SYMMETRY_GROUPS * unit))
+    units = -(-run.config.micro_batches // (SYMMETRY_GROUPS * unit))
     # a group's first unit is summed where the group's sum lies
     return min(_SLOTS_PER_WORKER * (children + 1), (units - 1) * len(sphere.groups))

@@ -89,8 +89,8 @@ def _introduction(event: Introduced) -> Iterator[tuple[str, str]]:
         yield "weights", f"begin as those of {config.init_from} ({state.began_from[:16]})"
     yield (
         "steps",
-        f"{state.total_steps:,} of {run.steps.micro_batches_per_step} micro-batches of {config.batch_size} sequences "
-        f"({run.steps.sequences_per_step * run.shape.seq_len:,} tokens)",
+        f"{state.total_steps:,} of {config.micro_batches} micro-batches of {config.batch_size} sequences "
+        f"({config.global_batch_size * run.shape.seq_len:,} tokens)",
     )
     if extras := _beside_cross_entropy(run):
         yield "loss", f"cross-entropy{extras}"
@@ -128,7 +128,7 @@ def describe_model(run: RunSpec) -> str:
 
 def idle_leaves(run: RunSpec) -> tuple[str, ...]:
     """Say how many leaves a step leaves without work in its last round, and which global batch would not."""
-    units = -(-run.steps.micro_batches_per_step // run.config.sum_unit)
+    units = -(-run.config.micro_batches // run.config.sum_unit)
     rounds, idle, filling = occupancy(run.plan, units)
     if not idle:
         return ()

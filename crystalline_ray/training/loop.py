@@ -90,7 +90,7 @@ class TrainingLoop:
 
     def _after(self, result: StepResult) -> TrainingState:
         run, before = self.run, self.state
-        sequences = min(before.sequences + run.steps.sequences_per_step, run.total_sequences)
+        sequences = min(before.sequences + run.config.global_batch_size, run.total_sequences)
         changed = {
             "step": before.step + 1,
             "sequences": sequences,

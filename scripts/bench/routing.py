@@ -57,7 +57,7 @@ def route_turn(config: Config, shape: ModelShape) -> Callable[[], object]:
     """Return a function that finds the routes of the next step."""
     run = RunSpec(config, shape, plan_spheres([[None]]), Path(), 2**40)
     numbers = np.random.Generator(np.random.Philox(1))
-    drawn = numbers.zipf(ZIPF_EXPONENT, STEPS_OF_TOKENS * run.steps.sequences_per_step * shape.seq_len + 1) - 1
+    drawn = numbers.zipf(ZIPF_EXPONENT, STEPS_OF_TOKENS * run.config.global_batch_size * shape.seq_len + 1) - 1
     tokens = TokenArray([np.minimum(drawn, shape.vocab_size - 1).astype(np.uint16)], np.uint16)
     router, batches = Router(shape.vocab_size), TrainBatches(tokens, shape.seq_len, config.batch_size, config.seed)
     steps = iter(range(sys.maxsize))

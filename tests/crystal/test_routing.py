@@ -72,7 +72,7 @@ def test_groups_are_equally_loaded_and_no_sequence_is_lost(
     seen = []
     for step in range(run.steps.total):
         loads = []
-        first = step * run.steps.micro_batches_per_step
+        first = step * run.config.micro_batches
         for group in range(12):
             rows = []
             for unit in group_units(group, run.steps.micro_batches(step), 1):
@@ -91,8 +91,8 @@ def test_groups_are_equally_loaded_and_no_sequence_is_lost(
 def test_affinities_count_the_input_tokens_of_each_group(tmp_path: Path) -> None:
     run, batches = specified(tmp_path, rounds=3, sequences=1000)
     windows, routes = find_routes(1, run, batches)
-    first = run.steps.sequences_per_step
-    assert windows.tolist() == [batches.window(first + number) for number in range(run.steps.sequences_per_step)]
+    first = run.config.global_batch_size
+    assert windows.tolist() == [batches.window(first + number) for number in range(run.config.global_batch_size)]
     for window, counted in zip(windows, routes.affinity, strict=True):
         groups = symmetry_groups(batches.read(window)[:-1].astype(np.int64)).tolist()
         assert counted.tolist() == [groups.count(group) for group in range(12)]
@@ -147,7 +147,7 @@ def test_spheres_share_out_the_finding_of_routes(
 
 def test_routes_do_not_depend_on_what_was_read_before(tmp_path: Path) -> None:
     run, _, source = routed(tmp_path, rounds=2, sequences=300)
-    in_order = [micro_batch(source, number, 2) for number in range(run.steps.total * run.steps.micro_batches_per_step)]
+    in_order = [micro_batch(source, number, 2) for number in range(run.steps.total * run.config.micro_batches)]
     _, _, fresh = routed(tmp_path, rounds=2, sequences=300)
     for number in (130, 3, 60, 59, 24, 150):
         for here, there in zip(micro_batch(fresh, number, 2), in_order[number], strict=True):
@@ -158,7 +158,7 @@ def test_routes_do_not_depend_on_what_was_read_before(tmp_path: Path) -> None:
 def test_steps_beyond_the_end_are_padding(tmp_path: Path, step: int) -> None:
     run, _, source = routed(tmp_path, sequences=5 * 24)
     assert run.steps.micro_batches(step) == 0
-    _, targets = micro_batch(source, step * run.steps.micro_batches_per_step + 7, 2)
+    _, targets = micro_batch(source, step * run.config.micro_batches + 7, 2)
     assert (targets == -1).all()
 
 

@@ -1,6 +1,7 @@
 """The canonical sum: one order of additions, whatever the order of arrival."""
 
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.errors import SphereError
-from crystalline_ray.spheres.canonical_sum import SumJobs, Unit, group_units
-from crystalline_ray.spheres.dispatch import Dispatcher
+from crystalline_ray.spheres.canonical_sum import Unit, add_up, group_units
+from crystalline_ray.spheres.control import Dispatcher
 from crystalline_ray.spheres.memory import Memory, MemoryLayout, training_parts
-from crystalline_ray.spheres.messages import GradientMessage, Total, Worker
+from crystalline_ray.spheres.messages import Total, Worker
 from tests.helpers.examples import examples
 from tests.helpers.node_memory import node_memory
 
@@ -39,18 +40,18 @@ class ShuffledLink:
 
     def __init__(self, memory: Memory, gradients: dict[int, np.ndarray], choose: Callable[[list[int]], int]) -> None:
         self.memory, self.gradients, self.choose = memory, gradients, choose
-        self.replies: dict[int, GradientMessage] = {}
+        self.replies: dict[int, Total] = {}
 
     def send(self, sphere: int, message: Any) -> int:
         number, region = message
         self.memory.region(region)[:] = self.gradients[number]
-        self.replies[len(self.replies)] = GradientMessage(0, region, Total(LOSSES[number], 1, True))
+        self.replies[len(self.replies)] = Total(LOSSES[number], 1)
         return len(self.replies) - 1
 
     def beat(self) -> None:
         """Nobody watches."""
 
-    def receive(self, tickets: Collection[int]) -> tuple[int, GradientMessage]:
+    def receive(self, tickets: Collection[int]) -> tuple[int, Total]:
         ticket = self.choose(sorted(tickets))
         return ticket, self.replies[ticket]
 
@@ -68,23 +69,22 @@ def test_the_sum_has_the_same_bits_in_any_order_of_arrival(
         expected += gradients[number]
     memory = memory_with(1 + slots)
     units = [Unit(0, number, (number,)) for number in range(count)]
-    jobs = SumJobs(memory, range(1, 1 + slots), units, lambda unit, region: (unit.position, region))
     link = ShuffledLink(memory, gradients, lambda tickets: data.draw(st.sampled_from(tickets)))
-    Dispatcher(link, own=-1).run(jobs, [Worker(w) for w in range(workers)], lambda: None)
+    dispatch = partial(Dispatcher(link, own=-1).run, workers=[Worker(w) for w in range(workers)])
+    sums = add_up(units, memory, range(1, 1 + slots), lambda unit, region: (unit.position, region), dispatch)
     assert memory.region(0).tobytes() == expected.tobytes()
     loss = 0.0
     for number in range(count):
         loss += LOSSES[number]
-    assert jobs.totals() == {0: Total(loss, count, True)}
+    assert sums == {0: Total(loss, count)}
 
 
 def test_two_sums_interleave_without_mixing() -> None:
     memory = memory_with(4)
     gradients = {n: np.full(SIZE, 10.0**n, np.float32) for n in range(4)}
     units = [Unit(0, 0, (0,)), Unit(0, 1, (1,)), Unit(1, 0, (2,)), Unit(1, 1, (3,))]
-    jobs = SumJobs(memory, range(2, 4), units, lambda unit, region: (unit.micro_batches[0], region))
-    link = ShuffledLink(memory, gradients, max)
-    Dispatcher(link, own=-1).run(jobs, [Worker(0), Worker(1)], lambda: None)
+    dispatch = partial(Dispatcher(ShuffledLink(memory, gradients, max), own=-1).run, workers=[Worker(0), Worker(1)])
+    add_up(units, memory, range(2, 4), lambda unit, region: (unit.micro_batches[0], region), dispatch)
     assert memory.region(0)[0] == 11.0
     assert memory.region(1)[0] == 1100.0
 
@@ -92,10 +92,10 @@ def test_two_sums_interleave_without_mixing() -> None:
 def test_a_quota_is_kept_and_its_lack_is_an_error() -> None:
     memory = memory_with(3)
     units = [Unit(0, n, (n,)) for n in range(3)]
-    jobs = SumJobs(memory, range(1, 3), units, lambda unit, region: (unit.position, region))
     link = ShuffledLink(memory, {n: np.zeros(SIZE, np.float32) for n in range(3)}, min)
+    dispatch = partial(Dispatcher(link, own=-1).run, workers=[Worker(0, quota=2)])
     with pytest.raises(SphereError, match="job 2 of 3"):
-        Dispatcher(link, own=-1).run(jobs, [Worker(0, quota=2)], lambda: None)
+        add_up(units, memory, range(1, 3), lambda unit, region: (unit.position, region), dispatch)
 
 
 class BusyLink:
@@ -111,17 +111,16 @@ class BusyLink:
     def beat(self) -> None:
         """Nobody watches."""
 
-    def receive(self, tickets: Collection[int]) -> tuple[int, GradientMessage]:
+    def receive(self, tickets: Collection[int]) -> tuple[int, Total]:
         ticket = max(tickets, key=lambda ticket: (self.spheres[ticket] == OWN, -ticket))
-        return ticket, GradientMessage(0, 0, Total(0.0, 1, True))
+        return ticket, Total(0.0, 1)
 
 
 OWN = 1
 
 
 def test_a_level_1_leaf_gives_a_borrowed_leaf_its_whole_share_before_it_computes_itself() -> None:
-    units = [Unit(group, 0, (group,)) for group in range(4)]
-    jobs = SumJobs(memory_with(4), range(0), units, lambda unit, region: unit)
     link = BusyLink()
-    Dispatcher(link, own=OWN).run(jobs, [Worker(OWN), Worker(2, quota=2)], lambda: None)
+    replies = Dispatcher(link, own=OWN).run(4, lambda job: job, [Worker(OWN), Worker(2, quota=2)])
+    assert sorted(job for job, _ in replies) == [0, 1, 2, 3]
     assert sorted(link.spheres) == [OWN, OWN, 2, 2]

@@ -14,7 +14,6 @@ from crystalline_ray.engine.base import SphereStats
 from crystalline_ray.engine.process import one_worker_thread, pin_to
 from crystalline_ray.engine.ray.board import Board
 from crystalline_ray.errors import CrystallineError, SphereError
-from crystalline_ray.spheres.messages import Committed
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.segment_owner import CommitProtocol
 from crystalline_ray.spheres.sphere import Sphere
@@ -129,12 +128,12 @@ class SphereHost:
         cpu, waiting = time.process_time() - self._cpu, time.perf_counter() - self._started - working
         return SphereStats(spec.id, spec.role, spec.level, cpu, max(0.0, waiting), self._sphere.batches)
 
-    def _drive(self, protocol: CommitProtocol) -> Committed:
+    def _drive(self, protocol: CommitProtocol) -> float:
         try:
             protocol.send(self._board.exchange(next(protocol)))
         except StopIteration as end:
-            report: Committed = end.value
-            return report
+            norm: float = end.value
+            return norm
         raise RuntimeError("a commit waits for the others once")
 
 

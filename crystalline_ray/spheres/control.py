@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from crystalline_ray.data.batches import TrainBatches, ValidationBatches
+from crystalline_ray.data.dataset import open_dataset
 from crystalline_ray.errors import SphereError
 from crystalline_ray.spheres import messages
 from crystalline_ray.spheres.canonical_sum import Admit, Unit, add_up, group_units
-from crystalline_ray.spheres.hooks import GroupCoder
+from crystalline_ray.spheres.hooks import GroupCoder, RoutedBatches
 from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.messages import BatchMessage, EvaluationResult, UnitMessage, Worker
 from crystalline_ray.spheres.plan import SphereSpec
@@ -29,47 +31,42 @@ Fill = Callable[[int, messages.Tokens, messages.Tokens], int]
 _IN_FLIGHT = 2
 
 
-class Dispatcher:
-    """Runs jobs of the control `own`; work sent to that sphere runs inside `send`, so it is chosen last."""
+def dispatch(
+    link: messages.Link,
+    own: int,
+    jobs: int,
+    admit: Admit,
+    workers: Sequence[Worker],
+    idle: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[int, Any]]:
+    """Give each free worker of the control `own` the next job; yield number and reply as they arrive.
 
-    def __init__(self, link: messages.Link, own: int) -> None:
-        self._link, self._own = link, own
+    `idle` is called before each wait. Raises as `Link.receive`, and SphereError if quotas run out.
+    """
+    waiting: dict[int, tuple[int, int]] = {}  # job and sphere by ticket
+    taken = Counter[int]()
+    following = 0
 
-    def run(
-        self, jobs: int, admit: Admit, workers: Sequence[Worker], idle: Callable[[], None] = lambda: None
-    ) -> Iterator[tuple[int, Any]]:
-        """Give each free worker the next job; yield number and reply as they arrive; call `idle` before each wait.
+    def free_worker() -> int | None:
+        working = Counter(sphere for _, sphere in waiting.values())
+        free = [w.sphere for w in workers if working[w.sphere] < _IN_FLIGHT and taken[w.sphere] != w.quota]
+        # The own sphere computes inside `send`, so the others are given all they may have before it.
+        return min(free, key=lambda sphere: (sphere == own, working[sphere], sphere), default=None)
 
-        Raises as `Link.receive`, and SphereError if quotas run out.
-        """
-        waiting: dict[int, tuple[int, int]] = {}  # job and sphere by ticket
-        taken = Counter[int]()
-        following = 0
-        while following < jobs or waiting:
-            while following < jobs:
-                worker = self._choose(workers, taken, (sphere for _, sphere in waiting.values()))
-                if worker is None or (message := admit(following)) is None:
-                    break
-                waiting[self._link.send(worker, message)] = (following, worker)
-                taken[worker] += 1
-                following += 1
-                if worker == self._own:
-                    break  # its reply is there already; others may have answered meanwhile
-            if not waiting:
-                raise SphereError(f"sphere {self._own}: no worker is allowed to take job {following} of {jobs}")
-            idle()
-            ticket, reply = self._link.receive(waiting)
-            yield waiting.pop(ticket)[0], reply
-
-    def _choose(self, workers: Sequence[Worker], taken: Counter[int], working: Iterable[int]) -> int | None:
-        in_flight = Counter(working)
-        free = [
-            worker.sphere
-            for worker in workers
-            if in_flight[worker.sphere] < _IN_FLIGHT and taken[worker.sphere] != worker.quota
-        ]
-        # The own sphere computes while it is asked, so the others are given all they may have before it.
-        return min(free, key=lambda sphere: (sphere == self._own, in_flight[sphere], sphere), default=None)
+    while following < jobs or waiting:
+        while following < jobs:
+            if (worker := free_worker()) is None or (message := admit(following)) is None:
+                break
+            waiting[link.send(worker, message)] = (following, worker)
+            taken[worker] += 1
+            following += 1
+            if worker == own:
+                break  # its reply is there already; others may have answered meanwhile
+        if not waiting:
+            raise SphereError(f"sphere {own}: no worker is allowed to take job {following} of {jobs}")
+        idle()
+        ticket, reply = link.receive(waiting)
+        yield waiting.pop(ticket)[0], reply
 
 
 class _Control:
@@ -80,7 +77,7 @@ class _Control:
         self._spec, self._run, self._memory = spec, run, memory
         self._slots = gradient_slots(run)[spec.id]
         self._own = [Worker(child.id) for child in run.plan.children(spec.id)] or [Worker(spec.id)]
-        self._dispatcher = Dispatcher(link, spec.id)
+        self._dispatch = partial(dispatch, link, spec.id)
 
     def _evaluate(
         self, order: messages.Order, chunks: int, read: Callable[[int], Iterable[BatchMessage]]
@@ -88,24 +85,16 @@ class _Control:
         def admit(number: int) -> messages.EvaluationUnit:
             return messages.EvaluationUnit(order.step, order.version, tuple(read(number)))
 
-        replies = dict(self._dispatcher.run(chunks, admit, self._own))
+        replies = dict(self._dispatch(chunks, admit, self._own))
         return sum((replies[number] for number in range(chunks)), EvaluationResult())
 
 
 class ControlSphere(_Control):
     """A level-1 control: computes the gradients of its symmetry groups with its workers."""
 
-    def __init__(
-        self,
-        spec: SphereSpec,
-        run: RunSpec,
-        memory: Memory,
-        link: messages.Link,
-        fill_training: Fill,
-        fill_validation: Fill,
-    ) -> None:
+    def __init__(self, spec: SphereSpec, run: RunSpec, memory: Memory, link: messages.Link) -> None:
         super().__init__(spec, run, memory, link)
-        self._fill_training, self._fill_validation = fill_training, fill_validation
+        self._fill_training, self._fill_validation = batch_sources(run, spec, memory)
         self._ahead: dict[int, BatchMessage] = {}
         self._chunk = max(len(run.plan.children(worker.sphere)) for worker in self._own) or 1
         self._coder = GroupCoder(spec.groups, run, memory)
@@ -129,8 +118,8 @@ class ControlSphere(_Control):
                 if number not in self._ahead:
                     self._ahead[number] = self._read(self._fill_training, number)
 
-        dispatch = partial(self._dispatcher.run, workers=order.workers, idle=read_next_step)
-        sums = add_up(units, self._memory, self._slots, message, dispatch)
+        run = partial(self._dispatch, workers=order.workers, idle=read_next_step)
+        sums = add_up(units, self._memory, self._slots, message, run)
         self.batches += sum(len(unit.micro_batches) for unit in units)
         return messages.GroupsReady(sums, self._coder.encode(micro_batches, order.version))
 
@@ -159,11 +148,25 @@ class DeepControlSphere(_Control):
         def message(unit: Unit, region: int) -> UnitMessage:
             return replace(order, region=region, batches=(order.batches[unit.position],))
 
-        dispatch = partial(self._dispatcher.run, workers=self._own)
-        sums = add_up(units, self._memory, self._slots, message, dispatch)
+        sums = add_up(units, self._memory, self._slots, message, partial(self._dispatch, workers=self._own))
         self.batches += len(units)
         return sums[order.region]
 
     def evaluate(self, order: messages.EvaluationUnit) -> EvaluationResult:
         """Return the losses of the unit's micro-batches in order."""
         return self._evaluate(order, len(order.batches), lambda number: order.batches[number : number + 1])
+
+
+def batch_sources(run: RunSpec, spec: SphereSpec, memory: Memory) -> tuple[Fill, Fill]:
+    """Return the functions that write training and validation micro-batch n for a level-1 sphere."""
+    config, seq_len = run.config, run.shape.seq_len
+    dataset = open_dataset(run.dataset)
+    training = TrainBatches(dataset.train, seq_len, config.batch_size, config.seed, run.total_sequences)
+    validation = ValidationBatches(dataset.validation, seq_len, config.batch_size)
+    if config.routing == "symmetry":
+        return RoutedBatches(training, run, spec, memory).fill, validation.fill
+
+    def fill_training(number: int, inputs: messages.Tokens, targets: messages.Tokens) -> int:
+        return training.fill(number * config.batch_size, inputs, targets)
+
+    return fill_training, validation.fill

@@ -149,7 +149,8 @@ class EvaluationUnit(Order):
 class EvaluationResult:
     """Worker to control, level 1 to root, root to driver: summed nats and scores of micro-batches, in order.
 
-    Scores are crystalline; with the lattice head there are none. The tokens are the targets of all; consecutive results add up.
+    Scores are crystalline; with the lattice head there are none. The tokens are the targets of all micro-batches.
+    Consecutive results add up.
     """
 
     losses: tuple[float, ...] = ()

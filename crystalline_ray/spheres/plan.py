@@ -137,17 +137,12 @@ def plan_spheres(
     is_dedicated = coordinators == "dedicated"
     size = len(places) if is_dedicated else _tree_size(min(len(places), fan_out**3), fan_out)
     tree = SpherePlan(_grown(size, fan_out), coordinators)
-    if is_dedicated:
-        where = {sphere.id: place for sphere, place in zip(tree.subtree(tree.root), places, strict=True)}
-    else:
-        where = _share(tree, places)
     if is_dedicated and len(tree.leaves) < fan_out < len(places) - 1:
         notes = (
             f"{len(places)} cores: dedicated coordinators leave {len(tree.leaves)} for leaves, "
             f"coordinators = shared has {len(places)} leaves",
         )
-    placed = (replace(sphere, node=where[sphere.id][0], core=where[sphere.id][1]) for sphere in tree.spheres)
-    return SpherePlan(tuple(placed), coordinators, notes)
+    return SpherePlan(tuple(_placed(tree, places)), coordinators, notes)
 
 
 def _tree_size(leaves: int, fan_out: int) -> int:
@@ -180,14 +175,18 @@ def _grown(size: int, fan_out: int) -> tuple[SphereSpec, ...]:
     return tuple(spheres)
 
 
-def _share(tree: SpherePlan, places: Sequence[Place]) -> dict[int, Place]:
-    """Give each leaf a core; cores beyond the leaves go to coordinators, the other ones ride on their leaves' cores."""
-    leaves = tree.leaves_below(tree.root)
-    where = {leaf.id: place for leaf, place in zip(leaves, places, strict=False)}
-    spare = iter(places[len(leaves) :])
+def _placed(tree: SpherePlan, places: Sequence[Place]) -> Iterator[SphereSpec]:
+    """Yield the spheres, each with a core of its own if it is dedicated or a leaf.
+
+    The other ones take the cores that are left, then ride on the cores of their leaves.
+    """
+    in_order = list(tree.subtree(tree.root)) if tree.coordinators == "dedicated" else tree.leaves_below(tree.root)
+    where = {sphere.id: place for sphere, place in zip(in_order, places, strict=False)}
+    spare = iter(places[len(in_order) :])
     for sphere in tree.spheres:
-        if sphere.role != "leaf":
+        if sphere.id not in where:
             own = tree.leaves_below(sphere)
             # A different leaf on each level, so that a control does not ride with its parent.
             where[sphere.id] = next(spare, where[own[sphere.level % len(own)].id])
-    return where
+        node, core = where[sphere.id]
+        yield replace(sphere, node=node, core=core)

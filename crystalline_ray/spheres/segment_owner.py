@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
@@ -73,16 +73,23 @@ class SegmentOwner:
 
     def apply(self, version: int, learning_rate: float, clip_coefficient: float) -> None:
         """Update the segments from `version` to `version + 1` with the gradient last reduced."""
+        memory, config = self._memory, self._optimizer
+        update: Callable[..., None]
+        if config.optimizer == "sgd":
+            update = partial(sgd_update, momentum=config.momentum)
+        else:
+            betas = (config.beta1, config.beta2)
+            update = partial(adamw_update, update=version + 1, betas=betas, epsilon=config.epsilon)
+        moments = zip(memory.part("moments", version), memory.part("moments", version + 1), strict=True)
+        vectors = [(memory.weights(version), memory.weights(version + 1)), *moments]
         for number, part in self._segments.items():
             for piece, decay in self._pieces[number]:
-                gradient = self._gradients[number][piece.start - part.start : piece.stop - part.start]
-                self._update(
-                    piece,
-                    gradient,
-                    version,
+                update(
+                    *((before[piece], after[piece]) for before, after in vectors),
+                    self._gradients[number][piece.start - part.start : piece.stop - part.start],
                     clip_coefficient=clip_coefficient,
                     learning_rate=learning_rate,
-                    weight_decay=self._optimizer.weight_decay if decay else 0.0,
+                    weight_decay=config.weight_decay if decay else 0.0,
                     scratch=self._scratch,
                 )
 
@@ -102,14 +109,3 @@ class SegmentOwner:
                 block = np.add(block, other, out=total[start : start + _BLOCK])
             square += float(np.dot(block, block))
         return square
-
-    def _update(self, piece: slice, gradient: Floats, version: int, **settings: Any) -> None:
-        memory, optimizer = self._memory, self._optimizer
-        weights = (memory.weights(version)[piece], memory.weights(version + 1)[piece])
-        moments = zip(memory.part("moments", version), memory.part("moments", version + 1), strict=True)
-        pairs = [(before[piece], after[piece]) for before, after in moments]
-        if optimizer.optimizer == "sgd":
-            sgd_update(weights, pairs[0], gradient, momentum=optimizer.momentum, **settings)
-        else:
-            settings |= {"betas": (optimizer.beta1, optimizer.beta2), "epsilon": optimizer.epsilon}
-            adamw_update(weights, pairs[0], pairs[1], gradient, update=version + 1, **settings)

@@ -3,14 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from crystalline_ray.data.batches import TrainBatches, ValidationBatches
-from crystalline_ray.data.dataset import open_dataset
 from crystalline_ray.spheres import messages
-from crystalline_ray.spheres.control import ControlSphere, DeepControlSphere, Fill
-from crystalline_ray.spheres.hooks import RoutedBatches, laplacian_priors, smoothed_by
+from crystalline_ray.spheres.control import ControlSphere, DeepControlSphere
+from crystalline_ray.spheres.hooks import laplacian_priors, smoothed_by
 from crystalline_ray.spheres.leaf import LeafSphere
 from crystalline_ray.spheres.memory import Memory
-from crystalline_ray.spheres.plan import SphereSpec
 from crystalline_ray.spheres.root import RootSphere
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.segment_owner import SegmentOwner
@@ -27,7 +24,7 @@ class Sphere:
             root = self._counted = RootSphere(run, link)
             self._handlers = {messages.StepRequest: root.step, messages.EvaluationRequest: root.evaluate}
         if spec.level == 1:
-            control = self._counted = ControlSphere(spec, run, memory, link, *batch_sources(run, spec, memory))
+            control = self._counted = ControlSphere(spec, run, memory, link)
             priors = laplacian_priors(run, memory, spec.groups)
             owner = SegmentOwner(spec.groups, run.layout, run.config, memory, priors)
             self._handlers = {
@@ -51,18 +48,3 @@ class Sphere:
     def handle(self, message: object) -> Any:
         """Act on a message and return the reply, or for a commit the protocol that the engine has to drive."""
         return self._handlers[type(message)](message)
-
-
-def batch_sources(run: RunSpec, spec: SphereSpec, memory: Memory) -> tuple[Fill, Fill]:
-    """Return the functions that write training and validation micro-batch n for a level-1 sphere."""
-    config, seq_len = run.config, run.shape.seq_len
-    dataset = open_dataset(run.dataset)
-    training = TrainBatches(dataset.train, seq_len, config.batch_size, config.seed, run.total_sequences)
-    validation = ValidationBatches(dataset.validation, seq_len, config.batch_size)
-    if config.routing == "symmetry":
-        return RoutedBatches(training, run, spec, memory).fill, validation.fill
-
-    def fill_training(number: int, inputs: messages.Tokens, targets: messages.Tokens) -> int:
-        return training.fill(number * config.batch_size, inputs, targets)
-
-    return fill_training, validation.fill

@@ -16,9 +16,9 @@ from crystalline_ray.kernels.blas import mkl_library
 from crystalline_ray.lattice.similarity import crystalline_score
 from crystalline_ray.model.layout import initialise, weights_digest
 from crystalline_ray.model.transformer import Transformer
+from crystalline_ray.spheres.control import batch_sources
 from crystalline_ray.spheres.messages import EvaluationRequest, StepRequest
 from crystalline_ray.spheres.run_spec import RunSpec
-from crystalline_ray.spheres.sphere import batch_sources
 from tests.helpers.engine_runs import train_steps
 from tests.helpers.examples import examples
 from tests.helpers.model_shapes import SWITCHES

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from crystalline_ray.errors import SphereError
 from crystalline_ray.spheres.canonical_sum import Unit, add_up, group_units
-from crystalline_ray.spheres.control import Dispatcher
+from crystalline_ray.spheres.control import dispatch
 from crystalline_ray.spheres.memory import Memory, MemoryLayout, training_parts
 from crystalline_ray.spheres.messages import Total, Worker
 from tests.helpers.examples import examples
@@ -70,8 +70,8 @@ def test_the_sum_has_the_same_bits_in_any_order_of_arrival(
     memory = memory_with(1 + slots)
     units = [Unit(0, number, (number,)) for number in range(count)]
     link = ShuffledLink(memory, gradients, lambda tickets: data.draw(st.sampled_from(tickets)))
-    dispatch = partial(Dispatcher(link, own=-1).run, workers=[Worker(w) for w in range(workers)])
-    sums = add_up(units, memory, range(1, 1 + slots), lambda unit, region: (unit.position, region), dispatch)
+    run = partial(dispatch, link, -1, workers=[Worker(w) for w in range(workers)])
+    sums = add_up(units, memory, range(1, 1 + slots), lambda unit, region: (unit.position, region), run)
     assert memory.region(0).tobytes() == expected.tobytes()
     loss = 0.0
     for number in range(count):
@@ -83,8 +83,8 @@ def test_two_sums_interleave_without_mixing() -> None:
     memory = memory_with(4)
     gradients = {n: np.full(SIZE, 10.0**n, np.float32) for n in range(4)}
     units = [Unit(0, 0, (0,)), Unit(0, 1, (1,)), Unit(1, 0, (2,)), Unit(1, 1, (3,))]
-    dispatch = partial(Dispatcher(ShuffledLink(memory, gradients, max), own=-1).run, workers=[Worker(0), Worker(1)])
-    add_up(units, memory, range(2, 4), lambda unit, region: (unit.micro_batches[0], region), dispatch)
+    run = partial(dispatch, ShuffledLink(memory, gradients, max), -1, workers=[Worker(0), Worker(1)])
+    add_up(units, memory, range(2, 4), lambda unit, region: (unit.micro_batches[0], region), run)
     assert memory.region(0)[0] == 11.0
     assert memory.region(1)[0] == 1100.0
 
@@ -93,9 +93,9 @@ def test_a_quota_is_kept_and_its_lack_is_an_error() -> None:
     memory = memory_with(3)
     units = [Unit(0, n, (n,)) for n in range(3)]
     link = ShuffledLink(memory, {n: np.zeros(SIZE, np.float32) for n in range(3)}, min)
-    dispatch = partial(Dispatcher(link, own=-1).run, workers=[Worker(0, quota=2)])
+    run = partial(dispatch, link, -1, workers=[Worker(0, quota=2)])
     with pytest.raises(SphereError, match="job 2 of 3"):
-        add_up(units, memory, range(1, 3), lambda unit, region: (unit.position, region), dispatch)
+        add_up(units, memory, range(1, 3), lambda unit, region: (unit.position, region), run)
 
 
 class BusyLink:
@@ -121,6 +121,6 @@ OWN = 1
 
 def test_a_level_1_leaf_gives_a_borrowed_leaf_its_whole_share_before_it_computes_itself() -> None:
     link = BusyLink()
-    replies = Dispatcher(link, own=OWN).run(4, lambda job: job, [Worker(OWN), Worker(2, quota=2)])
+    replies = dispatch(link, OWN, 4, lambda job: job, [Worker(OWN), Worker(2, quota=2)])
     assert sorted(job for job, _ in replies) == [0, 1, 2, 3]
     assert sorted(link.spheres) == [OWN, OWN, 2, 2]

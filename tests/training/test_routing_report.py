@@ -12,8 +12,8 @@ from crystalline_ray.data.dataset import Dataset, prepare
 from crystalline_ray.engine.local import LocalEngine
 from crystalline_ray.lattice.symmetry import symmetry_groups
 from crystalline_ray.lattice.tree import SHELLS
+from crystalline_ray.spheres.control import batch_sources
 from crystalline_ray.spheres.run_spec import RunSpec
-from crystalline_ray.spheres.sphere import batch_sources
 from crystalline_ray.training.report import RoutingReport
 from crystalline_ray.training.resolve import plan_for, specify
 

@@ -141,14 +141,12 @@ class RoutedBatches:
         block = step // self._turns
         if block > self._block:
             self._block = block
-            self._write((block + 1) * self._turns + self._turn)
+            own = (block + 1) * self._turns + self._turn
+            windows, row = self._windows_by_group(own), self._row(own)
+            row[1 : 1 + len(windows)] = windows
+            row[0] = own + 1  # last: it says that the windows are there
         row = self._row(step)
         return row[1:] if row[0] == step + 1 else self._find(step)
-
-    def _write(self, step: int) -> None:
-        windows, row = self._windows_by_group(step), self._row(step)
-        row[1 : 1 + len(windows)] = windows
-        row[0] = step + 1  # last: it says that the windows are there
 
     def _row(self, step: int) -> Integers:
         """Return the row of a step: its number and one, which no row of zeros has, then its windows."""

@@ -23,12 +23,9 @@ VERSIONS = 2
 
 @dataclass(frozen=True)
 class Part:
-    """An array of the shared memory, or one for each version.
+    """An array of the shared memory, or one for each of `VERSIONS`; all but the `writers` map it read-only.
 
-    Attributes:
-        writers: may write it; all others map it read-only.
-        versions: 1 or `VERSIONS`.
-        saved_as: names that the rows have in a checkpoint; none if the next step does not need them.
+    `saved_as` are the names that the rows have in a checkpoint; none if the next step does not need them.
     """
 
     name: str

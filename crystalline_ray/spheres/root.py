@@ -1,7 +1,7 @@
 """The root: orders a step, counts the votes, commits. It sees numbers, never a batch, a gradient or a weight."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import accumulate, pairwise
@@ -11,7 +11,7 @@ from crystalline_ray.errors import SphereError
 from crystalline_ray.spheres import messages
 from crystalline_ray.spheres.canonical_sum import group_units
 from crystalline_ray.spheres.messages import EvaluationRequest, StepRequest, StepResult, Worker
-from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, SpherePlan, SphereSpec
+from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, SpherePlan
 from crystalline_ray.spheres.run_spec import RunSpec
 
 
@@ -37,10 +37,10 @@ class RootSphere:
         ready: list[messages.GroupsReady] = self._ask(orders)
         sums = {group: total for reply in ready for group, total in reply.sums.items()}
         groups = tuple(range(min(SYMMETRY_GROUPS, micro_batches)))
-        losses, tokens = map(sum, zip(*(sums[group] for group in groups), strict=True))
-        norm = self._commit(request, groups) if math.isfinite(losses) else math.nan
+        loss, tokens = map(sum, zip(*(sums[group] for group in groups), strict=True))
+        norm = self._commit(request, groups) if math.isfinite(loss) else math.nan
         sent = sum(reply.gradient_bytes for reply in ready)
-        return StepResult(request.step, losses / tokens, tokens, norm, math.isfinite(norm), sent)
+        return StepResult(request.step, loss / tokens, tokens, norm, math.isfinite(norm), sent)
 
     def evaluate(self, request: EvaluationRequest) -> messages.EvaluationResult:
         """Return the losses of validation micro-batches in their order; raises as `Link.receive`.
@@ -88,29 +88,24 @@ def share_work(plan: SpherePlan, micro_batches: int, sum_unit: int) -> dict[int,
         for sphere in plan.level1
     }
     rounds = -(-sum(units.values()) // len(plan.leaves))
-    spare = {sphere.id: rounds * len(plan.leaves_below(sphere)) - units[sphere.id] for sphere in plan.level1}
-    shared = {sphere.id: [Worker(worker.id) for worker in _workers(plan, sphere)] for sphere in plan.level1}
-    offers = [offer for sphere in plan.level1 for offer in _offers(plan, sphere, rounds, spare[sphere.id])]
+    shared: dict[int, list[Worker]] = {}
+    spare: dict[int, int] = {}
+    offers: list[tuple[int, int]] = []
+    for sphere in plan.level1:
+        own = (sphere,) if sphere.role == "leaf" else plan.children(sphere.id)
+        shared[sphere.id] = [Worker(worker.id) for worker in own]
+        rest = spare[sphere.id] = rounds * len(plan.leaves_below(sphere)) - units[sphere.id]
+        for position, worker in enumerate(own):  # each offers an even part of what the sphere does not need
+            part = min(-(-rest // (len(own) - position)), rounds * len(plan.leaves_below(worker)))
+            if part > 0:
+                offers.append((worker.id, part))
+                rest -= part
     for borrower in plan.level1:
         while spare[borrower.id] < 0:
-            worker, count = offers.pop()
-            taken = min(-spare[borrower.id], count)
-            shared[borrower.id].append(Worker(worker, taken))
+            lent, part = offers.pop()
+            taken = min(-spare[borrower.id], part)
+            shared[borrower.id].append(Worker(lent, taken))
             spare[borrower.id] += taken
-            if taken < count:
-                offers.append((worker, count - taken))
+            if taken < part:
+                offers.append((lent, part - taken))
     return shared
-
-
-def _workers(plan: SpherePlan, sphere: SphereSpec) -> Sequence[SphereSpec]:
-    return (sphere,) if sphere.role == "leaf" else plan.children(sphere.id)
-
-
-def _offers(plan: SpherePlan, sphere: SphereSpec, rounds: int, spare: int) -> Iterator[tuple[int, int]]:
-    """Yield how many units each worker of a sphere can take beyond the sphere's own, spread evenly."""
-    workers = _workers(plan, sphere)
-    for position, worker in enumerate(workers):
-        share = min(-(-spare // (len(workers) - position)), rounds * len(plan.leaves_below(worker)))
-        if share > 0:
-            yield worker.id, share
-            spare -= share

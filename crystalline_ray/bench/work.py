@@ -104,7 +104,7 @@ def leaf_work(work: Work) -> Callable[[], float]:
         protocol = segments.commit(Commit(version, version, (0,), _LEARNING_RATE))
         posts = next(protocol)
         try:
-            protocol.send(list(posts.squares.values()))
+            protocol.send(list(posts.values()))
         except StopIteration:
             version += 1
         return total.loss / work.tokens

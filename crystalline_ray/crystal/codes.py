@@ -51,9 +51,8 @@ class GradientCoder:
         self._values = np.empty(SPAN, np.float32)
         self._codes = np.empty(codec.num_bytes(SPAN), np.uint8)
 
-    def encode_in_place(self, gradient: Floats, before: Floats, after: Floats) -> int:
-        """Overwrite a gradient (n,) and the residual `after` it, given that `before` it; return the code's bytes."""
-        num_bytes = 0
+    def encode_in_place(self, gradient: Floats, before: Floats, after: Floats) -> None:
+        """Overwrite a gradient (n,) and the residual `after` it, given that `before` it."""
         with np.errstate(over="ignore", invalid="ignore"):  # the vote on the norm finds what is not finite
             for part in row_blocks(gradient.size, SPAN):
                 values = self._values[: part.stop - part.start]
@@ -62,11 +61,9 @@ class GradientCoder:
                 self._codec.encode(values, codes)
                 self._codec.decode(codes, gradient[part])
                 np.subtract(values, gradient[part], out=after[part])
-                num_bytes += codes.size
         # A lattice point may be off zero where the vector is zero, but there is no parameter to hear of it.
         for part in self._padding:
             gradient[part] = after[part] = 0
-        return num_bytes
 
 
 class Bfloat16Codec(Codec):

@@ -14,7 +14,7 @@ from crystalline_ray.spheres import hooks, messages, sizing
 from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 from crystalline_ray.spheres.run_spec import RunSpec
-from crystalline_ray.spheres.segment_owner import CommitProtocol, Squares
+from crystalline_ray.spheres.segment_owner import CommitProtocol, Posts, Squares
 from crystalline_ray.spheres.sphere import Sphere
 
 
@@ -35,7 +35,7 @@ class LocalEngine(Engine):
         self._settings = ExitStack()
         self._tickets = 0
         self._replies: dict[int, Any] = {}
-        self._halted: dict[int, tuple[int, CommitProtocol, messages.Posts]] = {}
+        self._halted: dict[int, tuple[int, CommitProtocol, Posts]] = {}
 
     def start(self, progress: Progress) -> None:
         """Make all spheres."""
@@ -78,7 +78,7 @@ class LocalEngine(Engine):
             if not self._halted:
                 raise SphereError(f"nobody is left to answer request {ticket}")
             halted, self._halted = self._halted, {}
-            squares = {number: square for _, _, posts in halted.values() for number, square in posts.squares.items()}
+            squares = {number: square for _, _, posts in halted.values() for number, square in posts.items()}
             for other, (sphere, protocol, _) in halted.items():
                 self._advance(other, sphere, protocol, [squares[number] for number in range(SYMMETRY_GROUPS)])
         return ticket, self._replies.pop(ticket)

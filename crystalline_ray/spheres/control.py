@@ -22,13 +22,10 @@ from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.messages import BatchMessage, EvaluationResult, UnitMessage, Worker
 from crystalline_ray.spheres.plan import SphereSpec
 from crystalline_ray.spheres.run_spec import RunSpec
-from crystalline_ray.spheres.sizing import gradient_slots
+from crystalline_ray.spheres.sizing import UNITS_PER_WORKER, gradient_slots
 
 Fill = Callable[[int, messages.Tokens, messages.Tokens], int]
 """Writes micro-batch n into int32 inputs and targets (batch, sequence) and returns the number of valid targets."""
-
-# One job in work and one waiting at the worker, so that it never waits for its control.
-_IN_FLIGHT = 2
 
 
 def dispatch(
@@ -49,7 +46,7 @@ def dispatch(
 
     def free_worker() -> int | None:
         working = Counter(sphere for _, sphere in waiting.values())
-        free = [w.sphere for w in workers if working[w.sphere] < _IN_FLIGHT and taken[w.sphere] != w.quota]
+        free = [w.sphere for w in workers if working[w.sphere] < UNITS_PER_WORKER and taken[w.sphere] != w.quota]
         # The own sphere computes inside `send`, so the others are given all they may have before it.
         return min(free, key=lambda sphere: (sphere == own, working[sphere], sphere), default=None)
 
@@ -99,8 +96,8 @@ class ControlSphere(_Control):
         self._chunk = max(len(run.plan.children(worker.sphere)) for worker in self._own) or 1
         self._coder = GroupCoder(spec.groups, run, memory)
 
-    def run_step(self, order: messages.StepOrder) -> messages.GroupsReady:
-        """Bring the sum of each group's gradients into its accumulator, as coded; raises as `Link.receive`."""
+    def run_step(self, order: messages.StepOrder) -> dict[int, messages.Total]:
+        """Bring each group's gradient into its accumulator, as coded; return its total; raises as `Link.receive`."""
         steps, config = self._run.steps, self._run.config
         micro_batches, scale = steps.micro_batches(order.step), 1.0 / steps.tokens(order.step)
         groups = (group_units(group, micro_batches, config.sum_unit) for group in self._spec.groups)
@@ -121,7 +118,8 @@ class ControlSphere(_Control):
         run = partial(self._dispatch, workers=order.workers, idle=read_next_step)
         sums = add_up(units, self._memory, self._slots, message, run)
         self.batches += sum(len(unit.micro_batches) for unit in units)
-        return messages.GroupsReady(sums, self._coder.encode(micro_batches, order.version))
+        self._coder.encode(micro_batches, order.version)
+        return sums
 
     def evaluate(self, order: messages.EvaluationRequest) -> EvaluationResult:
         """Return the losses of a range of validation micro-batches; raises as `Link.receive`."""

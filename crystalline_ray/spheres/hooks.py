@@ -71,6 +71,12 @@ def smoothed_by(run: RunSpec, memory: Memory) -> SmoothedBy | None:
     return _similar(memory) if kind == "crystal" else None if kind == "none" else kind
 
 
+def code_bytes(run: RunSpec) -> int:
+    """Return the length of a symmetry group's gradient in the code it travels in."""
+    codec, plain = make_codec(run.config.gradient_compression), run.layout.size * np.dtype(np.float32).itemsize
+    return codec.num_bytes(run.layout.size) if codec else plain
+
+
 class GroupCoder:
     """Replaces the gradients of symmetry groups by what their codes say.
 
@@ -85,16 +91,16 @@ class GroupCoder:
         codec = make_codec(run.config.gradient_compression)
         self._coder = GradientCoder(codec, run.layout.padding) if codec else None
 
-    def encode(self, micro_batches: int, version: int) -> int:
-        """Code the accumulators of the groups that have a micro-batch among so many; return the codes' bytes."""
-        coded = [group for group in self._groups if group < micro_batches]
+    def encode(self, micro_batches: int, version: int) -> None:
+        """Code the accumulators of the groups that have a micro-batch among so many."""
         if self._coder is None:
-            return sum(self._memory.region(group).nbytes for group in coded)
+            return
         before, after = (self._memory.part("residuals", each) for each in (version, version + 1))
-        for group in self._groups[len(coded) :]:
-            after[group] = before[group]
-        code = self._coder.encode_in_place
-        return sum(code(self._memory.region(group), before[group], after[group]) for group in coded)
+        for group in self._groups:
+            if group < micro_batches:
+                self._coder.encode_in_place(self._memory.region(group), before[group], after[group])
+            else:
+                after[group] = before[group]
 
 
 def find_routes(step: int, steps: Steps, batches: TrainBatches, router: Router) -> tuple[Integers, Routes]:
@@ -120,7 +126,8 @@ class RoutedBatches:
 
     def __init__(self, batches: TrainBatches, run: RunSpec, spec: SphereSpec, memory: Memory) -> None:
         self._batches, self._steps = batches, run.steps
-        self._shared = memory.part("routes")
+        # A row has the number of its step and one, which no row of zeros has, then the step's windows.
+        self._rows = list[Integers](memory.part("routes"))
         self._router = Router(run.shape.vocab_size)
         sharers = [sphere.id for sphere in run.plan.level1 if sphere.node == spec.node]
         self._turn, self._turns = sharers.index(spec.id), len(sharers)
@@ -142,16 +149,11 @@ class RoutedBatches:
         if block > self._block:
             self._block = block
             own = (block + 1) * self._turns + self._turn
-            windows, row = self._windows_by_group(own), self._row(own)
+            windows, row = self._windows_by_group(own), self._rows[own % len(self._rows)]
             row[1 : 1 + len(windows)] = windows
             row[0] = own + 1  # last: it says that the windows are there
-        row = self._row(step)
+        row = self._rows[step % len(self._rows)]
         return row[1:] if row[0] == step + 1 else self._find(step)
-
-    def _row(self, step: int) -> Integers:
-        """Return the row of a step: its number and one, which no row of zeros has, then its windows."""
-        row: Integers = self._shared[step % len(self._shared)]
-        return row
 
     def _windows_by_group(self, step: int) -> Integers:
         windows, routes = find_routes(step, self._steps, self._batches, self._router)

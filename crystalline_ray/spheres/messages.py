@@ -19,9 +19,8 @@ class Link(Protocol):
     def receive(self, tickets: Collection[int]) -> tuple[int, Any]:
         """Wait for the first reply among `tickets`.
 
-        Raises:
-            DeadlineError: spheres that owe a reply gave no sign of life for `deadline_seconds`; names them.
-            SphereError: a sphere died or failed; names it.
+        Raises DeadlineError, which names spheres that owe a reply and gave no sign of life for `deadline_seconds`, and
+        SphereError, which names one that died or failed.
         """
 
     def beat(self) -> None:
@@ -49,7 +48,7 @@ class StepResult:
     """Root to driver: the result of a step; the update was not applied if anything was non-finite.
 
     The loss is the mean negative log-likelihood in nats per target token, the norm is global, L2, before clipping and
-    NaN if the loss was not finite, and the bytes are the length of all groups' gradients in the code they travel in.
+    NaN if the loss was not finite, and the bytes are those of all groups' gradients as codes, see `hooks.code_bytes`.
     """
 
     step: int
@@ -70,7 +69,7 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class StepOrder(Order):
-    """Root to level 1: compute the gradients of your groups with these workers, your own first."""
+    """Root to level 1: bring your groups' gradients into their accumulators with these workers, your own first."""
 
     smoothing_weight: float
     workers: tuple[Worker, ...]
@@ -84,14 +83,6 @@ class Total(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class GroupsReady:
-    """Level 1 to root: the gradients of these groups lie in their accumulators; the length of their codes in bytes."""
-
-    sums: dict[int, Total]
-    gradient_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Commit(Order):
     """Root to level 1: all losses are finite; add the groups up in this order, agree on the norm, update, return it.
 
@@ -100,14 +91,6 @@ class Commit(Order):
 
     groups: tuple[int, ...]
     learning_rate: float
-
-
-@dataclass(frozen=True, slots=True)
-class Posts:
-    """Level 1 to level 1: squared L2 norms of the owned segments of the summed gradient, by segment."""
-
-    step: int
-    squares: dict[int, float]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import Any
 from crystalline_ray.errors import SphereError
 from crystalline_ray.spheres import messages
 from crystalline_ray.spheres.canonical_sum import group_units
+from crystalline_ray.spheres.hooks import code_bytes
 from crystalline_ray.spheres.messages import EvaluationRequest, StepRequest, StepResult, Worker
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, SpherePlan
 from crystalline_ray.spheres.run_spec import RunSpec
@@ -22,6 +23,7 @@ class RootSphere:
         self.batches = 0
         self._run, self._link = run, link
         self._level1 = tuple(sphere.id for sphere in run.plan.level1)
+        self._code_bytes = code_bytes(run)
         self._workers = lru_cache(maxsize=2)(partial(share_work, run.plan, sum_unit=run.config.sum_unit))
 
     def step(self, request: StepRequest) -> StepResult:
@@ -34,12 +36,11 @@ class RootSphere:
             sphere: messages.StepOrder(request.step, request.version, request.smoothing_weight, tuple(workers))
             for sphere, workers in self._workers(micro_batches).items()
         }
-        ready: list[messages.GroupsReady] = self._ask(orders)
-        sums = {group: total for reply in ready for group, total in reply.sums.items()}
+        sums = {group: total for sums in self._ask(orders) for group, total in sums.items()}
         groups = tuple(range(min(SYMMETRY_GROUPS, micro_batches)))
         loss, tokens = map(sum, zip(*(sums[group] for group in groups), strict=True))
         norm = self._commit(request, groups) if math.isfinite(loss) else math.nan
-        sent = sum(reply.gradient_bytes for reply in ready)
+        sent = len(groups) * self._code_bytes
         return StepResult(request.step, loss / tokens, tokens, norm, math.isfinite(norm), sent)
 
     def evaluate(self, request: EvaluationRequest) -> messages.EvaluationResult:

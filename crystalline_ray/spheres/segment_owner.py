@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
-from types import MappingProxyType
 
 import numpy as np
 
@@ -11,10 +10,11 @@ from crystalline_ray.kernels.optimizers import BLOCK, adamw_update, sgd_update
 from crystalline_ray.model.layout import ParameterLayout
 from crystalline_ray.spheres.config import OptimizerConfig
 from crystalline_ray.spheres.memory import Floats, Memory
-from crystalline_ray.spheres.messages import Commit, Posts
+from crystalline_ray.spheres.messages import Commit
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 
-# The squares of all twelve segments, in order.
+# The squared L2 norms of the owned segments of the summed gradient by segment, and those of all twelve in order.
+Posts = dict[int, float]
 Squares = list[float]
 CommitProtocol = Generator[Posts, Squares, float]
 
@@ -40,12 +40,12 @@ class SegmentOwner:
         layout: ParameterLayout,
         optimizer: OptimizerConfig,
         memory: Memory,
-        priors: Mapping[int, Prior] = MappingProxyType({}),
+        priors: Mapping[int, Prior] | None = None,
     ) -> None:
         bounds = layout.segments(SYMMETRY_GROUPS)
         self._segments = {number: bounds[number] for number in segments}
         self._pieces = {number: layout.pieces(bounds[number]) for number in segments}
-        self._priors = priors
+        self._priors = priors or {}
         # Takes no memory before it is written, and the gradient of a single group is read where it lies.
         self._sums = {number: np.empty(part.stop - part.start, np.float32) for number, part in self._segments.items()}
         self._gradients: dict[int, Floats] = {}
@@ -58,7 +58,7 @@ class SegmentOwner:
 
         It yields what it has to make known and is resumed with the squares of all segments; the engine carries them.
         """
-        squares = yield Posts(order.step, self.reduce(order.groups, order.version))
+        squares = yield self.reduce(order.groups, order.version)
         norm = math.sqrt(sum(squares))
         if math.isfinite(norm):
             limit = self._optimizer.clip_norm
@@ -66,7 +66,7 @@ class SegmentOwner:
             self.apply(order.version, order.learning_rate, coefficient)
         return norm
 
-    def reduce(self, groups: Sequence[int], version: int) -> dict[int, float]:
+    def reduce(self, groups: Sequence[int], version: int) -> Posts:
         """Add the accumulators of `groups` in order, after any prior; return the segments' squared L2 norms."""
         with np.errstate(over="ignore", invalid="ignore"):  # the vote on the norm finds what is not finite
             return {number: self._reduce_segment(number, groups, version) for number in self._segments}

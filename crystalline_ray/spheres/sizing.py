@@ -6,11 +6,11 @@ from crystalline_ray.kernels.optimizers import MOMENTS
 from crystalline_ray.model.transformer import workspace_size
 from crystalline_ray.spheres import hooks
 from crystalline_ray.spheres.memory import MemoryLayout, training_parts
-from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, SphereSpec
+from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 from crystalline_ray.spheres.run_spec import RunSpec
 
-# A worker has at most two units on the way; each waits in a slot of its control until its turn.
-_SLOTS_PER_WORKER = 2
+UNITS_PER_WORKER = 2
+"""One in work and one waiting at the worker, so that it never waits for its control."""
 
 
 def memory_layout(run: RunSpec) -> MemoryLayout:
@@ -21,13 +21,24 @@ def memory_layout(run: RunSpec) -> MemoryLayout:
 
 
 def gradient_slots(run: RunSpec) -> dict[int, range]:
-    """Return the gradient regions beside the accumulators of each control, or level-1 leaf, which controls itself."""
+    """Return the gradient regions beside the accumulators of each control, or level-1 leaf, which controls itself.
+
+    A unit that a worker has computed waits in one for its turn.
+    """
     slots: dict[int, range] = {}
-    start = run.steps.groups
+    start, sum_unit = run.steps.groups, run.config.sum_unit
+    units = -(-run.config.micro_batches // (SYMMETRY_GROUPS * sum_unit))
     for sphere in run.plan.spheres:
-        if sphere.role == "control" or sphere.level == 1:
-            slots[sphere.id] = range(start, start + _slot_count(run, sphere))
-            start = slots[sphere.id].stop
+        children = len(run.plan.children(sphere.id))
+        if sphere.level == 1:
+            # a group's first unit is summed where the group's sum lies
+            count = min(UNITS_PER_WORKER * (children + 1), (units - 1) * len(sphere.groups))
+        elif sphere.role == "control":
+            count = min(UNITS_PER_WORKER * children, sum_unit - 1)
+        else:
+            continue
+        slots[sphere.id] = range(start, start + count)
+        start += count
     return slots
 
 
@@ -43,12 +54,3 @@ def leaf_bytes(run: RunSpec) -> int:
         similar=hooks.similar_tokens(run) if config.smoothing == "crystal" else 0,
         head_tree=run.head_tree,
     )
-
-
-def _slot_count(run: RunSpec, sphere: SphereSpec) -> int:
-    children, unit = len(run.plan.children(sphere.id)), run.config.sum_unit
-    if sphere.level > 1:
-        return min(unit - 1, _SLOTS_PER_WORKER * children)
-    units = -(-run.config.micro_batches // (SYMMETRY_GROUPS * unit))
-    # a group's first unit is summed where the group's sum lies
-    return min(_SLOTS_PER_WORKER * (children + 1), (units - 1) * len(sphere.groups))

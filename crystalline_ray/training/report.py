@@ -8,13 +8,12 @@ from typing import Any, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError, computed_field
 
-from crystalline_ray.crystal.codes import make_codec
 from crystalline_ray.crystal.routing import Router, group_loads
 from crystalline_ray.data.batches import TrainBatches
 from crystalline_ray.data.dataset import Dataset
 from crystalline_ray.engine.base import SphereStats
 from crystalline_ray.errors import InputError
-from crystalline_ray.spheres.hooks import find_routes
+from crystalline_ray.spheres.hooks import code_bytes, find_routes
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.storage.files import replace_file
@@ -163,16 +162,14 @@ class Reporting:
 
     def report(self, run: RunSpec, dataset: Dataset, name: str, spheres: Sequence[SphereStats]) -> RunReport:
         """Return the report of a run whose last state is saved."""
-        code = run.config.gradient_compression
-        codec, plain_bytes = make_codec(code), run.layout.size * np.dtype(np.float32).itemsize
         return RunReport(
             **self._found,
             run=name,
             group_sizes=dataset.summary["group_sizes"],
             group_shares=dataset.summary["group_shares"],
             routing=RoutingReport.of(run, dataset, self._found["steps"]),
-            gradient_compression=code,
-            gradient_bytes=run.steps.groups * (codec.num_bytes(run.layout.size) if codec else plain_bytes),
-            gradient_bytes_float32=run.steps.groups * plain_bytes,
+            gradient_compression=run.config.gradient_compression,
+            gradient_bytes=run.steps.groups * code_bytes(run),
+            gradient_bytes_float32=run.steps.groups * run.layout.size * np.dtype(np.float32).itemsize,
             spheres=tuple(spheres),
         )

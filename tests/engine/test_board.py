@@ -13,7 +13,6 @@ from crystalline_ray.engine.arena import Arena
 from crystalline_ray.engine.ray.board import DRIVER, Board, board_bytes
 from crystalline_ray.errors import DeadlineError
 from crystalline_ray.spheres.memory import MemoryLayout, training_parts
-from crystalline_ray.spheres.messages import Posts
 from crystalline_ray.spheres.plan import plan_spheres
 
 PLAN = plan_spheres([[None] * 3])
@@ -81,11 +80,10 @@ OTHER = """
 import sys
 from pathlib import Path
 from tests.engine.test_board import board_of
-from crystalline_ray.spheres.messages import Posts
 board, groups = board_of(Path(sys.argv[1]), 2, 60.0)
 print("ready", flush=True)
 for line in sys.stdin:
-    board.exchange(Posts(int(line), dict.fromkeys(groups, 1.0)))
+    board.exchange(int(line), dict.fromkeys(groups, 1.0))
 """
 
 
@@ -112,13 +110,13 @@ def test_a_sphere_that_stops_before_it_posts_to_the_board_is_named_after_the_dea
             assert other.stdout.readline() == b"ready\n"
             other.stdin.write(b"1\n")
             other.stdin.flush()
-            assert board.exchange(Posts(1, dict.fromkeys(groups, 2.0))) == [2.0] * 6 + [1.0] * 6
+            assert board.exchange(1, dict.fromkeys(groups, 2.0)) == [2.0] * 6 + [1.0] * 6
             os.kill(other.pid, signal.SIGSTOP)
             other.stdin.write(b"2\n")
             other.stdin.flush()
             started = time.monotonic()
             with pytest.raises(DeadlineError, match=r"within 3 s from sphere 2 \(leaf, level 1\)$"):
-                board.exchange(Posts(2, dict.fromkeys(groups, 2.0)))
+                board.exchange(2, dict.fromkeys(groups, 2.0))
             assert 2.5 < time.monotonic() - started < SECONDS
         finally:
             other.kill()

@@ -111,13 +111,13 @@ class SphereHost:
         self._cpu, self._started = time.process_time(), time.perf_counter()
         self._board.beat()
 
-    def handle(self, message: object) -> Any:
+    def handle(self, message: Any) -> Any:
         """Pass a message to the sphere; drive the protocol of a commit to its end."""
         start = time.perf_counter()
         self._board.beat()
         try:
             reply = self._sphere.handle(message)
-            return self._drive(reply) if isinstance(reply, Generator) else reply
+            return self._drive(reply, message.step) if isinstance(reply, Generator) else reply
         finally:
             self._board.beat()
             self._busy += time.perf_counter() - start
@@ -128,9 +128,9 @@ class SphereHost:
         cpu, waiting = time.process_time() - self._cpu, time.perf_counter() - self._started - working
         return SphereStats(spec.id, spec.role, spec.level, cpu, max(0.0, waiting), self._sphere.batches)
 
-    def _drive(self, protocol: CommitProtocol) -> float:
+    def _drive(self, protocol: CommitProtocol, step: int) -> float:
         try:
-            protocol.send(self._board.exchange(next(protocol)))
+            protocol.send(self._board.exchange(step, next(protocol)))
         except StopIteration as end:
             norm: float = end.value
             return norm

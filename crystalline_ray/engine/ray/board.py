@@ -16,9 +16,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from crystalline_ray.errors import DeadlineError
-from crystalline_ray.spheres.messages import Posts
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, SpherePlan
-from crystalline_ray.spheres.segment_owner import Squares
+from crystalline_ray.spheres.segment_owner import Posts, Squares
 
 DRIVER = -1
 """The driver, whose row is the last."""
@@ -63,10 +62,10 @@ class Board:
         place = "" if spec.core is None else f", core {spec.core}"
         return f"sphere {sphere} ({spec.role}, level {spec.level}{place})"
 
-    def exchange(self, posts: Posts) -> Squares:
-        """Publish the posts; return the squares of all segments once all are there. Raises DeadlineError as `look`."""
-        stamp = posts.step + 1
-        for segment, square in posts.squares.items():
+    def exchange(self, step: int, posts: Posts) -> Squares:
+        """Publish a step's posts; return the squares of all segments once all are there. Raises DeadlineError as `look`."""
+        stamp = step + 1
+        for segment, square in posts.items():
             self._segments[segment, _SQUARE] = square
             self._segments[segment, _STAMP] = stamp  # last: it says that the number is there
         self.beat()

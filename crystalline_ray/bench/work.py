@@ -12,17 +12,18 @@ from crystalline_ray.data.config import DEFAULT_VOCAB_SIZE
 from crystalline_ray.engine.arithmetic import Precision, chosen_arithmetic
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels.gemm import Library
-from crystalline_ray.kernels.optimizers import MOMENTS
 from crystalline_ray.kernels.workspace import aligned_zeros
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.config import ModelShape
-from crystalline_ray.model.layout import ParameterLayout, initialise
+from crystalline_ray.model.layout import initialise
 from crystalline_ray.model.transformer import workspace_size
 from crystalline_ray.spheres.leaf import LeafSphere
-from crystalline_ray.spheres.memory import Memory, MemoryLayout, training_parts
+from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.messages import BatchMessage, Commit, UnitMessage
-from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
+from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, plan_spheres
+from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.segment_owner import SegmentOwner
+from crystalline_ray.spheres.sizing import memory_layout
 from crystalline_ray.streams import Purpose, generator
 
 _LEARNING_RATE = 1e-4
@@ -87,14 +88,13 @@ def leaf_work(work: Work) -> Callable[[], float]:
     It is what the only leaf of a tree does, as its spheres do it: one micro-batch forward and backward, then as the
     owner of all segments the norm, clipping and AdamW. Which BLAS computes is for the caller to set.
     """
-    shape = work.shape
-    config = Config(batch_size=work.batch_size, dropout=work.dropout, precision=work.precision, seed=1)
-    layout = ParameterLayout(shape)
-    parts = MemoryLayout(training_parts(layout.size, MOMENTS[config.optimizer], regions=1))
-    memory = Memory(parts, lambda part: aligned_zeros(part.num_bytes).data)
-    memory.weights(0)[:] = initialise(layout, seed=1)
-    leaf = LeafSphere(memory, shape, config, head_tree=work.head_tree)
-    segments = SegmentOwner(tuple(range(SYMMETRY_GROUPS)), layout, config, memory)
+    size, dropout, precision = work.batch_size, work.dropout, work.precision
+    config = Config(batch_size=size, global_batch_size=size, dropout=dropout, precision=precision, seed=1)
+    run = RunSpec(config, work.shape, plan_spheres([[None]]), Path(), size, work.head_tree)
+    memory = Memory(memory_layout(run), lambda part: aligned_zeros(part.num_bytes).data)
+    memory.weights(0)[:] = initialise(run.layout, seed=1)
+    leaf = LeafSphere(run, memory)
+    segments = SegmentOwner(range(SYMMETRY_GROUPS), run, memory)
     batch = BatchMessage(0, *zipf_batch(work), work.tokens)
     version = 0
 

@@ -4,14 +4,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from crystalline_ray.crystal.smoothing import SmoothedBy
 from crystalline_ray.lattice.similarity import crystalline_score
-from crystalline_ray.lattice.tree import SHELLS
-from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.transformer import Transformer
 from crystalline_ray.spheres import messages
-from crystalline_ray.spheres.config import SphereConfig
+from crystalline_ray.spheres.hooks import smoothed_by
 from crystalline_ray.spheres.memory import Memory
+from crystalline_ray.spheres.run_spec import RunSpec
 
 
 class LeafSphere:
@@ -21,27 +19,20 @@ class LeafSphere:
     with the micro-batch's number.
     """
 
-    def __init__(
-        self,
-        memory: Memory,
-        shape: ModelShape,
-        config: SphereConfig,
-        smoothed_by: SmoothedBy | None = None,
-        head_tree: str = SHELLS,
-        beat: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, run: RunSpec, memory: Memory, beat: Callable[[], None] = lambda: None) -> None:
+        config = run.config
         self.batches = 0
         self._memory, self._seed, self._beat = memory, config.seed, beat
         self._transformer = Transformer(
-            shape,
+            run.shape,
             config.batch_size,
             dropout=config.dropout,
             bfloat16=config.precision == "bfloat16",
-            smoothed_by=smoothed_by,
-            head_tree=head_tree,
+            smoothed_by=smoothed_by(run, memory),
+            head_tree=run.head_tree,
         )
-        self._likeliest = np.empty((config.batch_size, shape.seq_len), np.intp)
-        self._scratch = np.empty(memory.region(0).size if config.sum_unit > 1 else 0, np.float32)
+        self._likeliest = np.empty((config.batch_size, run.shape.seq_len), np.intp)
+        self._scratch = np.empty(run.layout.size if config.sum_unit > 1 else 0, np.float32)
 
     def compute(self, unit: messages.UnitMessage) -> messages.Total:
         """Write the sum of the unit's gradients, in order, to the unit's region."""

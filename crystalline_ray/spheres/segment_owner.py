@@ -7,11 +7,10 @@ from functools import partial
 import numpy as np
 
 from crystalline_ray.kernels.optimizers import BLOCK, adamw_update, sgd_update
-from crystalline_ray.model.layout import ParameterLayout
-from crystalline_ray.spheres.config import OptimizerConfig
 from crystalline_ray.spheres.memory import Floats, Memory
 from crystalline_ray.spheres.messages import Commit
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
+from crystalline_ray.spheres.run_spec import RunSpec
 
 # The squared L2 norms of the owned segments of the summed gradient by segment, and those of all twelve in order.
 Posts = dict[int, float]
@@ -35,22 +34,16 @@ class SegmentOwner:
     """
 
     def __init__(
-        self,
-        segments: tuple[int, ...],
-        layout: ParameterLayout,
-        optimizer: OptimizerConfig,
-        memory: Memory,
-        priors: Mapping[int, Prior] | None = None,
+        self, segments: Sequence[int], run: RunSpec, memory: Memory, priors: Mapping[int, Prior] | None = None
     ) -> None:
-        bounds = layout.segments(SYMMETRY_GROUPS)
+        bounds = run.layout.segments(SYMMETRY_GROUPS)
         self._segments = {number: bounds[number] for number in segments}
-        self._pieces = {number: layout.pieces(bounds[number]) for number in segments}
+        self._pieces = {number: run.layout.pieces(bounds[number]) for number in segments}
         self._priors = priors or {}
         # Takes no memory before it is written, and the gradient of a single group is read where it lies.
         self._sums = {number: np.empty(part.stop - part.start, np.float32) for number, part in self._segments.items()}
         self._gradients: dict[int, Floats] = {}
-        self._optimizer = optimizer
-        self._memory = memory
+        self._config, self._memory = run.config, memory
         self._scratch = np.empty(BLOCK, np.float32)
 
     def commit(self, order: Commit) -> CommitProtocol:
@@ -61,7 +54,7 @@ class SegmentOwner:
         squares = yield self.reduce(order.groups, order.version)
         norm = math.sqrt(sum(squares))
         if math.isfinite(norm):
-            limit = self._optimizer.clip_norm
+            limit = self._config.clip_norm
             coefficient = min(1.0, limit / (norm + _CLIP_EPSILON)) if limit else 1.0
             self.apply(order.version, order.learning_rate, coefficient)
         return norm
@@ -73,7 +66,7 @@ class SegmentOwner:
 
     def apply(self, version: int, learning_rate: float, clip_coefficient: float) -> None:
         """Update the segments from `version` to `version + 1` with the gradient last reduced."""
-        memory, config = self._memory, self._optimizer
+        memory, config = self._memory, self._config
         update: Callable[..., None]
         if config.optimizer == "sgd":
             update = partial(sgd_update, momentum=config.momentum)

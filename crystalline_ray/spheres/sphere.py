@@ -5,7 +5,7 @@ from typing import Any
 
 from crystalline_ray.spheres import messages
 from crystalline_ray.spheres.control import ControlSphere, DeepControlSphere
-from crystalline_ray.spheres.hooks import laplacian_priors, smoothed_by
+from crystalline_ray.spheres.hooks import laplacian_priors
 from crystalline_ray.spheres.leaf import LeafSphere
 from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.root import RootSphere
@@ -25,8 +25,7 @@ class Sphere:
             self._handlers = {messages.StepRequest: root.step, messages.EvaluationRequest: root.evaluate}
         if spec.level == 1:
             control = self._counted = ControlSphere(spec, run, memory, link)
-            priors = laplacian_priors(run, memory, spec.groups)
-            owner = SegmentOwner(spec.groups, run.layout, run.config, memory, priors)
+            owner = SegmentOwner(spec.groups, run, memory, laplacian_priors(run, memory, spec.groups))
             self._handlers = {
                 messages.StepOrder: control.run_step,
                 messages.Commit: owner.commit,
@@ -34,7 +33,7 @@ class Sphere:
             }
         if spec.role == "leaf" or spec.level > 1:
             worker = self._counted = (
-                LeafSphere(memory, run.shape, run.config, smoothed_by(run, memory), run.head_tree, link.beat)
+                LeafSphere(run, memory, link.beat)
                 if spec.role == "leaf"
                 else DeepControlSphere(spec, run, memory, link)
             )

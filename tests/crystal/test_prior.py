@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 
-from crystalline_ray.config import Config
 from crystalline_ray.crystal.prior import LaplacianPrior
 from crystalline_ray.kernels.optimizers import MOMENTS
 from crystalline_ray.lattice.similarity import SimilarRanks, similar_ranks
 from crystalline_ray.spheres.segment_owner import Prior, SegmentOwner
-from tests.helpers.segments import LAYOUT, SHAPE, filled_memory
+from tests.helpers.segments import LAYOUT, SHAPE, filled_memory, run_of
 
 WEIGHT = 0.01
 SIMILAR = similar_ranks(SHAPE.vocab_size, 7)
@@ -58,7 +57,7 @@ def test_the_norm_is_of_the_sum_with_the_prior_whoever_owns_what(groups: range) 
     for owners in ([tuple(range(12))], [(0, 5, 11), (1, 2, 3, 4), (6, 7, 8, 9, 10)]):
         squares: dict[int, float] = {}
         for segments in owners:
-            sphere = SegmentOwner(segments, LAYOUT, Config(), memory, priors_of(segments))
+            sphere = SegmentOwner(segments, run_of(), memory, priors_of(segments))
             squares |= sphere.reduce(groups, 3)
             assert sphere.reduce(groups, 3) == {number: squares[number] for number in segments}  # repeatable
             sphere.apply(3, 1e-2, 0.5)

@@ -21,7 +21,7 @@ def test_leaf_bytes_are_what_a_leaf_allocates(tmp_path: Path, sum_unit: int) -> 
     run = RunSpec(config, shape, plan_spheres([[None]]), tmp_path, 10**9)
     memory = node_memory(memory_layout(run))
     tracemalloc.start()
-    leaf = LeafSphere(memory, shape, config)
+    leaf = LeafSphere(run, memory)
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert leaf.batches == 0

@@ -63,7 +63,7 @@ class Board:
         return f"sphere {sphere} ({spec.role}, level {spec.level}{place})"
 
     def exchange(self, step: int, posts: Posts) -> Squares:
-        """Publish a step's posts; return the squares of all segments once all are there. Raises DeadlineError as `look`."""
+        """Publish a step's posts; return all segments' squares once they are there. Raises DeadlineError as `look`."""
         stamp = step + 1
         for segment, square in posts.items():
             self._segments[segment, _SQUARE] = square

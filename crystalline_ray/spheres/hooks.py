@@ -105,7 +105,7 @@ class GroupCoder:
 
 def find_routes(step: int, steps: Steps, batches: TrainBatches, router: Router) -> tuple[Integers, Routes]:
     """Return the windows of a step's n sequences, int64 (n,), and their routes; none beyond the end of the run."""
-    first = step * steps.batches.global_batch_size
+    first = step * steps.config.global_batch_size
     windows = np.array([batches.window(first + number) for number in range(steps.sequences(step))], np.int64)
     tokens = np.empty((len(windows), steps.seq_len), np.int32)
     for row, window in zip(tokens, windows.tolist(), strict=True):
@@ -137,9 +137,9 @@ class RoutedBatches:
 
     def fill(self, number: int, inputs: Tokens, targets: Tokens) -> int:
         """Write micro-batch `number` to int32 (B, T) arrays; return the number of targets."""
-        step, micro_batch = divmod(number, self._steps.batches.micro_batches)
+        step, micro_batch = divmod(number, self._steps.config.micro_batches)
         position, group = divmod(micro_batch, SYMMETRY_GROUPS)
-        size, loads = self._steps.batches.batch_size, group_loads(self._steps.sequences(step))
+        size, loads = self._steps.config.batch_size, group_loads(self._steps.sequences(step))
         start = loads[:group].sum() + position * size
         stop = min(start + size, loads[: group + 1].sum())
         return self._batches.fill_windows(self._windows(step)[start:stop].tolist(), inputs, targets)

@@ -20,29 +20,29 @@ _Config = TypeVar("_Config", bound=SphereConfig, covariant=True)
 class Steps:
     """The optimizer steps of a run of `total_sequences`, numbered from 0; all but the last have the same size."""
 
-    batches: BatchConfig
+    config: BatchConfig
     total_sequences: int
     seq_len: int
 
     @property
     def total(self) -> int:
         """Number of steps."""
-        return -(-self.total_sequences // self.batches.global_batch_size)
+        return -(-self.total_sequences // self.config.global_batch_size)
 
     @property
     def groups(self) -> int:
         """Symmetry groups that have a micro-batch in a full step."""
-        return min(GROUPS, self.batches.micro_batches)
+        return min(GROUPS, self.config.micro_batches)
 
     def sequences(self, step: int) -> int:
         """Return the sequences of a step: fewer than usual only in the last step, none after it."""
-        usual = self.batches.global_batch_size
+        usual = self.config.global_batch_size
         return max(0, min(usual, self.total_sequences - step * usual))
 
     def micro_batches(self, step: int) -> int:
         """Return the micro-batches of a step that hold any sequence; where it is routed, as many in each group."""
-        unit = GROUPS if self.batches.routing == "symmetry" else 1
-        return unit * -(-self.sequences(step) // (unit * self.batches.batch_size))
+        unit = GROUPS if self.config.routing == "symmetry" else 1
+        return unit * -(-self.sequences(step) // (unit * self.config.batch_size))
 
     def tokens(self, step: int) -> int:
         """Return the target tokens of a step."""

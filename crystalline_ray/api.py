@@ -13,7 +13,6 @@ from crystalline_ray.data.corpus import Corpus, text_corpus, token_corpus
 from crystalline_ray.data.integers import Row
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.generation.model import Model
-from crystalline_ray.generation.trained import load_model as load_trained
 from crystalline_ray.progress import silent
 from crystalline_ray.training import run as training
 from crystalline_ray.training.console import Console
@@ -90,7 +89,7 @@ def load_model(run: str | Path) -> Model:
 
     Raises InputError if there is no such run, CheckpointError if no checkpoint is intact.
     """
-    return Model(load_trained(find_model(str(run), Config().runs_dir)))
+    return Model(find_model(str(run), Config().runs_dir))
 
 
 def _learned_from(

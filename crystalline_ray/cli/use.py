@@ -11,8 +11,8 @@ import click
 from crystalline_ray.cli import options
 
 if TYPE_CHECKING:
+    from crystalline_ray.generation.model import Model
     from crystalline_ray.generation.session import TextSession
-    from crystalline_ray.generation.trained import TrainedModel
 
 
 def _writing_options(most: int, what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -85,15 +85,19 @@ def evaluate_command(run: str, text: tuple[Path, ...], folder: str | None, as_js
     RUN is a name, a folder, or one checkpoint. TEXT is a file, a folder, or - for standard input; without it, what was
     held out of the training text is measured.
     """
-    from crystalline_ray.generation.trained import evaluate, read_texts
+    from crystalline_ray.config import load_config
+    from crystalline_ray.data.corpus import read_corpus
     from crystalline_ray.screen import Screen, facts
+    from crystalline_ray.training.run_folder import CONFIG
 
     model = load(run, folder)
     # standard output is for the result alone
     with Screen(json_output=True) as screen:
-        corpus = read_texts(model, text, screen.progress) if text else None
-        found = evaluate(model, corpus, screen.progress)
-    values = {"run": model.run.name, "step": model.state.step, "tokens": found.tokens, "bytes": found.num_bytes}
+        corpus = None
+        if text:  # read as the run read its own
+            corpus = read_corpus(load_config(model.run / CONFIG).model_copy(update={"text": text}), screen.progress)
+        found = model.evaluate(corpus, progress=screen.progress)
+    values = {"run": model.run.name, "step": model.step, "tokens": found.tokens, "bytes": found.num_bytes}
     for name in ("nats_per_token", "perplexity", "bits_per_byte", "crystalline_score"):
         values[name] = getattr(found, name)
     shown = ((name.replace("_", " "), value) for name, value in values.items() if value is not None)
@@ -101,13 +105,13 @@ def evaluate_command(run: str, text: tuple[Path, ...], folder: str | None, as_js
     options.print_result(values, as_json, lambda _: facts(rows))
 
 
-def load(run: str, folder: str | None) -> "TrainedModel":
+def load(run: str, folder: str | None) -> "Model":
     """Load the model of a run, given as on the command line, and say which damaged checkpoints were passed over."""
     from crystalline_ray.config import load_config
-    from crystalline_ray.generation.trained import load_model
+    from crystalline_ray.generation.model import Model
     from crystalline_ray.training.run_folder import CONFIG, find_model
 
-    model = load_model(find_model(run, options.configuration(runs_dir=folder).runs_dir))
+    model = Model(find_model(run, options.configuration(runs_dir=folder).runs_dir))
     if (model.run / CONFIG).exists():
         load_config(model.run / CONFIG)  # damage there is damage of the run, whether or not the command needs it
     for reason in model.skipped:
@@ -118,10 +122,9 @@ def load(run: str, folder: str | None) -> "TrainedModel":
 def _sessions(run: str, folder: str | None, seed: int, sampling: dict[str, Any]) -> "Callable[[], TextSession]":
     """Return a function that begins an empty text with the model of a run."""
     from crystalline_ray.generation.generator import Sampling
-    from crystalline_ray.generation.session import TextSession
 
     chosen = Sampling(**sampling)
-    return partial(TextSession, load(run, folder), chosen, seed)
+    return partial(load(run, folder).session, chosen, seed)
 
 
 def _print_written(text: str) -> None:

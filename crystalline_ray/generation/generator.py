@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from crystalline_ray import streams
 from crystalline_ray.crystal.lattice_head import draw_by_descent, most_probable
+from crystalline_ray.engine.process import one_worker_thread
 from crystalline_ray.errors import ConfigError, InputError, NonFiniteError
 from crystalline_ray.kernels.linear import linear_forward
 from crystalline_ray.kernels.norm import norm_forward
@@ -21,8 +23,6 @@ from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.embedding import Embedding
 from crystalline_ray.model.head import HEADS, LatticeHead
 from crystalline_ray.model.layout import ParameterLayout
-from crystalline_ray.streams import Purpose
-from crystalline_ray.streams import generator as random_generator
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,26 @@ class Generator:
     def prefill(self, tokens: Sequence[int]) -> None:
         """Forget the past and read 1 to seq_len tokens in [0, V). Raises InputError for others."""
         self._used = 0
-        self._extend(tokens)
+        self.extend(tokens)
 
-    def step(self, token: int) -> None:
-        """Read one more token. Raises InputError as `prefill` does."""
-        self._extend([token])
+    @np.errstate(over="ignore", invalid="ignore")  # of a model that diverged; a draw finds what is not finite
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Read 1 to `free` more tokens in [0, V). Raises InputError for others."""
+        ids = np.asarray(tokens, np.int64)
+        if not 1 <= len(ids) <= self.free:
+            raise InputError(f"expected 1 to {self.free} tokens, the rest of the context, got {len(ids)}")
+        if ids.min() < 0 or ids.max() >= self.shape.vocab_size:
+            raise InputError(f"tokens must be in [0, {self.shape.vocab_size}), got {ids.min()} to {ids.max()}")
+        start, self._used = self._used, self._used + len(ids)
+        tables = self._weights.embedding
+        x = tables.tokens[ids]
+        if tables.positions is not None:
+            x += tables.positions[start : self._used]
+        for number, branch in enumerate(self._weights.branches):
+            layer, kind = divmod(number, len(BLOCK))
+            inner = _linear(_norm(x, branch.norm), branch.inner)
+            x += _linear(self._works[kind](inner, layer, start), branch.outer)
+        self._last = _norm(x[-1:], self._weights.norm)
 
     def logits(self) -> Array:
         """Return the logits (V,) of the token that follows those read; of the lattice head, log-probabilities."""
@@ -124,27 +139,6 @@ class Generator:
                 return draw_by_descent(*arguments, uniform)
         return sampling.draw(self.logits(), uniform)
 
-    def _extend(self, tokens: Sequence[int]) -> None:
-        ids = np.asarray(tokens, np.int64)
-        if not 1 <= len(ids) <= self.free:
-            raise InputError(f"expected 1 to {self.free} tokens, the rest of the context, got {len(ids)}")
-        if ids.min() < 0 or ids.max() >= self.shape.vocab_size:
-            raise InputError(f"tokens must be in [0, {self.shape.vocab_size}), got {ids.min()} to {ids.max()}")
-        with np.errstate(over="ignore", invalid="ignore"):  # of a model that diverged; a draw finds what is not finite
-            self._read(ids)
-
-    def _read(self, ids: npt.NDArray[np.int64]) -> None:
-        start, self._used = self._used, self._used + len(ids)
-        tokens, positions, _ = self._weights.embedding
-        x = tokens[ids]
-        if positions is not None:
-            x += positions[start : self._used]
-        for number, branch in enumerate(self._weights.branches):
-            layer, kind = divmod(number, len(BLOCK))
-            inner = _linear(_norm(x, branch.norm), branch.inner)
-            x += _linear(self._works[kind](inner, layer, start), branch.outer)
-        self._last = _norm(x[-1:], self._weights.norm)
-
 
 def generate(
     generator: Generator,
@@ -168,11 +162,13 @@ def generate(
 
     def tokens() -> Iterator[int]:
         for position in range(max_new_tokens):
-            if position > 0 and generator.free:
-                generator.step(text[-1])
-            elif position > 0:
-                generator.prefill(text[-half:])
-            token = generator.draw(sampling, random_generator(seed, Purpose.SAMPLE, position).random())
+            # As in training, for the same bits; the caller's own products between two tokens keep their threads.
+            with one_worker_thread():
+                if position > 0 and generator.free:
+                    generator.extend(text[-1:])
+                elif position > 0:
+                    generator.prefill(text[-half:])
+                token = generator.draw(sampling, streams.generator(seed, streams.Purpose.SAMPLE, position).random())
             if token == stop_token:
                 return
             text.append(token)

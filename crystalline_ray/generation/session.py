@@ -2,12 +2,11 @@
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from crystalline_ray.data.tokenizer import Tokenizer
-from crystalline_ray.engine.process import one_worker_thread
 from crystalline_ray.errors import TokenizerError
 from crystalline_ray.generation.generator import Generator, Sampling, generate
-from crystalline_ray.generation.trained import TrainedModel
 
 COMMANDS = "/clear forgets the text, /quit or Ctrl-D ends, Ctrl-C stops the model in the middle, /help shows this."
 GREETING = (
@@ -19,14 +18,15 @@ GREETING = (
 class TextSession:
     """Lets a model continue a text; `seed` is the key of the draws, and each call of `write` uses the next one."""
 
-    def __init__(self, model: TrainedModel, sampling: Sampling, seed: int) -> None:
+    def __init__(self, generator: Generator, tokenizer: Tokenizer, sampling: Sampling, seed: int) -> None:
         self.context: list[int] = []
         """All tokens so far, given and written; the model sees as many of the last as it has context for."""
-        self._generator = Generator(model.shape, model.weights, model.head_tree)
-        self._tokenizer = model.tokenizer
-        self._line_break = next(text for text in ("\n", " ", "") if _knows(model.tokenizer, text))
-        self._sampling = sampling
-        self._seed = seed
+        self._generator, self._tokenizer, self._sampling, self._seed = generator, tokenizer, sampling, seed
+        self._line_break = ""
+        for text in (" ", "\n"):  # the last one that the model knows
+            with suppress(TokenizerError):
+                tokenizer.encode(text)
+                self._line_break = text
 
     @property
     def ended(self) -> bool:
@@ -64,12 +64,7 @@ class TextSession:
         )
         self._seed += 1
         before = len(self.context)
-        while True:
-            # As in training, for the same bits; the caller's own products between two tokens keep their threads.
-            with one_worker_thread():
-                token = next(tokens, None)
-            if token is None:
-                break
+        for token in tokens:
             self.context.append(token)
             if token != end_of_text and (text := stream.feed(token)):
                 yield text
@@ -77,13 +72,6 @@ class TextSession:
             self.context.append(end_of_text)
         if text := stream.flush():
             yield text
-
-
-def write_sample(model: TrainedModel, prompt: str, num_tokens: int, seed: int) -> str:
-    """Return the prompt and what a model writes after it, through the ends of texts."""
-    session = TextSession(model, Sampling(), seed)
-    session.add(prompt)
-    return prompt + "".join(session.write(num_tokens, through_ends=True))
 
 
 def chat(
@@ -119,11 +107,3 @@ def chat(
             except KeyboardInterrupt:
                 show(" ...")
             show("\n(end of the text)\n" if session.ended else "\n")
-
-
-def _knows(tokenizer: Tokenizer, text: str) -> bool:
-    try:
-        tokenizer.encode(text)
-    except TokenizerError:
-        return False
-    return True

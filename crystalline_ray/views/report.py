@@ -14,8 +14,8 @@ from rich.text import Text
 from crystalline_ray.config import Config
 from crystalline_ray.engine.base import SphereStats
 from crystalline_ray.errors import InputError
-from crystalline_ray.generation.session import write_sample
-from crystalline_ray.generation.trained import load_model
+from crystalline_ray.generation.generator import Sampling
+from crystalline_ray.generation.model import Model
 from crystalline_ray.screen import Screen, duration, facts, figures, numbered, short_count
 from crystalline_ray.training.console import of_micro_batches, token_groups
 from crystalline_ray.training.metrics import read_metrics
@@ -53,7 +53,9 @@ def show_end(screen: Screen, report: RunReport, config: Config) -> None:
     folder = config.runs_dir / report.run
     if report.stopped == "finished" and config.sample_tokens:
         screen.line(f"sample of {config.sample_tokens} tokens:")
-        screen.line(write_sample(load_model(folder), config.sample_prompt or "", config.sample_tokens, config.seed))
+        session, given = Model(folder).session(Sampling(), config.seed), config.sample_prompt or ""
+        session.add(given)
+        screen.line(given + "".join(session.write(config.sample_tokens, through_ends=True)))
     screen.show(render_report(report))
     prompt = ["--prompt", config.sample_prompt] if config.sample_prompt else []
     unfinished = report.steps < report.total_steps

@@ -46,7 +46,7 @@ def test_logits_with_a_cache_equal_those_of_training(shape: ModelShape) -> None:
         generator.prefill(tokens[0, :start].tolist())
         got = [generator.logits()]
         for token in tokens[0, start:]:
-            generator.step(token)
+            generator.extend([token])
             got.append(generator.logits())
         np.testing.assert_allclose(got, expected[start - 1 :], atol=1e-12 * np.abs(expected).max())
         assert generator.free == 0
@@ -56,7 +56,7 @@ def test_a_full_cache_is_refused() -> None:
     generator = Generator(SHAPE, weights_of(SHAPE))
     generator.prefill(range(12))
     with pytest.raises(InputError, match="the rest of the context"):
-        generator.step(1)
+        generator.extend([1])
     generator.prefill([3])
     assert generator.logits().shape == (29,)
 

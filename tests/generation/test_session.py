@@ -1,7 +1,6 @@
 """Writing and chatting, with a model made to say what the test needs."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,23 +9,16 @@ from numpy.typing import NDArray
 from crystalline_ray.data.bpe import BpeTokenizer
 from crystalline_ray.data.tokenizer import CharTokenizer, Tokenizer
 from crystalline_ray.errors import TokenizerError
-from crystalline_ray.generation.generator import Sampling
+from crystalline_ray.generation.generator import Generator, Sampling
 from crystalline_ray.generation.session import TextSession, chat
-from crystalline_ray.generation.trained import TrainedModel
-from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.layout import ParameterLayout
-from crystalline_ray.training.state import TrainingState
 from tests.helpers.model_shapes import gpt2_shape
 
 TOKENIZER = BpeTokenizer.train(["the crystal of kissing spheres"] * 3, 270)
 
 
 def writer_of(layout: ParameterLayout, weights: NDArray[np.float32], tokenizer: Tokenizer) -> TextSession:
-    state = TrainingState(
-        step=1, total_steps=1, sequences=1, epoch=0, tokens_seen=1, seed=1, optimizer="adamw", config_digest=""
-    )
-    model = TrainedModel(Path(), state, layout, weights, tokenizer, SHELLS, ())
-    return TextSession(model, Sampling(temperature=0), seed=1)
+    return TextSession(Generator(layout.shape, weights), tokenizer, Sampling(temperature=0), seed=1)
 
 
 def writer_that_says(token: int | None) -> TextSession:

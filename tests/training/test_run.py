@@ -23,7 +23,7 @@ from crystalline_ray.engine.arithmetic import decide_arithmetic
 from crystalline_ray.engine.base import Engine
 from crystalline_ray.engine.open import open_engine
 from crystalline_ray.errors import CheckpointError, ConfigError, NonFiniteError, ResourceError
-from crystalline_ray.generation.trained import evaluate, load_model
+from crystalline_ray.generation.model import Model
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.progress import Progress
 from crystalline_ray.spheres.run_spec import RunSpec
@@ -405,7 +405,7 @@ def test_a_resumed_run_keeps_the_tree_it_was_saved_with(
     assert train(cut, resume=folder).weights_digest == whole.weights_digest
     outline = load_newest(folder / "checkpoints").head_tree
     assert outline.startswith(f"{kind}:")
-    assert evaluate(load_model(folder)).nats_per_token == pytest.approx(whole.validation_loss, rel=1e-6)
+    assert Model(folder).evaluate().nats_per_token == pytest.approx(whole.validation_loss, rel=1e-6)
     dataset = prepare(cut, seq_len=16, seed=cut.seed)
     with pytest.raises(CheckpointError, match=r"step_00000005 has no head_tree 'other'"):
         find_head_tree(cut.model_copy(update={"head_tree": "other"}), dataset, load_newest(folder / "checkpoints"))

@@ -10,9 +10,9 @@ import pytest
 
 from crystalline_ray.config import Config, resume_config
 from crystalline_ray.errors import CheckpointError, ConfigError, InputError, TokenizerError
-from crystalline_ray.generation.trained import evaluate, load_model
+from crystalline_ray.generation.model import Model
 from crystalline_ray.model.layout import weights_digest
-from crystalline_ray.training.checkpoint import load_newest
+from crystalline_ray.training.checkpoint import load, load_newest
 from crystalline_ray.training.events import Event, Introduced, Stepped
 from crystalline_ray.training.report import RunReport
 from crystalline_ray.training.run import train
@@ -143,7 +143,7 @@ def test_a_run_begins_with_the_weights_and_tokenizer_of_another_and_needs_it_no_
     make_config: Callable[..., Config], other_text: Path
 ) -> None:
     train(make_config(name="source", steps=4))
-    source = load_model(make_config().runs_dir / "source")
+    source = load_newest(make_config().runs_dir / "source/checkpoints")
     begun: list[Introduced] = []
     fields = {"text": (other_text,), "init_from": "source", "steps": 8, "without": MODEL}
     whole = train(
@@ -151,16 +151,16 @@ def test_a_run_begins_with_the_weights_and_tokenizer_of_another_and_needs_it_no_
         subscribers=[lambda event: begun.append(event) if isinstance(event, Introduced) else None],
     )
     assert begun[0].state.began_from == source.state.weights_digest
-    assert begun[0].run.shape == source.shape
+    assert begun[0].run.shape == source.layout.shape
     cut = make_config(name="cut", **fields)
     with pytest.raises(CrashError):
         train(cut, subscribers=[crash_at(6)])
     shutil.rmtree(cut.runs_dir / "source")
     assert go_on(cut).weights_digest == whole.weights_digest
-    tuned = load_model(cut.runs_dir / "cut")
-    assert tuned.tokenizer.to_json() == source.tokenizer.to_json()
+    tuned = load_newest(cut.runs_dir / "cut/checkpoints")
+    assert tuned.tokenizer_json == source.tokenizer_json
     assert tuned.state.began_from == source.state.weights_digest
-    assert evaluate(tuned).nats_per_token > 0
+    assert Model(cut.runs_dir / "cut").evaluate().nats_per_token > 0
     assert not np.array_equal(tuned.weights, source.weights)
 
 
@@ -171,10 +171,10 @@ def test_a_run_begins_with_one_checkpoint_of_another(make_config: Callable[..., 
     config = make_config(name="tuned", text=(other_text,), init_from=str(checkpoint), steps=1, without=MODEL)
     train(config)
     began = load_newest(config.runs_dir / "tuned/checkpoints").state.began_from
-    earlier = load_model(checkpoint)
-    assert began == weights_digest(earlier.weights)
-    assert (earlier.state.step, earlier.run) == (4, source.runs_dir / "source")
-    assert evaluate(earlier).nats_per_token > 0
+    earlier = Model(checkpoint)
+    assert began == weights_digest(load(checkpoint).weights)
+    assert (earlier.step, earlier.run) == (4, source.runs_dir / "source")
+    assert earlier.evaluate().nats_per_token > 0
 
 
 @pytest.mark.parametrize(

@@ -115,8 +115,8 @@ def lattice_command(
     if run is None:
         crystal = describe_crystal(vocab_size or DEFAULT_VOCAB_SIZE)
     else:
-        model = load(run, folder)
-        crystal = describe_crystal(model.shape.vocab_size, model.layout.views(model.weights)["wte.weight"])
+        table = load(run, folder).weights()["wte.weight"]
+        crystal = describe_crystal(len(table), table)
     if file is not None:
         plot_crystal(crystal, file)
     options.print_result(crystal, as_json, drawn=file)

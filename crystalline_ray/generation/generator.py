@@ -18,9 +18,8 @@ from crystalline_ray.kernels.norm import norm_forward
 from crystalline_ray.kernels.workspace import Array, Plan
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.branch import Layer, Part
-from crystalline_ray.model.components import BLOCK, bind
+from crystalline_ray.model.components import BLOCK, table_mixing
 from crystalline_ray.model.config import ModelShape
-from crystalline_ray.model.embedding import Embedding
 from crystalline_ray.model.head import HEADS, LatticeHead
 from crystalline_ray.model.layout import ParameterLayout
 
@@ -80,9 +79,9 @@ class Generator:
         self.shape = shape
         head = HEADS[shape.head]
         part = Part(shape, 1, head_tree=head_tree)
-        plan = Plan(lambda space: (Embedding(space, part), head(space, part, 1)), weights.dtype)
-        reader, self._head = plan.allocate()
-        self._weights = bind(shape, ParameterLayout(shape).views(weights)).read_by(reader)
+        plan = Plan(lambda space: (table_mixing(shape, space), head(space, part, 1)), weights.dtype)
+        mixing, self._head = plan.allocate()
+        self._weights = ParameterLayout(shape).bind(weights).mixed(mixing)
         self._works = [kind.continuation(shape, weights.dtype) for kind in BLOCK]
         self._used = 0
         self._last: Array = np.zeros((1, shape.embed_dim), weights.dtype)

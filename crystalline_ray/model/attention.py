@@ -36,8 +36,30 @@ class Attention(Branch):
 
     @staticmethod
     def continuation(shape: ModelShape, dtype: npt.DTypeLike) -> Continuation:
-        """Return attention that remembers keys and values."""
-        return Plan(lambda space: CachedAttention(space, shape), dtype).allocate().extend
+        """Return attention of one growing sequence: keys and values of past tokens are kept, not recomputed."""
+        sizes = shape.num_layers, shape.num_heads, shape.seq_len, shape.head_dim
+        keys, values = np.zeros((2, *sizes), dtype)
+        rotations = Plan(lambda space: _rotations(shape, space), dtype).allocate()
+
+        def extend(qkv: Array, layer: int, start: int) -> Array:
+            count, stop = len(qkv), start + len(qkv)
+            if rotations is not None:
+                rotary_forward(qkv[None], rotations[:, start:stop])
+            q, k, v = qkv.reshape(count, 3, shape.num_heads, -1).transpose(1, 2, 0, 3)
+            keys[layer, :, start:stop] = k
+            values[layer, :, start:stop] = v
+            scores = np.empty((shape.num_heads, count, stop), qkv.dtype)
+            gemm.multiply(q, keys[layer, :, :stop].swapaxes(-1, -2), scores)
+            scores /= math.sqrt(shape.head_dim)
+            scores[:, np.triu(np.ones((count, stop), np.bool_), start + 1)] = -np.inf
+            np.subtract(scores, scores.max(axis=-1, keepdims=True), out=scores)
+            np.exp(scores, out=scores)
+            scores /= scores.sum(axis=-1, keepdims=True)
+            out = np.empty((shape.num_heads, count, shape.head_dim), qkv.dtype)
+            gemm.multiply(scores, values[layer, :, :stop], out)
+            return np.ascontiguousarray(out.transpose(1, 0, 2)).reshape(count, -1)
+
+        return extend
 
     def activations(self, space: Space) -> Activations:
         """Declare, beside the rest, inverse totals and shift (B, H, T, 1): what attention keeps of each query."""
@@ -65,35 +87,6 @@ class Attention(Branch):
 
     def _sequences(self, x: Array) -> Array:
         return x.reshape(self._part.sequences, self._part.shape.seq_len, x.shape[1])
-
-
-class CachedAttention:
-    """Attention of one growing sequence: keys and values of past tokens are kept, not recomputed."""
-
-    def __init__(self, space: Space, shape: ModelShape) -> None:
-        self._shape = shape
-        sizes = shape.num_layers, shape.num_heads, shape.seq_len, shape.head_dim
-        self._keys, self._values = space.buffers("keys values", *sizes)
-        self._rotations = _rotations(shape, space)
-
-    def extend(self, qkv: Array, layer: int, start: int) -> Array:
-        """Return the heads' outputs (n, C) for n tokens from position `start` on, given qkv (n, 3C)."""
-        count, heads, stop = len(qkv), self._shape.num_heads, start + len(qkv)
-        if self._rotations is not None:
-            rotary_forward(qkv[None], self._rotations[:, start:stop])
-        q, k, v = qkv.reshape(count, 3, heads, -1).transpose(1, 2, 0, 3)
-        self._keys[layer, :, start:stop] = k
-        self._values[layer, :, start:stop] = v
-        scores = np.empty((heads, count, stop), qkv.dtype)
-        gemm.multiply(q, self._keys[layer, :, :stop].swapaxes(-1, -2), scores)
-        scores /= math.sqrt(self._shape.head_dim)
-        scores[:, np.triu(np.ones((count, stop), np.bool_), start + 1)] = -np.inf
-        np.subtract(scores, scores.max(axis=-1, keepdims=True), out=scores)
-        np.exp(scores, out=scores)
-        scores /= scores.sum(axis=-1, keepdims=True)
-        out = np.empty((heads, count, self._shape.head_dim), qkv.dtype)
-        gemm.multiply(scores, self._values[layer, :, :stop], out)
-        return np.ascontiguousarray(out.transpose(1, 0, 2)).reshape(count, -1)
 
 
 def _rotations(shape: ModelShape, space: Space) -> Array | None:

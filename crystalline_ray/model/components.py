@@ -1,11 +1,11 @@
 """The components of a model, in order: embedding, blocks of branches, a last normalisation, head."""
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
+from crystalline_ray.crystal.mixing import Mixing
 from crystalline_ray.kernels.workspace import Array, Space
 from crystalline_ray.model.attention import Attention
-from crystalline_ray.model.branch import Branch, BranchViews, Give, Layer, Part, Stream
+from crystalline_ray.model.branch import Branch, BranchViews, Declaration, Give, Layer, Part, Stream
 from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.embedding import Embedding, EmbeddingViews
 from crystalline_ray.model.head import HEADS
@@ -22,27 +22,37 @@ class ModelViews(NamedTuple):
     branches: tuple[BranchViews, ...]
     norm: Layer
     head: Array
+    alpha: Array | None
+    """The learned share (1,) of neighbour mixing, if there is any."""
 
-    def read_by(self, reader: Embedding) -> "ModelViews":
-        """Return the parameters with the token table as the embedding, and a head that is tied to it, read it."""
-        embedding = reader.read(self.embedding)
-        tied = self.head is self.embedding.tokens
-        return self._replace(embedding=embedding, head=embedding.tokens if tied else self.head)
+    def mixed(self, mixing: Mixing | None) -> "ModelViews":
+        """Return the parameters as they are read: the embedding, and a head tied to it, have the mixed token table."""
+        if mixing is None or self.alpha is None:
+            return self
+        tokens = mixing.forward(self.embedding.tokens, self.alpha)
+        head = tokens if self.head is self.embedding.tokens else self.head
+        return self._replace(embedding=self.embedding._replace(tokens=tokens), head=head)
+
+    def unmix(self, gradient: "ModelViews", mixing: Mixing | None) -> None:
+        """Turn the gradient of the mixed table into that of the token table; spoil what `mixed` has returned."""
+        if mixing is not None and self.alpha is not None and gradient.alpha is not None:
+            mixing.backward(gradient.embedding.tokens, self.embedding.tokens, self.alpha, gradient.alpha)
 
 
 def parameters(shape: ModelShape, give: Give) -> ModelViews:
-    """Declare all parameters of a model in the order of its components, that of the table's transform last."""
+    """Declare all parameters of a model in the order of its components, that of neighbour mixing last."""
     embedding = Embedding.parameters(shape, give)
     layers = range(shape.num_layers)
     branches = tuple(branch.parameters(shape, f"h.{layer}.", give) for layer in layers for branch in BLOCK)
     norm = Layer.declare(give, "ln_f", "ones", shape.embed_dim)
     head = HEADS[shape.head].table(shape, embedding.tokens, give)
-    return ModelViews(Embedding.transformed(embedding, shape, give), branches, norm, head)
+    alpha = give(Declaration("wte.mixing", (1,), "zeros")) if shape.neighbour_mixing else None
+    return ModelViews(embedding, branches, norm, head, alpha)
 
 
-def bind(shape: ModelShape, views: Mapping[str, Array]) -> ModelViews:
-    """Return the parameters as the components read them, or write their gradients to, given the views by name."""
-    return parameters(shape, lambda declared: views[declared.name])
+def table_mixing(shape: ModelShape, space: Space) -> Mixing | None:
+    """Declare what mixes the token table, if anything does."""
+    return Mixing(space.named("table"), shape.vocab_size, shape.embed_dim) if shape.neighbour_mixing else None
 
 
 class Components:
@@ -54,6 +64,7 @@ class Components:
 
     def __init__(self, space: Space, part: Part) -> None:
         layers, rows, width = part.shape.num_layers, part.rows, part.shape.embed_dim
+        self.mixing = table_mixing(part.shape, space)
         passing = space.during("blocks")
         self.stream = Stream(passing, rows, width)
         self.embedding = Embedding(passing.during("embedding"), part)

@@ -5,7 +5,6 @@ the same distribution. Targets can be smoothed before the full head only: the la
 on the way to a target.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import numpy as np
@@ -20,7 +19,7 @@ from crystalline_ray.crystal.lattice_head import (
 from crystalline_ray.crystal.smoothing import smoothing
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels import gemm
-from crystalline_ray.kernels.head import HeadBuffers, Objective, Smoothing, head_forward, head_forward_backward
+from crystalline_ray.kernels.head import HeadBuffers, Objective, head_forward, head_forward_backward
 from crystalline_ray.kernels.operands import planned_operands
 from crystalline_ray.kernels.workspace import Array, Space, Tokens
 from crystalline_ray.lattice.tree import token_tree
@@ -30,42 +29,11 @@ from crystalline_ray.model.config import ModelShape
 Likeliest = npt.NDArray[np.intp] | None
 
 
-class Head(ABC):
-    """The last of a model's components, for up to `rows` rows at a time.
+class FullHead:
+    """A logit for each token: a product with the token table; for up to `rows` rows at a time.
 
     `smoothing` takes a share of each target's probability, if anything does.
     """
-
-    smoothing: Smoothing | None = None
-
-    @abstractmethod
-    def __init__(self, space: Space, part: Part, rows: int) -> None: ...
-
-    @staticmethod
-    @abstractmethod
-    def table(shape: ModelShape, tokens: Array, give: Give) -> Array:
-        """Return the parameter (R, C) that the head reads: the token table (V, C), or another one that it declares."""
-
-    @abstractmethod
-    def loss(self, x: Array, table: Array, targets: Tokens, likeliest: Likeliest) -> float:
-        """Return the sum of -log p(target) in nats over the rows of x (N, C) with a target (N,) >= 0.
-
-        The full head puts each row's likeliest token into `likeliest` (N,) meanwhile.
-        """
-
-    @abstractmethod
-    def loss_and_gradient(
-        self, x: Array, table: Array, targets: Tokens, objective: Objective, gradients: tuple[Array, Array]
-    ) -> float:
-        """Return what `loss` does; with gradients dx (N, C) and dtable (R, C), overwrite dx and add to dtable."""
-
-    @abstractmethod
-    def logits(self, x: Array, table: Array, out: Array) -> None:
-        """out (N, V) = logits of x (N, C); of the lattice head, log-probabilities."""
-
-
-class FullHead(Head):
-    """A logit for each token: a product with the token table."""
 
     def __init__(self, space: Space, part: Part, rows: int) -> None:
         vocab_size, width = part.shape.vocab_size, part.shape.embed_dim
@@ -77,29 +45,34 @@ class FullHead(Head):
 
     @staticmethod
     def table(shape: ModelShape, tokens: Array, give: Give) -> Array:
-        """See `Head.table`."""
+        """Return the parameter (R, C) that the head reads: here the token table (V, C), else one that it declares."""
         return tokens
 
     def loss(self, x: Array, table: Array, targets: Tokens, likeliest: Likeliest) -> float:
-        """See `Head.loss`."""
+        """Return the sum of -log p(target) in nats over the rows of x (N, C) with a target (N,) >= 0.
+
+        The full head puts each row's likeliest token into `likeliest` (N,) meanwhile.
+        """
         return head_forward(x, table, targets, self._buffers, self._operands, likeliest)
 
     def loss_and_gradient(
         self, x: Array, table: Array, targets: Tokens, objective: Objective, gradients: tuple[Array, Array]
     ) -> float:
-        """See `Head.loss_and_gradient`."""
+        """Return what `loss` does; with gradients dx (N, C) and dtable (R, C), overwrite dx and add to dtable."""
         return head_forward_backward(x, table, targets, objective, self._buffers, gradients, self._operands)
 
     def logits(self, x: Array, table: Array, out: Array) -> None:
-        """See `Head.logits`."""
+        """out (N, V) = logits of x (N, C); of the lattice head, log-probabilities."""
         gemm.multiply(x, table.T, out)
 
 
-class LatticeHead(Head):
+class LatticeHead:
     """A softmax for each node of a tree over the tokens; its table has a row for each branch, in the tree's order.
 
     Its products are never rounded to bfloat16: most are too small to gain what rounding them costs.
     """
+
+    smoothing = None
 
     def __init__(self, space: Space, part: Part, rows: int) -> None:
         if part.smoothed_by is not None:
@@ -111,25 +84,25 @@ class LatticeHead(Head):
 
     @staticmethod
     def table(shape: ModelShape, tokens: Array, give: Give) -> Array:
-        """See `Head.table`."""
+        """See `FullHead.table`."""
         return give(Declaration("head.weight", (_branches(shape), shape.embed_dim), "normal"))
 
     def loss(self, x: Array, table: Array, targets: Tokens, likeliest: Likeliest) -> float:
-        """See `Head.loss`."""
+        """See `FullHead.loss`."""
         return lattice_head_forward(x, table, targets, self.tree, self._buffers)
 
     def loss_and_gradient(
         self, x: Array, table: Array, targets: Tokens, objective: Objective, gradients: tuple[Array, Array]
     ) -> float:
-        """See `Head.loss_and_gradient`."""
+        """See `FullHead.loss_and_gradient`."""
         return lattice_head_forward_backward(x, table, targets, objective.scale, self.tree, self._buffers, gradients)
 
     def logits(self, x: Array, table: Array, out: Array) -> None:
-        """See `Head.logits`."""
+        """See `FullHead.logits`."""
         lattice_log_probabilities(x, table, self.tree, out)
 
 
-HEADS: Mapping[str, type[Head]] = {"full": FullHead, "lattice": LatticeHead}
+HEADS: Mapping[str, type[FullHead | LatticeHead]] = {"full": FullHead, "lattice": LatticeHead}
 """The heads by the word in the configuration."""
 
 

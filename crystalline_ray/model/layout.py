@@ -17,7 +17,7 @@ import numpy.typing as npt
 from crystalline_ray.crystal.initialisation import fill_with_features
 from crystalline_ray.kernels.workspace import Array
 from crystalline_ray.model.branch import Declaration, Initial
-from crystalline_ray.model.components import parameters
+from crystalline_ray.model.components import ModelViews, parameters
 from crystalline_ray.model.config import EmbeddingInit, ModelShape
 from crystalline_ray.model.embedding import TOKEN_TABLE
 from crystalline_ray.streams import Purpose, generator
@@ -86,6 +86,11 @@ class ParameterLayout:
         if buffer.shape != (self.size,) or not buffer.flags.c_contiguous:
             raise ValueError(f"expected a contiguous buffer of shape ({self.size},), got {buffer.shape}")
         return {p.name: buffer[p.offset : p.offset + p.size].reshape(p.shape) for p in self.parameters}
+
+    def bind(self, buffer: Array) -> ModelViews:
+        """Return the parameters in `buffer` (size,) as the components read them, or write their gradients to."""
+        views = self.views(buffer)
+        return parameters(self.shape, lambda declared: views[declared.name])
 
     def segments(self, count: int = 12) -> tuple[slice, ...]:
         """Split the buffer into `count` slices with bounds on cache lines and lengths within one cache line."""

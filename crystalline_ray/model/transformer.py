@@ -16,7 +16,7 @@ from crystalline_ray.kernels.norm import norm_backward, norm_forward
 from crystalline_ray.kernels.workspace import Array, Plan, Tokens, row_blocks, steady_state
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.branch import BranchViews, Part, SiteMasks
-from crystalline_ray.model.components import Components, ModelViews, bind
+from crystalline_ray.model.components import Components, ModelViews
 from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.embedding import Embedding
 from crystalline_ray.model.layout import ParameterLayout
@@ -146,7 +146,7 @@ class Transformer:
                 self._backward(views, gradients, inputs[sequences], dout, masks)
             for branch_weights, branch_gradient in zip(plain.branches, gradients.branches, strict=True):
                 branch_weights.unfold(branch_gradient)
-            self._parts.embedding.unread(plain.embedding, gradients.embedding)
+            plain.unmix(gradients, self._parts.mixing)
         return loss
 
     def loss(
@@ -186,7 +186,7 @@ class Transformer:
 
     def _as_read(self, plain: ModelViews) -> ModelViews:
         """Return the weights as the parts of a micro-batch read them, made once for all of them."""
-        views = plain.read_by(self._parts.embedding)
+        views = plain.mixed(self._parts.mixing)
         return views._replace(branches=tuple(map(BranchViews.fold, plain.branches, self._parts.folded)))
 
     def _forward(self, views: ModelViews, inputs: Tokens, masks: Sequence[SiteMasks]) -> None:
@@ -226,7 +226,7 @@ class Transformer:
                 raise ValueError(f"expected weights and gradients of dtype {self.dtype}, got {buffer.dtype}")
             if len(self._bound) == _BOUND_BUFFERS:
                 del self._bound[next(iter(self._bound))]
-            self._bound[key] = bind(self.shape, self.layout.views(buffer))
+            self._bound[key] = self.layout.bind(buffer)
         return self._bound[key]
 
     def _check(self, inputs: Tokens, targets: Tokens) -> None:

@@ -30,7 +30,6 @@ from crystalline_ray.kernels.head import Objective
 from crystalline_ray.kernels.workspace import Array, Plan, steady_state
 from crystalline_ray.lattice.tree import SHELLS, token_tree
 from crystalline_ray.model.branch import Part
-from crystalline_ray.model.components import bind
 from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.head import HEADS as HEAD_KINDS
 from crystalline_ray.model.layout import ParameterLayout, initialise
@@ -69,7 +68,7 @@ def head_turn(head: str, x: Array, targets: np.ndarray[Any, Any]) -> Turn:
     shape, head_tree = with_head(small, head)
     layout, kind = ParameterLayout(shape), HEAD_KINDS[shape.head]
     weights, gradient = initialise(layout, seed=1), np.zeros(layout.size, np.float32)
-    own, dtable = (bind(shape, layout.views(buffer)).head for buffer in (weights, gradient))
+    own, dtable = (layout.bind(buffer).head for buffer in (weights, gradient))
     gradients, part = (np.empty_like(x), dtable), Part(shape, ROWS, training=True, head_tree=head_tree)
     computing = Plan(lambda space: kind(space, part, ROWS), x.dtype).allocate()
 

@@ -47,9 +47,8 @@ class Sampling:
     def draw(self, logits: Array, uniform: float) -> int:
         """Return the token that a uniform number in [0, 1) picks from logits (V,).
 
-        Tokens are laid out from the most to the least probable (ties: the lower token first), so that the same number
-        picks the same token whatever top_k and top_p cut off behind it, up to their rescaling. Raises NonFiniteError if
-        a logit is NaN or infinite.
+        Tokens are laid out from the most to the least probable (ties: the lower token first), whatever top_k and top_p
+        cut off behind. Raises NonFiniteError if a logit is NaN or infinite.
         """
         if not np.isfinite(logits).all():
             raise NonFiniteError("cannot draw a token: the model's logits are not finite, so its weights have diverged")
@@ -70,10 +69,7 @@ _TOKENS_PER_SEARCHED = 64  # with more of them to find, all at once take less ti
 
 
 class Generator:
-    """The forward pass of a model for one growing sequence; keys and values of past tokens are kept, not recomputed.
-
-    weights (size,) of the shape's layout must not change; head_tree is the outline of the lattice head's tree.
-    """
+    """The forward pass of a model, whose weights (size,) must not change, for one growing sequence."""
 
     def __init__(self, shape: ModelShape, weights: npt.NDArray[Any], head_tree: str = SHELLS) -> None:
         self.shape = shape
@@ -126,7 +122,7 @@ class Generator:
 
         A lattice head computes only the nodes that matter where that is exact: for the few most probable tokens, and at
         temperature 1 without top_p (another temperature is not the same on branches as on tokens). Raises
-        NonFiniteError as `Sampling.draw`, though of the nodes that it looks at only.
+        NonFiniteError as `Sampling.draw`, of the nodes that it looks at.
         """
         if isinstance(self._head, LatticeHead):
             arguments = self._last, self._weights.head, self._head.tree
@@ -158,22 +154,18 @@ def generate(
         raise InputError("cannot continue an empty prompt: give at least one token")
     generator.prefill(prompt[-generator.shape.seq_len :])
     text, half = [int(token) for token in prompt], max(1, generator.shape.seq_len // 2)
-
-    def tokens() -> Iterator[int]:
-        for position in range(max_new_tokens):
-            # As in training, for the same bits; the caller's own products between two tokens keep their threads.
-            with one_worker_thread():
-                if position > 0 and generator.free:
-                    generator.extend(text[-1:])
-                elif position > 0:
-                    generator.prefill(text[-half:])
-                token = generator.draw(sampling, streams.generator(seed, streams.Purpose.SAMPLE, position).random())
-            if token == stop_token:
-                return
-            text.append(token)
-            yield token
-
-    return tokens()
+    for position in range(max_new_tokens):
+        # As in training, for the same bits; the caller's own products between two tokens keep their threads.
+        with one_worker_thread():
+            if position > 0 and generator.free:
+                generator.extend(text[-1:])
+            elif position > 0:
+                generator.prefill(text[-half:])
+            token = generator.draw(sampling, streams.generator(seed, streams.Purpose.SAMPLE, position).random())
+        if token == stop_token:
+            return
+        text.append(token)
+        yield token
 
 
 def _norm(x: Array, norm: Layer) -> Array:

@@ -121,21 +121,18 @@ class BranchViews(NamedTuple):
 
 
 class Branch(ABC):
-    """A kind of branch of all layers, with the scratch that they share.
-
-    Class attributes are the names of the parameters within a block, and how many sites of dropout a branch has: those
-    of the work, and last that of what is added to the stream.
-    """
+    """A kind of branch of all layers, with the scratch that they share."""
 
     NORM: ClassVar[str]
     INNER: ClassVar[str]
     OUTER: ClassVar[str]
+    """Names of the parameters within a block."""
     SITES: ClassVar[int]
+    """Sites of dropout: those of the work, and last that of what is added to the stream."""
 
     def __init__(self, space: Space, part: Part) -> None:
         rows, width, (inner, outer) = part.rows, part.shape.embed_dim, self.widths(part.shape)
-        self._part = part
-        widest = max(width, inner, outer)
+        self._part, widest = part, max(width, inner, outer)
         sizes = rows * widest, max(width, rows) * widest
         self._operands = planned_operands(space, sizes, bfloat16=part.bfloat16)
         if part.training:

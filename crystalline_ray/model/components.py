@@ -26,17 +26,12 @@ class ModelViews(NamedTuple):
     """The learned share (1,) of neighbour mixing, if there is any."""
 
     def mixed(self, mixing: Mixing | None) -> "ModelViews":
-        """Return the parameters as they are read: the embedding, and a head tied to it, have the mixed token table."""
+        """Return the parameters with the mixed token table as the embedding, and as the head that is tied to it."""
         if mixing is None or self.alpha is None:
             return self
         tokens = mixing.forward(self.embedding.tokens, self.alpha)
         head = tokens if self.head is self.embedding.tokens else self.head
         return self._replace(embedding=self.embedding._replace(tokens=tokens), head=head)
-
-    def unmix(self, gradient: "ModelViews", mixing: Mixing | None) -> None:
-        """Turn the gradient of the mixed table into that of the token table; spoil what `mixed` has returned."""
-        if mixing is not None and self.alpha is not None and gradient.alpha is not None:
-            mixing.backward(gradient.embedding.tokens, self.embedding.tokens, self.alpha, gradient.alpha)
 
 
 def parameters(shape: ModelShape, give: Give) -> ModelViews:
@@ -78,3 +73,16 @@ class Components:
         self.inverse_deviation = space.buffer("inverse_deviation", rows, 1)
         self.dout = space.buffer("dout", rows, width) if part.training else None
         self.head = HEADS[part.shape.head](space.during("head"), part, rows)
+
+    def read(self, weights: ModelViews) -> ModelViews:
+        """Return the weights as passes read them, normalisations folded and the table mixed: once for all parts."""
+        folded = tuple(map(BranchViews.fold, weights.branches, self.folded))
+        return weights.mixed(self.mixing)._replace(branches=folded)
+
+    def unread(self, weights: ModelViews, gradients: ModelViews) -> None:
+        """Turn the gradients of the weights as they are read into those of `weights`; spoil what `read` returned."""
+        for branch, gradient in zip(weights.branches, gradients.branches, strict=True):
+            branch.unfold(gradient)
+        if self.mixing is not None and weights.alpha is not None and gradients.alpha is not None:
+            tables = gradients.embedding.tokens, weights.embedding.tokens
+            self.mixing.backward(*tables, weights.alpha, gradients.alpha)

@@ -1,8 +1,6 @@
 """The output heads: all tokens at once, tied to the token embedding, or a tree of softmaxes with a table of its own.
 
-A softmax of the full head's logits is the distribution; the lattice head gives log-probabilities, which are logits of
-the same distribution. Targets can be smoothed before the full head only: the lattice head computes no logits but those
-on the way to a target.
+Targets can be smoothed before the full head only: the lattice head computes no logits but those on the way to a target.
 """
 
 from collections.abc import Mapping

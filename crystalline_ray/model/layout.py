@@ -28,7 +28,7 @@ ALIGNMENT = 16
 
 @dataclass(frozen=True)
 class Parameter:
-    """A tensor: `size` floats from `offset` on, and padding up to `stop`."""
+    """A tensor: `size` floats from `offset`, a 64-byte boundary, on, and padding up to `stop`."""
 
     name: str
     shape: tuple[int, ...]
@@ -52,11 +52,10 @@ class Parameter:
 
 
 class ParameterLayout:
-    """Where each parameter of a model lies in a flat buffer of `size` floats.
+    """Where each parameter of a model lies in a flat buffer of `size` floats, a multiple of 16.
 
-    Matrices come first and vectors after them, so that what weight decay treats alike lies together. Every tensor
-    starts on a 64-byte boundary and `size` is a multiple of 16. The padding between tensors is zero in the weights and
-    in their gradient, and every optimizer keeps zeros with a zero gradient at zero.
+    Matrices come first and vectors after them, so that what weight decay treats alike lies together. The padding
+    between tensors is zero in the weights and in their gradient, and every optimizer keeps it so.
     """
 
     def __init__(self, shape: ModelShape) -> None:
@@ -79,10 +78,7 @@ class ParameterLayout:
         )
 
     def views(self, buffer: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
-        """Return one view per parameter into `buffer` (size,) of any dtype.
-
-        Raises ValueError unless the buffer is flat, contiguous and of the layout's size.
-        """
+        """Return one view per parameter into `buffer` (size,) of any dtype; ValueError unless it is contiguous."""
         if buffer.shape != (self.size,) or not buffer.flags.c_contiguous:
             raise ValueError(f"expected a contiguous buffer of shape ({self.size},), got {buffer.shape}")
         return {p.name: buffer[p.offset : p.offset + p.size].reshape(p.shape) for p in self.parameters}
@@ -99,14 +95,10 @@ class ParameterLayout:
         return tuple(slice(start, stop) for start, stop in pairwise(bounds))
 
     def pieces(self, segment: slice) -> tuple[tuple[slice, bool], ...]:
-        """Cut a segment into maximal runs that weight decay treats alike: (slice of the whole buffer, decay).
-
-        Together the pieces cover the segment, padding included (it follows the tensor before it).
-        """
+        """Cut a segment, padding included, into the longest runs that decay alike: (slice of the buffer, decay)."""
         pieces: list[tuple[slice, bool]] = []
         for parameter in self.parameters:
-            start = max(parameter.offset, segment.start)
-            stop = min(parameter.stop, segment.stop)
+            start, stop = max(parameter.offset, segment.start), min(parameter.stop, segment.stop)
             if start < stop:
                 if pieces and pieces[-1][1] == parameter.decay:
                     start = pieces.pop()[0].start
@@ -121,9 +113,8 @@ def initialise(layout: ParameterLayout, seed: int, embedding: EmbeddingInit = "n
     Salazar ("Transformers without tears", IWSLT 2019), divided by sqrt(2 * num_layers) for the projections onto the
     residual stream (Radford et al., "Language models are unsupervised multitask learners", 2019, section 2.3). GPT-2's
     constant 0.02, about the same at its width of 768 (0.023), leaves a narrow model nearly linear, and such a model
-    learns much more slowly: docs/log.md has the numbers. With `embedding` lattice the token embedding, of the same
-    deviation, is smooth over the crystal instead. A tensor's stream is its place among those of learned positions, so
-    that the kind of positions moves no other initial weight.
+    learns much more slowly (docs/log.md). With `embedding` lattice the token embedding, of the same deviation, is
+    smooth over the crystal. A tensor's stream is its place among those of learned positions: no other kind moves it.
     """
     deviation = math.sqrt(2.0 / (5.0 * layout.shape.embed_dim))
     deviations = {"normal": deviation, "residual": deviation / math.sqrt(2.0 * layout.shape.num_layers)}

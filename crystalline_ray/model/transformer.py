@@ -15,7 +15,7 @@ from crystalline_ray.kernels.head import Objective
 from crystalline_ray.kernels.norm import norm_backward, norm_forward
 from crystalline_ray.kernels.workspace import Array, Plan, Tokens, row_blocks, steady_state
 from crystalline_ray.lattice.tree import SHELLS
-from crystalline_ray.model.branch import BranchViews, Part, SiteMasks
+from crystalline_ray.model.branch import Part, SiteMasks
 from crystalline_ray.model.components import Components, ModelViews
 from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.embedding import Embedding
@@ -30,10 +30,9 @@ _BOUND_BUFFERS = 8
 
 
 def sequences_per_part(shape: ModelShape, batch_size: int) -> int:
-    """Return how many sequences of a micro-batch are worked on at a time.
+    """Return how many sequences of a micro-batch are worked on at a time: by shapes alone, as bits depend on it.
 
-    They are the fewest that divide it evenly and make up `_PART_ROWS` rows and `_PART_ITEMS` items: a function of
-    shapes alone, as the bits of a gradient depend on it.
+    They are the fewest that divide it evenly and make up `_PART_ROWS` rows and `_PART_ITEMS` items.
     """
     items = max(_PART_ROWS * shape.embed_dim, _PART_ITEMS)
     fewest = min(batch_size, -(-items // (shape.seq_len * shape.embed_dim)))
@@ -49,10 +48,7 @@ def workspace_size(
     similar: int = 0,
     **options: Any,
 ) -> int:
-    """Return `Transformer.workspace_bytes` for these arguments, of which `options` are more, without allocating.
-
-    similar is k where targets are smoothed by k similar tokens.
-    """
+    """Return `Transformer.workspace_bytes` without allocating; targets are smoothed by `similar` tokens each."""
     table = shape.vocab_size, similar
     smoothed_by = (np.broadcast_to(np.int32(0), table), np.broadcast_to(0.0, table)) if similar else None
     part = Part(shape, sequences_per_part(shape, batch_size), training=training, smoothed_by=smoothed_by, **options)
@@ -62,11 +58,10 @@ def workspace_size(
 class Transformer:
     """Forward and backward pass for batches of one shape (B, T), B = batch_size and T = shape.seq_len.
 
-    A batch is worked on in equal parts of whole sequences, one after the other, so that activations do not grow with it
-    without end. How many depends on its shape alone, and their gradients and losses are added in order.
-    Nothing of a model's size is allocated after construction, and results are the same bits wherever buffers lie.
-    Values that overflow become infinite or NaN in the results, without a warning: whoever adds gradients looks there.
-    `workspace_bytes` are allocated at construction.
+    A batch is worked on in equal parts of whole sequences, so that activations do not grow with it without end; their
+    gradients and losses are added in order. `workspace_bytes` are allocated at construction, and nothing of a model's
+    size later; results are the same bits wherever buffers lie. Values that overflow become infinite or NaN in the
+    results, without a warning: whoever adds gradients looks there.
     """
 
     def __init__(
@@ -84,8 +79,7 @@ class Transformer:
         """Plan and allocate the workspace; without `training` there is none for gradients, and little for layers.
 
         With `bfloat16` the linear layers' and the full head's products read their operands rounded to bfloat16 and add
-        up in float32, which takes MKL; weights, gradients and all else stay float32. `smoothed_by` and `head_tree` are
-        those of `Part`.
+        up in float32, which takes MKL; all else stays float32. `smoothed_by` and `head_tree` are those of `Part`.
 
         Raises ConfigError if bfloat16 goes with another dtype than float32, smoothing with the lattice head, or if the
         tree is not one of this shape; FileNotFoundError if bfloat16 needs MKL and that is not installed.
@@ -137,16 +131,14 @@ class Transformer:
         objective = Objective(scale, head.smoothing, smoothing_weight)
         with steady_state():
             gradient.fill(0.0)
-            views = self._as_read(plain)
+            views = self._parts.read(plain)
             for part, sequences in enumerate(self._split):
                 masks = self._masks(dropout_seed, part)
                 self._forward(views, inputs[sequences], masks)
                 own, tables = targets[sequences].reshape(-1), (dout, gradients.head)
                 loss += head.loss_and_gradient(self._parts.out, views.head, own, objective, tables)
                 self._backward(views, gradients, inputs[sequences], dout, masks)
-            for branch_weights, branch_gradient in zip(plain.branches, gradients.branches, strict=True):
-                branch_weights.unfold(branch_gradient)
-            plain.unmix(gradients, self._parts.mixing)
+            self._parts.unread(plain, gradients)
         return loss
 
     def loss(
@@ -179,15 +171,10 @@ class Transformer:
 
     def _passes(self, weights: Array, inputs: Tokens) -> Iterator[tuple[slice, Array]]:
         """Yield the sequences of each part, and the head's table, when a pass without dropout has come to the head."""
-        views = self._as_read(self._bind(weights))
+        views = self._parts.read(self._bind(weights))
         for sequences in self._split:
             self._forward(views, inputs[sequences], self._masks(None, 0))
             yield sequences, views.head
-
-    def _as_read(self, plain: ModelViews) -> ModelViews:
-        """Return the weights as the parts of a micro-batch read them, made once for all of them."""
-        views = plain.mixed(self._parts.mixing)
-        return views._replace(branches=tuple(map(BranchViews.fold, plain.branches, self._parts.folded)))
 
     def _forward(self, views: ModelViews, inputs: Tokens, masks: Sequence[SiteMasks]) -> None:
         parts, (at_embedding, *at_branches) = self._parts, masks

@@ -14,6 +14,7 @@ from crystalline_ray.config import load_config
 from crystalline_ray.data.batches import ValidationBatches
 from crystalline_ray.data.corpus import Corpus, text_corpus
 from crystalline_ray.data.dataset import prepare
+from crystalline_ray.data.shards import TokenArray
 from crystalline_ray.data.tokenizer import parse_tokenizer
 from crystalline_ray.engine.process import one_worker_thread
 from crystalline_ray.errors import CheckpointError, ConfigError, DataError, InputError
@@ -54,13 +55,9 @@ class Model:
     """A trained model. Nothing changes it, and it changes nothing of the process that uses it.
 
     `path` is the folder of a run, whose newest intact checkpoint is loaded, or of one checkpoint. Raises
-    CheckpointError if there is none, or one whose tokenizer is of another model.
-
-    Attributes:
-        tokenizer: maps text to tokens and back: `encode`, `decode`, `vocab_size`.
-        run: folder of the run that trained it.
-        step: number of optimizer steps behind it.
-        skipped: which newer checkpoints were damaged, and how.
+    CheckpointError if there is none, or one whose tokenizer is of another model. `tokenizer` maps text to tokens and
+    back (`encode`, `decode`, `vocab_size`); `run` is the folder of the run that trained it, in `step` optimizer steps;
+    `skipped` says which newer checkpoints were damaged, and how.
     """
 
     def __init__(self, path: Path) -> None:
@@ -131,14 +128,12 @@ class Model:
                     "it, so what was held out is not known; name a text to evaluate on"
                 )
             tokens, num_bytes = dataset.validation, dataset.validation_bytes
-        batches = ValidationBatches(tokens, self._shape.seq_len, config.batch_size)
-        return self._measure(batches, config.batch_size, num_bytes, progress)
+        return self._measure(tokens, num_bytes, config.batch_size, progress)
 
     @one_worker_thread()
-    def _measure(
-        self, batches: ValidationBatches, batch_size: int, num_bytes: int | None, progress: Progress
-    ) -> Evaluation:
+    def _measure(self, tokens: TokenArray, num_bytes: int | None, batch_size: int, progress: Progress) -> Evaluation:
         transformer = Transformer(self._shape, batch_size, training=False, head_tree=self._loaded.head_tree)
+        batches = ValidationBatches(tokens, self._shape.seq_len, batch_size)
         inputs, targets = np.empty((2, batch_size, self._shape.seq_len), np.int32)
         likeliest = np.empty(inputs.shape, np.intp)
         scored = self._shape.head == "full"

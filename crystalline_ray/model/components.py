@@ -1,11 +1,15 @@
 """The components of a model, in order: embedding, blocks of branches, a last normalisation, head."""
 
+from collections.abc import Sequence
+from itertools import count
 from typing import NamedTuple
 
 from crystalline_ray.crystal.mixing import Mixing
-from crystalline_ray.kernels.workspace import Array, Space
+from crystalline_ray.kernels.dropout import Masks
+from crystalline_ray.kernels.norm import norm_backward, norm_forward
+from crystalline_ray.kernels.workspace import Array, Space, Tokens
 from crystalline_ray.model.attention import Attention
-from crystalline_ray.model.branch import Branch, BranchViews, Declaration, Give, Layer, Part, Stream
+from crystalline_ray.model.branch import Branch, BranchViews, Declaration, Give, Layer, Part, SiteMasks, Stream
 from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.embedding import Embedding, EmbeddingViews
 from crystalline_ray.model.head import HEADS
@@ -59,30 +63,59 @@ class Components:
 
     def __init__(self, space: Space, part: Part) -> None:
         layers, rows, width = part.shape.num_layers, part.rows, part.shape.embed_dim
-        self.mixing = table_mixing(part.shape, space)
+        self._dropout, self._mixing = part.dropout, table_mixing(part.shape, space)
         passing = space.during("blocks")
-        self.stream = Stream(passing, rows, width)
-        self.embedding = Embedding(passing.during("embedding"), part)
+        self._stream = Stream(passing, rows, width)
+        self._embedding = Embedding(passing.during("embedding"), part)
         kinds = tuple(kind(passing.during(kind.__name__), part) for kind in BLOCK)
-        self.branches = kinds * layers
+        self._branches = kinds * layers
         places = [(own, space.named(f"{layer}.{type(own).__name__}")) for layer in range(layers) for own in kinds]
-        self.folded = [own.folded(place.named("folded")) for own, place in places]
+        self._folded = [own.folded(place.named("folded")) for own, place in places]
         left = [own.activations(place) for own, place in (places if part.training else places[: len(kinds)])]
-        self.activations = left if part.training else left * layers
-        self.normalised, self.out = space.buffers("normalised out", rows, width)
-        self.inverse_deviation = space.buffer("inverse_deviation", rows, 1)
+        self._activations = left if part.training else left * layers
+        self._normalised, self.out = space.buffers("normalised out", rows, width)
+        self._inverse_deviation = space.buffer("inverse_deviation", rows, 1)
         self.dout = space.buffer("dout", rows, width) if part.training else None
         self.head = HEADS[part.shape.head](space.during("head"), part, rows)
 
     def read(self, weights: ModelViews) -> ModelViews:
         """Return the weights as passes read them, normalisations folded and the table mixed: once for all parts."""
-        folded = tuple(map(BranchViews.fold, weights.branches, self.folded))
-        return weights.mixed(self.mixing)._replace(branches=folded)
+        folded = tuple(map(BranchViews.fold, weights.branches, self._folded))
+        return weights.mixed(self._mixing)._replace(branches=folded)
 
     def unread(self, weights: ModelViews, gradients: ModelViews) -> None:
         """Turn the gradients of the weights as they are read into those of `weights`; spoil what `read` returned."""
         for branch, gradient in zip(weights.branches, gradients.branches, strict=True):
             branch.unfold(gradient)
-        if self.mixing is not None and weights.alpha is not None and gradients.alpha is not None:
+        if self._mixing is not None and weights.alpha is not None and gradients.alpha is not None:
             tables = gradients.embedding.tokens, weights.embedding.tokens
-            self.mixing.backward(*tables, weights.alpha, gradients.alpha)
+            self._mixing.backward(*tables, weights.alpha, gradients.alpha)
+
+    def masks(self, dropout_seed: tuple[int, int] | None, part: int) -> list[SiteMasks]:
+        """Return the masks of the embedding and of each branch, whose sites are numbered in this order."""
+        sites, counts = count(), [Embedding.SITES, *(branch.SITES for branch in self._branches)]
+        if dropout_seed is None or self._dropout == 0.0:
+            return [[None] * number for number in counts]
+        return [[Masks(self._dropout, *dropout_seed, next(sites), part) for _ in range(number)] for number in counts]
+
+    def forward(self, views: ModelViews, inputs: Tokens, masks: Sequence[SiteMasks]) -> None:
+        """Fill `out` (N, C), what the head reads, given the weights as they are read."""
+        at_embedding, *at_branches = masks
+        self._embedding.forward(views.embedding, inputs, self._stream, at_embedding)
+        branches = zip(self._branches, views.branches, self._activations, at_branches, strict=True)
+        for branch, weights, kept, own in branches:
+            branch.forward(weights, kept, self._stream, own)
+        norm_forward(self._stream.x, *views.norm, self.out, self._normalised, self._inverse_deviation)
+
+    def backward(
+        self, views: ModelViews, gradients: ModelViews, inputs: Tokens, dout: Array, masks: Sequence[SiteMasks]
+    ) -> None:
+        """Add to the gradients of the weights as they are read, given dout (N, C), which is destroyed."""
+        stream, (at_embedding, *at_branches) = self._stream, masks
+        stream.x.fill(0.0)
+        kept, scratch = (self._normalised, self._inverse_deviation), (stream.rows, stream.column)
+        norm_backward(dout, *kept, views.norm.weight, stream.x, *gradients.norm, scratch)
+        branches = zip(self._branches, views.branches, gradients.branches, self._activations, at_branches, strict=True)
+        for branch, weights, gradient, left, own in reversed(list(branches)):
+            branch.backward(weights, gradient, left, stream, own)
+        self._embedding.backward(gradients.embedding, inputs, stream, at_embedding)

@@ -7,9 +7,8 @@ GPT-2 state dict of Hugging Face `transformers` without its `transformer.` prefi
 
 import hashlib
 import math
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +25,7 @@ ALIGNMENT = 16
 """Floats per 64-byte cache line: tensors start, and segments end, on multiples of it."""
 
 
-@dataclass(frozen=True)
-class Parameter:
+class Parameter(NamedTuple):
     """A tensor: `size` floats from `offset`, a 64-byte boundary, on, and padding up to `stop`."""
 
     name: str
@@ -61,7 +59,8 @@ class ParameterLayout:
     def __init__(self, shape: ModelShape) -> None:
         self.shape = shape
         self.size = 0
-        declarations, placed = list[Declaration](), list[Parameter]()
+        self.parameters: tuple[Parameter, ...] = ()
+        declarations: list[Declaration] = []
 
         def note(declared: Declaration) -> Array:
             declarations.append(declared)
@@ -69,13 +68,11 @@ class ParameterLayout:
 
         parameters(shape, note)
         for declared in sorted(declarations, key=lambda declared: -len(declared.shape)):
-            placed.append(Parameter(*declared, self.size))
-            self.size = placed[-1].stop
-        self.parameters: tuple[Parameter, ...] = tuple(placed)
-        self.num_parameters: int = sum(parameter.size for parameter in placed)
-        self.padding: tuple[slice, ...] = tuple(
-            slice(p.offset + p.size, p.stop) for p in placed if p.offset + p.size < p.stop
-        )
+            self.parameters += (Parameter(*declared, self.size),)
+            self.size = self.parameters[-1].stop
+        self.num_parameters = sum(parameter.size for parameter in self.parameters)
+        ends = ((parameter.offset + parameter.size, parameter.stop) for parameter in self.parameters)
+        self.padding = tuple(slice(end, stop) for end, stop in ends if end < stop)
 
     def views(self, buffer: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
         """Return one view per parameter into `buffer` (size,) of any dtype; ValueError unless it is contiguous."""

@@ -1,7 +1,6 @@
 """GPT-2 (Radford et al., 2019): loss, gradient and logits of a batch, on buffers allocated once."""
 
-from collections.abc import Iterator, Sequence
-from itertools import count
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,15 +9,12 @@ import numpy.typing as npt
 from crystalline_ray.crystal.smoothing import SmoothedBy
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels.blas import mkl_products
-from crystalline_ray.kernels.dropout import Masks
 from crystalline_ray.kernels.head import Objective
-from crystalline_ray.kernels.norm import norm_backward, norm_forward
 from crystalline_ray.kernels.workspace import Array, Plan, Tokens, row_blocks, steady_state
 from crystalline_ray.lattice.tree import SHELLS
-from crystalline_ray.model.branch import Part, SiteMasks
+from crystalline_ray.model.branch import Part
 from crystalline_ray.model.components import Components, ModelViews
 from crystalline_ray.model.config import ModelShape
-from crystalline_ray.model.embedding import Embedding
 from crystalline_ray.model.layout import ParameterLayout
 
 # Rows, and items of the residual stream, from which on more of them make a step little faster (docs/log.md). Narrower
@@ -92,7 +88,6 @@ class Transformer:
         self.layout = ParameterLayout(shape)
         self.dtype: np.dtype[Any] = np.dtype(dtype)
         self._batch = (batch_size, shape.seq_len)
-        self._dropout = dropout
         sequences = sequences_per_part(shape, batch_size)
         part = Part(shape, sequences, dropout, training, bfloat16, head_tree, smoothed_by)
         plan = Plan(lambda space: Components(space, part), dtype)
@@ -121,8 +116,8 @@ class Transformer:
         neither in the loss nor in the gradient. dropout_seed is (seed, global index of the micro-batch); None is no
         dropout. Raises ValueError for other shapes, dtypes or tokens, or if constructed without what it takes.
         """
-        dout, head = self._parts.dout, self._parts.head
-        if dout is None:
+        parts, head = self._parts, self._parts.head
+        if parts.dout is None:
             raise ValueError("this Transformer was constructed without training=True: it has no buffers for gradients")
         if smoothing_weight and head.smoothing is None:
             raise ValueError("this Transformer was constructed without smoothed_by: nobody can share with the targets")
@@ -131,14 +126,14 @@ class Transformer:
         objective = Objective(scale, head.smoothing, smoothing_weight)
         with steady_state():
             gradient.fill(0.0)
-            views = self._parts.read(plain)
+            views = parts.read(plain)
             for part, sequences in enumerate(self._split):
-                masks = self._masks(dropout_seed, part)
-                self._forward(views, inputs[sequences], masks)
-                own, tables = targets[sequences].reshape(-1), (dout, gradients.head)
-                loss += head.loss_and_gradient(self._parts.out, views.head, own, objective, tables)
-                self._backward(views, gradients, inputs[sequences], dout, masks)
-            self._parts.unread(plain, gradients)
+                masks = parts.masks(dropout_seed, part)
+                parts.forward(views, inputs[sequences], masks)
+                own, tables = targets[sequences].reshape(-1), (parts.dout, gradients.head)
+                loss += head.loss_and_gradient(parts.out, views.head, own, objective, tables)
+                parts.backward(views, gradients, inputs[sequences], parts.dout, masks)
+            parts.unread(plain, gradients)
         return loss
 
     def loss(
@@ -173,38 +168,8 @@ class Transformer:
         """Yield the sequences of each part, and the head's table, when a pass without dropout has come to the head."""
         views = self._parts.read(self._bind(weights))
         for sequences in self._split:
-            self._forward(views, inputs[sequences], self._masks(None, 0))
+            self._parts.forward(views, inputs[sequences], self._parts.masks(None, 0))
             yield sequences, views.head
-
-    def _forward(self, views: ModelViews, inputs: Tokens, masks: Sequence[SiteMasks]) -> None:
-        parts, (at_embedding, *at_branches) = self._parts, masks
-        parts.embedding.forward(views.embedding, inputs, parts.stream, at_embedding)
-        branches = zip(parts.branches, views.branches, parts.activations, at_branches, strict=True)
-        for branch, weights, kept, own in branches:
-            branch.forward(weights, kept, parts.stream, own)
-        norm_forward(parts.stream.x, *views.norm, parts.out, parts.normalised, parts.inverse_deviation)
-
-    def _backward(
-        self, views: ModelViews, gradients: ModelViews, inputs: Tokens, dout: Array, masks: Sequence[SiteMasks]
-    ) -> None:
-        """Add to the gradients of the weights as they are read, given dout (N, C), which is destroyed."""
-        parts, (at_embedding, *at_branches) = self._parts, masks
-        stream = parts.stream
-        stream.x.fill(0.0)
-        scratch = stream.rows, stream.column
-        kept = parts.normalised, parts.inverse_deviation
-        norm_backward(dout, *kept, views.norm.weight, stream.x, *gradients.norm, scratch)
-        branches = zip(parts.branches, views.branches, gradients.branches, parts.activations, at_branches, strict=True)
-        for branch, weights, gradient, left, own in reversed(list(branches)):
-            branch.backward(weights, gradient, left, stream, own)
-        parts.embedding.backward(gradients.embedding, inputs, stream, at_embedding)
-
-    def _masks(self, dropout_seed: tuple[int, int] | None, part: int) -> list[SiteMasks]:
-        """Return the masks of the embedding and of each branch, whose sites are numbered in this order."""
-        sites, counts = count(), [Embedding.SITES, *(branch.SITES for branch in self._parts.branches)]
-        if dropout_seed is None or self._dropout == 0.0:
-            return [[None] * number for number in counts]
-        return [[Masks(self._dropout, *dropout_seed, next(sites), part) for _ in range(number)] for number in counts]
 
     def _bind(self, buffer: Array) -> ModelViews:
         key = buffer.__array_interface__["data"][0], buffer.shape, buffer.dtype

@@ -10,7 +10,7 @@ from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.attention import AttentionBuffers, attention_backward, attention_forward
 from crystalline_ray.kernels.rotary import fill_rotations, geometric_periods, rotary_backward, rotary_forward
 from crystalline_ray.kernels.workspace import Array, Plan, Space
-from crystalline_ray.model.branch import Activations, Branch, Continuation, Part, SiteMasks
+from crystalline_ray.model.branch import Branch, Continuation, Part, SiteMasks
 from crystalline_ray.model.config import ModelShape
 
 
@@ -20,12 +20,12 @@ class Attention(Branch):
     NORM, INNER, OUTER = "ln_1", "attn.c_attn", "attn.c_proj"
     SITES = 2
 
-    def __init__(self, space: Space, part: Part) -> None:
-        super().__init__(space, part)
+    def __init__(self, space: Space, part: Part, rotations: Array | None) -> None:
+        super().__init__(space, part, rotations)
         shape = part.shape
-        sizes = part.sequences, shape.num_heads, shape.seq_len, shape.head_dim
-        self._tile = AttentionBuffers(space.named("tile"), *sizes, dropout=part.dropout > 0)
-        self._rotations = _rotations(shape, space.kept)
+        queries = part.sequences, shape.num_heads, shape.seq_len
+        self._tile = AttentionBuffers(space.named("tile"), *queries, shape.head_dim, dropout=part.dropout > 0)
+        self._inverse_totals, self._shift = self._left.buffers("inverse_totals shift", *queries, 1)
         if part.training:
             self._dinner = space.buffer("dinner", part.rows, 3 * shape.embed_dim)
 
@@ -39,7 +39,7 @@ class Attention(Branch):
         """Return attention of one growing sequence: keys and values of past tokens are kept, not recomputed."""
         sizes = shape.num_layers, shape.num_heads, shape.seq_len, shape.head_dim
         keys, values = np.zeros((2, *sizes), dtype)
-        rotations = Plan(lambda space: _rotations(shape, space), dtype).allocate()
+        rotations = Plan(lambda space: planned_rotations(shape, space), dtype).allocate()
 
         def extend(qkv: Array, layer: int, start: int) -> Array:
             count, stop = len(qkv), start + len(qkv)
@@ -61,26 +61,17 @@ class Attention(Branch):
 
         return extend
 
-    def activations(self, space: Space) -> Activations:
-        """Declare, beside the rest, inverse totals and shift (B, H, T, 1): what attention keeps of each query."""
-        kept, shape = super().activations(space), self._part.shape
-        per_query = self._part.sequences, shape.num_heads, shape.seq_len, 1
-        kept.work = tuple(space.buffers("inverse_totals shift", *per_query))
-        return kept
-
-    def work_forward(self, kept: Activations, masks: SiteMasks) -> None:
-        """kept.outer = attention(kept.inner), in which queries and keys are turned afterwards."""
-        qkv, out = self._sequences(kept.inner), self._sequences(kept.outer)
+    def work_forward(self, masks: SiteMasks) -> None:
+        """outer = attention(inner), in which queries and keys are turned afterwards."""
+        qkv, out = self._sequences(self.inner), self._sequences(self.outer)
         if self._rotations is not None:
             rotary_forward(qkv, self._rotations)
-        inverse_totals, shift = kept.work
-        attention_forward(qkv, out, inverse_totals, shift, self._tile, masks[0])
+        attention_forward(qkv, out, self._inverse_totals, self._shift, self._tile, masks[0])
 
-    def work_backward(self, douter: Array, kept: Activations, masks: SiteMasks) -> Array:
+    def work_backward(self, douter: Array, masks: SiteMasks) -> Array:
         """Return the gradient (N, 3C) of queries, keys and values before they were turned."""
-        dout, qkv, out, dqkv = map(self._sequences, (douter, kept.inner, kept.outer, self._dinner))
-        inverse_totals, shift = kept.work
-        attention_backward(dout, qkv, out, inverse_totals, shift, dqkv, self._tile, masks[0])
+        dout, qkv, out, dqkv = map(self._sequences, (douter, self.inner, self.outer, self._dinner))
+        attention_backward(dout, qkv, out, self._inverse_totals, self._shift, dqkv, self._tile, masks[0])
         if self._rotations is not None:
             rotary_backward(dqkv, self._rotations)
         return self._dinner
@@ -89,7 +80,7 @@ class Attention(Branch):
         return x.reshape(self._part.sequences, self._part.shape.seq_len, x.shape[1])
 
 
-def _rotations(shape: ModelShape, space: Space) -> Array | None:
+def planned_rotations(shape: ModelShape, space: Space) -> Array | None:
     """Declare what turns queries and keys (2, T, 2C), unless positions are learned."""
     if shape.positions == "learned":
         return None

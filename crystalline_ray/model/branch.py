@@ -88,21 +88,6 @@ class Stream:
         self.column = space.buffer("column", block, 1)
 
 
-class Activations:
-    """Results of a branch's forward pass that its backward pass needs.
-
-    normalised (N, C), inverse_deviation (N, 1); inner (N, I) is what `inner` gives, as the work leaves it behind; outer
-    (N, O) is what `outer` reads; work is whatever else the work keeps.
-    """
-
-    def __init__(self, space: Space, part: Part, inner: int, outer: int) -> None:
-        self.normalised = space.buffer("normalised", part.rows, part.shape.embed_dim)
-        self.inverse_deviation = space.buffer("inverse_deviation", part.rows, 1)
-        self.inner = space.buffer("inner", part.rows, inner)
-        self.outer = space.buffer("outer", part.rows, outer)
-        self.work: tuple[Array, ...] = ()
-
-
 class BranchViews(NamedTuple):
     """The parameters of one branch, in the order in which the forward pass uses them."""
 
@@ -110,18 +95,13 @@ class BranchViews(NamedTuple):
     inner: Layer
     outer: Layer
 
-    def fold(self, folded: Layer) -> "BranchViews":
-        """Return the weights as a pass reads them: the inner layer, in `folded`, has taken in the normalisation's."""
-        fold_norm_forward(*self.norm, *self.inner, *folded)
-        return self._replace(inner=folded)
-
-    def unfold(self, gradient: "BranchViews") -> None:
-        """Turn what `Branch.backward` has added up over all rows into the gradient of the weights before `fold`."""
-        fold_norm_backward(*self.norm, self.inner.weight, *gradient.norm, *gradient.inner)
-
 
 class Branch(ABC):
-    """A kind of branch of all layers, with the scratch that they share."""
+    """A branch of one block, with what its forward pass leaves for its backward pass, and scratch.
+
+    normalised (N, C), inverse_deviation (N, 1); inner (N, I) is what `inner` gives, as the work leaves it behind; outer
+    (N, O) is what `outer` reads. Without training all branches share this memory, as they do the scratch.
+    """
 
     NORM: ClassVar[str]
     INNER: ClassVar[str]
@@ -130,11 +110,17 @@ class Branch(ABC):
     SITES: ClassVar[int]
     """Sites of dropout: those of the work, and last that of what is added to the stream."""
 
-    def __init__(self, space: Space, part: Part) -> None:
+    def __init__(self, space: Space, part: Part, rotations: Array | None) -> None:
+        """Declare the buffers; `rotations` turn queries and keys (2, T, 2C), if anything does."""
         rows, width, (inner, outer) = part.rows, part.shape.embed_dim, self.widths(part.shape)
-        self._part, widest = part, max(width, inner, outer)
+        self._part, self._rotations, self._left = part, rotations, space.kept if part.training else space
+        widest = max(width, inner, outer)
         sizes = rows * widest, max(width, rows) * widest
         self._operands = planned_operands(space, sizes, bfloat16=part.bfloat16)
+        self._folded = Layer(space.kept.buffer("weight", width, inner), space.kept.buffer("bias", inner))
+        self.normalised = self._left.buffer("normalised", rows, width)
+        self.inverse_deviation = self._left.buffer("inverse_deviation", rows, 1)
+        self.inner, self.outer = self._left.buffer("inner", rows, inner), self._left.buffer("outer", rows, outer)
         if part.training:
             self._douter = space.buffer("douter", rows, outer)
             self._sums = space.buffer("sums", max(width, inner))
@@ -150,12 +136,12 @@ class Branch(ABC):
         """Return the work for one growing sequence, which remembers what later tokens need of earlier ones."""
 
     @abstractmethod
-    def work_forward(self, kept: Activations, masks: SiteMasks) -> None:
-        """kept.outer = work(kept.inner)."""
+    def work_forward(self, masks: SiteMasks) -> None:
+        """outer = work(inner)."""
 
     @abstractmethod
-    def work_backward(self, douter: Array, kept: Activations, masks: SiteMasks) -> Array:
-        """Return the gradient of kept.inner (N, I), given that of kept.outer (N, O), which may be destroyed."""
+    def work_backward(self, douter: Array, masks: SiteMasks) -> Array:
+        """Return the gradient of `inner` (N, I), given that of `outer` (N, O), which may be destroyed."""
 
     @classmethod
     def parameters(cls, shape: ModelShape, prefix: str, give: Give) -> BranchViews:
@@ -167,30 +153,28 @@ class Branch(ABC):
             Layer.declare(give, prefix + cls.OUTER, "residual", outer, width),
         )
 
-    def activations(self, space: Space) -> Activations:
-        """Declare what the forward pass leaves."""
-        return Activations(space, self._part, *self.widths(self._part.shape))
+    def read(self, weights: BranchViews) -> BranchViews:
+        """Return the weights as a pass reads them: the inner layer has taken in the normalisation's."""
+        fold_norm_forward(*weights.norm, *weights.inner, *self._folded)
+        return weights._replace(inner=self._folded)
 
-    def folded(self, space: Space) -> Layer:
-        """Declare the inner layer of one block after it has taken in the normalisation before it."""
-        inner, _ = self.widths(self._part.shape)
-        return Layer(space.buffer("weight", self._part.shape.embed_dim, inner), space.buffer("bias", inner))
+    def unread(self, weights: BranchViews, gradient: BranchViews) -> None:
+        """Turn what `backward` has added up over all rows into the gradient of the weights before `read`."""
+        fold_norm_backward(*weights.norm, weights.inner.weight, *gradient.norm, *gradient.inner)
 
-    def forward(self, weights: BranchViews, kept: Activations, stream: Stream, masks: SiteMasks) -> None:
-        """Update stream.x in place; leave in `kept` what the backward pass needs. The weights are folded."""
-        normalise_forward(stream.x, kept.normalised, kept.inverse_deviation)
-        linear_forward(kept.normalised, *weights.inner, kept.inner, self._operands)
-        self.work_forward(kept, masks)
+    def forward(self, weights: BranchViews, stream: Stream, masks: SiteMasks) -> None:
+        """Update stream.x in place, given weights that `read` has returned."""
+        normalise_forward(stream.x, self.normalised, self.inverse_deviation)
+        linear_forward(self.normalised, *weights.inner, self.inner, self._operands)
+        self.work_forward(masks)
         scratch = stream.branch, stream.rows
-        residual_forward(stream.x, kept.outer, weights.outer, masks[-1], scratch, self._operands)
+        residual_forward(stream.x, self.outer, weights.outer, masks[-1], scratch, self._operands)
 
-    def backward(
-        self, weights: BranchViews, gradient: BranchViews, kept: Activations, stream: Stream, masks: SiteMasks
-    ) -> None:
-        """Turn stream.x, the gradient of the branch's output, into that of its input; add to that of folded weights."""
+    def backward(self, weights: BranchViews, gradient: BranchViews, stream: Stream, masks: SiteMasks) -> None:
+        """Turn stream.x, the gradient of the branch's output, into that of its input; add to that of `weights`."""
         dout = residual_backward(stream.x, stream.branch, masks[-1], stream.rows)
         scratch = self._sums, self._operands
-        linear_backward(dout, kept.outer, weights.outer.weight, self._douter, *gradient.outer, *scratch)
-        dinner = self.work_backward(self._douter, kept, masks)
-        linear_backward(dinner, kept.normalised, weights.inner.weight, stream.branch, *gradient.inner, *scratch)
-        normalise_backward(stream.branch, kept.normalised, kept.inverse_deviation, stream.x, stream.rows, stream.column)
+        linear_backward(dout, self.outer, weights.outer.weight, self._douter, *gradient.outer, *scratch)
+        dinner = self.work_backward(self._douter, masks)
+        linear_backward(dinner, self.normalised, weights.inner.weight, stream.branch, *gradient.inner, *scratch)
+        normalise_backward(stream.branch, self.normalised, self.inverse_deviation, stream.x, stream.rows, stream.column)

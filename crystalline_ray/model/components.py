@@ -8,7 +8,7 @@ from crystalline_ray.crystal.mixing import Mixing
 from crystalline_ray.kernels.dropout import Masks
 from crystalline_ray.kernels.norm import norm_backward, norm_forward
 from crystalline_ray.kernels.workspace import Array, Space, Tokens
-from crystalline_ray.model.attention import Attention
+from crystalline_ray.model.attention import Attention, planned_rotations
 from crystalline_ray.model.branch import Branch, BranchViews, Declaration, Give, Layer, Part, SiteMasks, Stream
 from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.embedding import Embedding, EmbeddingViews
@@ -55,24 +55,22 @@ def table_mixing(shape: ModelShape, space: Space) -> Mixing | None:
 
 
 class Components:
-    """All components, and what the forward pass leaves, for one part of a micro-batch.
+    """All components for one part of a micro-batch.
 
     The head works in the memory of the stream and of the scratch of other components, of which one works at a time.
-    Without training all blocks share one set of activations.
     """
 
     def __init__(self, space: Space, part: Part) -> None:
-        layers, rows, width = part.shape.num_layers, part.rows, part.shape.embed_dim
+        rows, width, rotations = part.rows, part.shape.embed_dim, planned_rotations(part.shape, space)
         self._dropout, self._mixing = part.dropout, table_mixing(part.shape, space)
         passing = space.during("blocks")
         self._stream = Stream(passing, rows, width)
         self._embedding = Embedding(passing.during("embedding"), part)
-        kinds = tuple(kind(passing.during(kind.__name__), part) for kind in BLOCK)
-        self._branches = kinds * layers
-        places = [(own, space.named(f"{layer}.{type(own).__name__}")) for layer in range(layers) for own in kinds]
-        self._folded = [own.folded(place.named("folded")) for own, place in places]
-        left = [own.activations(place) for own, place in (places if part.training else places[: len(kinds)])]
-        self._activations = left if part.training else left * layers
+        self._branches = [
+            kind(passing.during(f"{layer}.{kind.__name__}"), part, rotations)
+            for layer in range(part.shape.num_layers)
+            for kind in BLOCK
+        ]
         self._normalised, self.out = space.buffers("normalised out", rows, width)
         self._inverse_deviation = space.buffer("inverse_deviation", rows, 1)
         self.dout = space.buffer("dout", rows, width) if part.training else None
@@ -80,13 +78,13 @@ class Components:
 
     def read(self, weights: ModelViews) -> ModelViews:
         """Return the weights as passes read them, normalisations folded and the table mixed: once for all parts."""
-        folded = tuple(map(BranchViews.fold, weights.branches, self._folded))
+        folded = tuple(map(Branch.read, self._branches, weights.branches))
         return weights.mixed(self._mixing)._replace(branches=folded)
 
     def unread(self, weights: ModelViews, gradients: ModelViews) -> None:
         """Turn the gradients of the weights as they are read into those of `weights`; spoil what `read` returned."""
-        for branch, gradient in zip(weights.branches, gradients.branches, strict=True):
-            branch.unfold(gradient)
+        for branch, own, gradient in zip(self._branches, weights.branches, gradients.branches, strict=True):
+            branch.unread(own, gradient)
         if self._mixing is not None and weights.alpha is not None and gradients.alpha is not None:
             tables = gradients.embedding.tokens, weights.embedding.tokens
             self._mixing.backward(*tables, weights.alpha, gradients.alpha)
@@ -102,9 +100,8 @@ class Components:
         """Fill `out` (N, C), what the head reads, given the weights as they are read."""
         at_embedding, *at_branches = masks
         self._embedding.forward(views.embedding, inputs, self._stream, at_embedding)
-        branches = zip(self._branches, views.branches, self._activations, at_branches, strict=True)
-        for branch, weights, kept, own in branches:
-            branch.forward(weights, kept, self._stream, own)
+        for branch, weights, own in zip(self._branches, views.branches, at_branches, strict=True):
+            branch.forward(weights, self._stream, own)
         norm_forward(self._stream.x, *views.norm, self.out, self._normalised, self._inverse_deviation)
 
     def backward(
@@ -115,7 +112,7 @@ class Components:
         stream.x.fill(0.0)
         kept, scratch = (self._normalised, self._inverse_deviation), (stream.rows, stream.column)
         norm_backward(dout, *kept, views.norm.weight, stream.x, *gradients.norm, scratch)
-        branches = zip(self._branches, views.branches, gradients.branches, self._activations, at_branches, strict=True)
-        for branch, weights, gradient, left, own in reversed(list(branches)):
-            branch.backward(weights, gradient, left, stream, own)
+        branches = zip(self._branches, views.branches, gradients.branches, at_branches, strict=True)
+        for branch, weights, gradient, own in reversed(list(branches)):
+            branch.backward(weights, gradient, stream, own)
         self._embedding.backward(gradients.embedding, inputs, stream, at_embedding)

@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from crystalline_ray.kernels.activation import gelu_backward, gelu_forward
 from crystalline_ray.kernels.workspace import Array, Space, rows_per_block
-from crystalline_ray.model.branch import Activations, Branch, Continuation, Part, SiteMasks
+from crystalline_ray.model.branch import Branch, Continuation, Part, SiteMasks
 from crystalline_ray.model.config import ModelShape
 
 
@@ -15,8 +15,8 @@ class Mlp(Branch):
     NORM, INNER, OUTER = "ln_2", "mlp.c_fc", "mlp.c_proj"
     SITES = 1
 
-    def __init__(self, space: Space, part: Part) -> None:
-        super().__init__(space, part)
+    def __init__(self, space: Space, part: Part, rotations: Array | None) -> None:
+        super().__init__(space, part, rotations)
         width, _ = self.widths(part.shape)
         rows = min(part.rows, rows_per_block(width, space.dtype.itemsize))
         self._scratch = space.buffer("scratch", 2, rows, width)
@@ -36,11 +36,11 @@ class Mlp(Branch):
 
         return gelu
 
-    def work_forward(self, kept: Activations, masks: SiteMasks) -> None:
-        """kept.outer = gelu(kept.inner); in training kept.inner holds the derivative afterwards."""
-        gelu_forward(kept.inner, kept.outer, self._scratch, keep_derivative=self._part.training)
+    def work_forward(self, masks: SiteMasks) -> None:
+        """outer = gelu(inner); in training inner holds the derivative afterwards."""
+        gelu_forward(self.inner, self.outer, self._scratch, keep_derivative=self._part.training)
 
-    def work_backward(self, douter: Array, kept: Activations, masks: SiteMasks) -> Array:
-        """Return the gradient (N, 4C) of kept.inner, in the memory of douter."""
-        gelu_backward(douter, kept.inner, douter)
+    def work_backward(self, douter: Array, masks: SiteMasks) -> Array:
+        """Return the gradient (N, 4C) of `inner`, in the memory of douter."""
+        gelu_backward(douter, self.inner, douter)
         return douter

@@ -41,10 +41,7 @@ class TextSession:
         self.context += tokens
 
     def add_line(self, line: str) -> None:
-        """Add text on a line of its own, or nothing if it is empty; raises as `add`.
-
-        Where the model knows no line break, a space stands for it, and where it knows no space either, nothing.
-        """
+        """Add text on a line of its own, after a space where the model knows no line break; raises as `add`."""
         self.add(line if self.ended or not line else self._line_break + line)
 
     def write(self, max_tokens: int, *, through_ends: bool = False) -> Iterator[str]:
@@ -79,8 +76,8 @@ def chat(
 ) -> None:
     """Take turns until /quit, the end of the input, or Ctrl-C while a line is awaited.
 
-    `new_session` begins a text; `read_line` raises EOFError at the end of the input; `show` takes text in pieces, line
-    breaks included. A line that is a single word after a slash is a command, no text.
+    `new_session` begins a text; `read_line` raises EOFError at the end of the input; `show` takes text in pieces. A
+    line that is a single word after a slash is a command, no text.
     """
     session = new_session()
     while True:

@@ -1,8 +1,7 @@
 """All parameters of a model in one flat buffer, with named views.
 
 A gradient has the same layout as the weights, so a segment of either is a slice. Names and shapes are those of the
-GPT-2 state dict of Hugging Face `transformers` without its `transformer.` prefix. The full head is tied to
-`wte.weight`; the lattice head has a table of its own, which GPT-2 has not.
+GPT-2 state dict of Hugging Face `transformers` without its `transformer.` prefix; the lattice head adds its own table.
 """
 
 import hashlib

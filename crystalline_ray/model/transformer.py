@@ -88,12 +88,11 @@ class Transformer:
         self.layout = ParameterLayout(shape)
         self.dtype: np.dtype[Any] = np.dtype(dtype)
         self._batch = (batch_size, shape.seq_len)
-        sequences = sequences_per_part(shape, batch_size)
-        part = Part(shape, sequences, dropout, training, bfloat16, head_tree, smoothed_by)
+        part = Part(shape, sequences_per_part(shape, batch_size), dropout, training, bfloat16, head_tree, smoothed_by)
         plan = Plan(lambda space: Components(space, part), dtype)
         self.workspace_bytes = plan.num_bytes
         self._parts = plan.allocate()
-        self._split = list(row_blocks(batch_size, sequences))
+        self._split = list(row_blocks(batch_size, part.sequences))
         self._bound: dict[tuple[int, tuple[int, ...], np.dtype[Any]], ModelViews] = {}
 
     def loss_and_gradient(

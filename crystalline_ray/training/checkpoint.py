@@ -34,19 +34,20 @@ Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class LoadedCheckpoint:
-    """A verified checkpoint: weights and each moment are flat float32 buffers in the order of `layout`.
+class Checkpoint:
+    """Contents of a checkpoint: weights and each moment are flat float32 buffers (layout.size,).
 
-    `moments` is empty when they were not asked for; `skipped` says which newer checkpoints were damaged, and how.
+    One that was loaded has a `path`; `moments` is empty if they were not asked for, and `skipped` says which newer
+    checkpoints were damaged, and how.
     """
 
-    path: Path
     state: TrainingState
     layout: ParameterLayout
     weights: Array
-    moments: dict[str, Array]
+    moments: Mapping[str, Array]
     tokenizer_json: str
     head_tree: str = SHELLS
+    path: Path = Path()
     skipped: tuple[str, ...] = ()
 
 
@@ -72,7 +73,7 @@ def list_checkpoints(folder: Path) -> dict[int, Path]:
     return dict(sorted((int(match[1]), folder / place) for name, place in places if (match := _FOLDER.fullmatch(name))))
 
 
-def load_newest(folder: Path, *, with_moments: bool = True) -> LoadedCheckpoint:
+def load_newest(folder: Path, *, with_moments: bool = True) -> Checkpoint:
     """Load the newest checkpoint in `folder` that verifies; its `skipped` names the newer ones that did not.
 
     Raises CheckpointError if there is none, naming what was tried.
@@ -87,7 +88,7 @@ def load_newest(folder: Path, *, with_moments: bool = True) -> LoadedCheckpoint:
     raise CheckpointError(tried if skipped else f"there is no checkpoint in {folder}")
 
 
-def load(path: Path, *, with_moments: bool = True) -> LoadedCheckpoint:
+def load(path: Path, *, with_moments: bool = True) -> Checkpoint:
     """Load one checkpoint folder; without moments the optimizer's file is neither read nor verified.
 
     Raises CheckpointError, which starts with the folder's name, if anything is missing or damaged.
@@ -108,36 +109,27 @@ def load(path: Path, *, with_moments: bool = True) -> LoadedCheckpoint:
         raise CheckpointError(f"{path.name}: not a safetensors file: {error}") from error
     if (digest := weights_digest(weights)) != state.weights_digest:
         raise CheckpointError(f"{path.name}: weights_digest is {digest}, {STATE} says {state.weights_digest}")
-    return LoadedCheckpoint(path, state, layout, weights, moments, tokenizer_json, head_tree)
+    return Checkpoint(state, layout, weights, moments, tokenizer_json, head_tree, path)
 
 
-def write_checkpoint(
-    folder: Path,
-    *,
-    state: TrainingState,
-    layout: ParameterLayout,
-    weights: Array,
-    moments: Mapping[str, Array],
-    tokenizer_json: str,
-    head_tree: str = SHELLS,
-) -> TrainingState:
+def write_checkpoint(folder: Path, made: Checkpoint) -> TrainingState:
     """Write a checkpoint into the folder of the checkpoints, where it replaces one of the same step.
 
-    `weights` and each moment have shape (layout.size,). Returns the state with the digest of the weights, as it was
-    written. Raises OSError or SafetensorError.
+    Returns the state as it was written, with the digest of the weights. Raises OSError or SafetensorError.
     """
-    state = state.model_copy(update={"weights_digest": weights_digest(weights)})
+    state = made.state.model_copy(update={"weights_digest": weights_digest(made.weights)})
+    views = made.layout.views
+    named = {f"{moment}.{name}": v for moment, buffer in made.moments.items() for name, v in views(buffer).items()}
     # "pt" is what Hugging Face loaders ask of a file before they read it.
-    metadata = {"format": "pt", "model_shape": layout.shape.model_dump_json()}
-    named = {f"{moment}.{name}": v for moment, buffer in moments.items() for name, v in layout.views(buffer).items()}
+    metadata = {"format": "pt", "model_shape": made.layout.shape.model_dump_json()}
     store = open_store(folder)
     with store.staging() as staged:
-        save_file(layout.views(weights), staged / MODEL, metadata)
+        save_file(views(made.weights), staged / MODEL, metadata)
         save_file(named, staged / OPTIMIZER, metadata)
-        (staged / TOKENIZER).write_text(tokenizer_json, encoding="utf-8")
+        (staged / TOKENIZER).write_text(made.tokenizer_json, encoding="utf-8")
         (staged / STATE).write_text(state.model_dump_json(indent=2), encoding="utf-8")
-        if head_tree != SHELLS:
-            (staged / TREE).write_text(head_tree, encoding="utf-8")
+        if made.head_tree != SHELLS:
+            (staged / TREE).write_text(made.head_tree, encoding="utf-8")
         seal(staged)
         store.publish(staged, folder_name(state.step))
     return state
@@ -188,8 +180,3 @@ def _read_buffers(path: Path, layout: ParameterLayout, moments: Collection[str] 
     if names:
         raise DamageError(f"{path.name} has unknown tensors, such as {min(names)}")
     return buffers
-
-
-def describe_shape(shape: ModelShape) -> str:
-    """Return the shape of a model in words for messages."""
-    return ", ".join(f"{name} {value}" for name, value in shape)

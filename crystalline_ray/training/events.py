@@ -48,7 +48,6 @@ class SaveDue:
     """`state` is to be saved, its weights and moments are in memory; `wait`: training does not go on after this."""
 
     state: TrainingState
-    is_best: bool = False
     wait: bool = False
 
 

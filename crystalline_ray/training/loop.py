@@ -38,7 +38,6 @@ class TrainingLoop:
     say: Subscriber
     progress: Progress
     _skipped_in_a_row: int = 0
-    _best_step: int | None = None
 
     def __post_init__(self) -> None:
         config, seq_len = self.run.config, self.run.shape.seq_len
@@ -70,7 +69,7 @@ class TrainingLoop:
             self.say(SaveDue(self.state, wait=True))
             again = command("train --resume", self.folder)
             raise type(error)(f"{error}; step {self.state.step} is saved, go on from there with: {again}") from error
-        self.say(SaveDue(self.state, is_best=self._best_step == self.state.step, wait=True))
+        self.say(SaveDue(self.state, wait=True))
 
     def _step(self) -> None:
         config, before = self.run.config, self.state
@@ -80,13 +79,20 @@ class TrainingLoop:
         self.state = self._after(result)
         self.meter.update(result.loss, result.tokens)
         self.say(Stepped(self.state, result, rate, self.meter))
-        self._judge(result)
+        self._skipped_in_a_row = 0 if result.applied else self._skipped_in_a_row + 1
+        if not result.applied:
+            self.say(Recovered(result.step, f"step {result.step}: loss or gradient not finite, update skipped"))
+        if self._skipped_in_a_row >= _MOST_SKIPPED_IN_A_ROW:
+            raise NonFiniteError(
+                f"{self._skipped_in_a_row} updates in a row were not finite, the last at step {result.step}: the run "
+                "has diverged; resume from an earlier checkpoint or start again with a lower learning_rate"
+            )
         done = self.state.step
         if done < self.state.total_steps:
             if done % config.eval_every == 0:
                 self._validate()
             if done % config.checkpoint_every == 0:
-                self.say(SaveDue(self.state, is_best=self._best_step == done))
+                self.say(SaveDue(self.state))
 
     def _after(self, result: StepResult) -> TrainingState:
         run, before = self.run, self.state
@@ -99,29 +105,18 @@ class TrainingLoop:
             "skipped_steps": before.skipped_steps + (not result.applied),
             "train_loss": result.loss if math.isfinite(result.loss) else before.train_loss,
             "elapsed_seconds": time.monotonic() - self._started,
+            "is_best": False,
         }
         return before.model_copy(update=changed)
-
-    def _judge(self, result: StepResult) -> None:
-        if result.applied:
-            self._skipped_in_a_row = 0
-            return
-        self._skipped_in_a_row += 1
-        self.say(Recovered(result.step, f"step {result.step}: loss or gradient not finite, update skipped"))
-        if self._skipped_in_a_row >= _MOST_SKIPPED_IN_A_ROW:
-            raise NonFiniteError(
-                f"{self._skipped_in_a_row} updates in a row were not finite, the last at step {result.step}: the run "
-                "has diverged; resume from an earlier checkpoint or start again with a lower learning_rate"
-            )
 
     def _validate(self) -> None:
         """Measure the validation loss over the same micro-batches every time, and keep the best."""
         result = self._evaluate(self._few_batches)
         first, best = self.state.first_validation_loss, self.state.best_validation_loss
         first = result.loss if first is None else first
-        if best is None or result.loss <= best:
-            best, self._best_step = result.loss, self.state.step
-        self._keep(result, first_validation_loss=first, best_validation_loss=best)
+        is_best = best is None or result.loss <= best
+        best = result.loss if is_best else best
+        self._keep(result, first_validation_loss=first, best_validation_loss=best, is_best=is_best)
 
     def _validate_at_the_end(self) -> None:
         """Measure over more micro-batches, all unless configured; not compared with the best, which is of fewer."""
@@ -147,8 +142,8 @@ class TrainingLoop:
                 found += self.engine.evaluate(EvaluationRequest(self.state.step, self.state.version, stop, start))
         return found
 
-    def _keep(self, result: EvaluationResult, **losses: float) -> None:
-        self.state = self.state.model_copy(update={"validation_loss": result.loss, **losses})
+    def _keep(self, result: EvaluationResult, **found: float | None) -> None:
+        self.state = self.state.model_copy(update={"validation_loss": result.loss, **found})
         targets, num_bytes = len(self.dataset.validation) - 1, self.dataset.validation_bytes
         bits_per_byte = None if num_bytes is None else result.loss / math.log(2) * targets / num_bytes
         self.say(Validated(self.state, result, bits_per_byte, len(result.losses), self._all_batches))

@@ -1,26 +1,18 @@
 """`metrics.jsonl`: the truth for plots, one JSON object a line, appended as the run goes."""
 
 import json
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+
+from pydantic_core import to_json
 
 from crystalline_ray.errors import InputError
 from crystalline_ray.storage.files import disk_errors, make_folder, replace_file
 from crystalline_ray.training.events import Event, Recovered, Saved, Stepped, Validated
 
 Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """The records of a run in order; `torn` says what was wrong with the last line, if it was not whole."""
-
-    records: tuple[Record, ...]
-    torn: str | None = None
 
 
 class MetricsWriter:
@@ -36,10 +28,8 @@ class MetricsWriter:
     def __init__(self, path: Path, *, drop_from: int | None = None, log_every: int = 1) -> None:
         self._path, self._log_every = path, log_every
         if path.exists():
-            metrics = read_metrics(path)
-            kept = [r for r in metrics.records if drop_from is None or r["step"] < drop_from]
-            if metrics.torn is not None or len(kept) < len(metrics.records):
-                replace_file(path, b"".join(map(_line, kept)))
+            kept = [record for record in read_metrics(path) if drop_from is None or record["step"] < drop_from]
+            replace_file(path, b"".join(map(_line, kept)))
         with disk_errors(path):
             make_folder(path.parent)
             path.touch(0o600)
@@ -89,26 +79,23 @@ class MetricsWriter:
             os.fsync(self._file.fileno())
 
 
-def read_metrics(path: Path) -> Metrics:
-    """Read all records; a last line that is not whole, as a killed run leaves it, is left out and reported.
+def read_metrics(path: Path) -> list[Record]:
+    """Return all records in order; a last line that is not whole, as a killed run leaves it, is left out.
 
     Raises InputError if the file cannot be read or another line is no record.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        *whole, rest = path.read_bytes().split(b"\n")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    *whole, last = lines
-    records: list[Record] = []
-    torn = f"line {len(lines)} has no end: {last[:40]!r}" if last else None
+    records = []
     for number, line in enumerate(whole, start=1):
         if (record := _parse(line)) is not None:
             records.append(record)
-        elif number < len(whole) or last:
+        # After a power failure the file may be as long as it was to be, without the content.
+        elif number < len(whole) or rest:
             raise InputError(f"{path}, line {number}: not a record with a step: {line[:40]!r}")
-        else:  # after a power failure the file may be as long as it was to be, without the content
-            torn = f"line {number} is not a record: {line[:40]!r}"
-    return Metrics(tuple(records), torn)
+    return records
 
 
 def _parse(line: bytes) -> Record | None:
@@ -120,11 +107,4 @@ def _parse(line: bytes) -> Record | None:
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
-    values = {key: _plain(value) for key, value in record.items()}
-    return json.dumps(values, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return to_json(record, inf_nan_mode="null", fallback=lambda value: value.item()) + b"\n"

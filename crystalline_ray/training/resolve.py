@@ -26,7 +26,7 @@ from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.plan import SpherePlan, plan_spheres
 from crystalline_ray.spheres.run_spec import RunOf, RunSpec
 from crystalline_ray.spheres.sizing import leaf_bytes, memory_layout
-from crystalline_ray.training.checkpoint import LoadedCheckpoint, describe_shape, is_locked
+from crystalline_ray.training.checkpoint import Checkpoint, is_locked
 from crystalline_ray.training.run_folder import CHECKPOINTS, command, find_model, load_checkpoint
 from crystalline_ray.training.schedule import learning_rate, smoothing_weight
 from crystalline_ray.training.state import TrainingState
@@ -49,11 +49,10 @@ def plan_for(config: Config) -> SpherePlan:
     return plan_spheres([cores], coordinators=config.coordinators)
 
 
-def find_head_tree(config: Config, dataset: Dataset, start: LoadedCheckpoint | None = None) -> str:
-    """Return the outline of the configured tree, or "shells".
+def find_head_tree(config: Config, dataset: Dataset, start: Checkpoint | None = None) -> str:
+    """Return the outline of the configured tree, or "shells": that of the checkpoint which the run starts from.
 
-    One that the text forms is that of the checkpoint which the run starts from, since another kind of processor might
-    round to another. Raises CheckpointError if that has none of this kind.
+    Another kind of processor might round to another. Raises CheckpointError if that has none of this kind.
     """
     if config.head == "full" or config.head_tree == SHELLS:
         return SHELLS
@@ -71,8 +70,7 @@ def specify(config: Config, plan: SpherePlan, dataset: Dataset, head_tree: str) 
     vocab_size = dataset.tokenizer.vocab_size
     branches = token_tree(vocab_size, head_tree).num_branches if config.head == "lattice" else 0
     shape = ModelShape.of(config, vocab_size, branches)
-    sequences = _count_sequences(config, count_windows(dataset.train, config.seq_len))
-    return RunOf(config, shape, plan, dataset.folder, sequences, head_tree)
+    return RunOf(config, shape, plan, dataset.folder, _count_sequences(config, dataset), head_tree)
 
 
 def check_memory(run: RunSpec) -> None:
@@ -91,7 +89,7 @@ def check_memory(run: RunSpec) -> None:
         )
 
 
-def load_start(config: Config, resume: Path | None) -> LoadedCheckpoint | None:
+def load_start(config: Config, resume: Path | None) -> Checkpoint | None:
     """Load the checkpoint a run starts from: its own newest, or the one it is to begin with; None for a new model."""
     if resume is not None:
         try:
@@ -100,12 +98,11 @@ def load_start(config: Config, resume: Path | None) -> LoadedCheckpoint | None:
             if is_locked(resume / CHECKPOINTS):
                 raise CheckpointError(f"another process is training {resume}, which has no checkpoint yet") from error
             raise
-    if config.init_from is None:
-        return None
-    return load_checkpoint(find_model(config.init_from, config.runs_dir), with_moments=False)
+    init = config.init_from
+    return None if init is None else load_checkpoint(find_model(init, config.runs_dir), with_moments=False)
 
 
-def with_model_of(config: Config, start: LoadedCheckpoint, tokenizer: Tokenizer) -> Config:
+def with_model_of(config: Config, start: Checkpoint, tokenizer: Tokenizer) -> Config:
     """Return the configuration with the model of its source; raises ConfigError if a given field says another."""
     shape = start.layout.shape
     fixed = {field: getattr(shape, field) for field in Architecture.model_fields}
@@ -124,25 +121,25 @@ def with_model_of(config: Config, start: LoadedCheckpoint, tokenizer: Tokenizer)
 
 
 def state_at_start(
-    start: LoadedCheckpoint | None, run: RunOf[Config], dataset: Dataset, resume: Path | None
+    start: Checkpoint | None, run: RunOf[Config], dataset: Dataset, resume: Path | None
 ) -> TrainingState:
     """Return where a run stands before its next step.
 
     Raises CheckpointError if the checkpoint is of another model, or of a run that would have gone otherwise until then.
     """
-    shape = None if start is None else start.layout.shape
-    same_but_text = shape and shape.model_copy(update={"vocab_size": run.shape.vocab_size}) == run.shape
-    if start and resume and same_but_text and start.state.data_digest != dataset.folder.name:
+    if start and resume and start.state.data_digest != dataset.folder.name:
         raise CheckpointError(
             f"{resume} learned from other tokens: the text has changed, or another version made tokens of it; "
             "start a new run, or give texts that were in memory once more"
         )
-    if start and shape != run.shape:
-        raise CheckpointError(
-            f"{start.path} holds a model of another shape: {describe_shape(start.layout.shape)} there, "
-            f"{describe_shape(run.shape)} in the configuration"
+    if start and start.layout.shape != run.shape:
+        saved, configured = (
+            ", ".join(f"{name} {value}" for name, value in shape) for shape in (start.layout.shape, run.shape)
         )
-    if start is not None and resume is not None:
+        raise CheckpointError(
+            f"{start.path} holds a model of another shape: {saved} there, {configured} in the configuration"
+        )
+    if start and resume:
         return _continued(start.state, run, dataset, resume)
     return TrainingState(
         step=0,
@@ -158,7 +155,7 @@ def state_at_start(
     )
 
 
-def place(start: LoadedCheckpoint | None, state: TrainingState, run: RunOf[Config], memory: Memory) -> None:
+def place(start: Checkpoint | None, state: TrainingState, run: RunOf[Config], memory: Memory) -> None:
     """Write the weights, and where a run is resumed the moments, that it goes on with."""
     config, weights = run.config, memory.weights(state.version)
     weights[:] = start.weights if start else initialise(run.layout, config.seed, config.embedding_init)
@@ -168,18 +165,28 @@ def place(start: LoadedCheckpoint | None, state: TrainingState, run: RunOf[Confi
 
 
 def _continued(state: TrainingState, run: RunOf[Config], dataset: Dataset, folder: Path) -> TrainingState:
-    """Return the state of a checkpoint for a run that may be longer or shorter now."""
-    windows = count_windows(dataset.train, run.shape.seq_len)
-    before = next((c for c in _lengths(state, run.config, windows) if c.digest() == state.config_digest), None)
-    if before is None:
+    """Return the state of a checkpoint for a run that may be longer or shorter now, if no step done was another."""
+    config, windows = run.config, count_windows(dataset.train, run.shape.seq_len)
+    saved = next((c for c in _lengths(state, config, windows) if c.digest() == state.config_digest), None)
+    if saved is None:
         raise CheckpointError("the checkpoint belongs to another configuration: its weights would differ")
     if state.step >= run.steps.total:
         raise CheckpointError(
             f"{folder} has made {state.step:,} of {run.steps.total:,} steps: nothing is left to do; give it more with "
             f"--steps or --epochs, or begin another run with its weights: {command('train --init-from', folder)}"
         )
-    _check_same_so_far(state.step, replace(run, total_sequences=_count_sequences(before, windows)), run, folder)
-    return state.model_copy(update={"total_steps": run.steps.total, "config_digest": run.config.digest()})
+    before = replace(run, total_sequences=_count_sequences(saved, dataset))
+    for step in range(state.step if before.total_sequences != run.total_sequences else 0):
+        for (what, had), (_, would) in zip(_decided(before, step), _decided(run, step), strict=True):
+            if had != would:
+                length = f"epochs = {config.epochs}" if config.epochs else f"steps = {config.steps}"
+                raise CheckpointError(
+                    f"{length}: {folder} cannot become a run of that length: its step {step} had {what} {had:.6g} and "
+                    f"in such a run has {would:.6g} (schedule = {config.schedule!r}, warmup_steps = "
+                    f"{config.warmup_steps}); leave the length as it was, or begin another run with these weights: "
+                    f"{command('train --init-from', folder)}"
+                )
+    return state.model_copy(update={"total_steps": run.steps.total, "config_digest": config.digest()})
 
 
 def _lengths(state: TrainingState, config: Config, windows: int) -> Iterator[Config]:
@@ -191,23 +198,6 @@ def _lengths(state: TrainingState, config: Config, windows: int) -> Iterator[Con
         yield config.model_copy(update={"steps": None, "epochs": epochs})
 
 
-def _check_same_so_far(done: int, before: RunOf[Config], now: RunOf[Config], folder: Path) -> None:
-    """Raise CheckpointError if one of the steps that are done would have been another in a run of the new length."""
-    if before.total_sequences == now.total_sequences:
-        return
-    config = now.config
-    length = f"epochs = {config.epochs}" if config.epochs else f"steps = {config.steps}"
-    for step in range(done):
-        for (what, had), (_, would) in zip(_decided(before, step), _decided(now, step), strict=True):
-            if had != would:
-                raise CheckpointError(
-                    f"{length}: {folder} cannot become a run of that length: its step {step} had {what} {had:.6g} and "
-                    f"in such a run has {would:.6g} (schedule = {config.schedule!r}, warmup_steps = "
-                    f"{config.warmup_steps}); leave the length as it was, or begin another run with these weights: "
-                    f"{command('train --init-from', folder)}"
-                )
-
-
 def _decided(run: RunOf[Config], step: int) -> Iterator[tuple[str, float]]:
     """Yield what the length of a run decides about one of its steps."""
     yield "learning rate", learning_rate(run.config, step, run.steps.total)
@@ -215,5 +205,6 @@ def _decided(run: RunOf[Config], step: int) -> Iterator[tuple[str, float]]:
     yield "sequences", run.steps.sequences(step)
 
 
-def _count_sequences(config: Config, windows: int) -> int:
+def _count_sequences(config: Config, dataset: Dataset) -> int:
+    windows = count_windows(dataset.train, config.seq_len)
     return windows * config.epochs if config.epochs else (config.steps or 0) * config.global_batch_size

@@ -6,18 +6,17 @@ from pathlib import Path
 
 from crystalline_ray.config import Config
 from crystalline_ray.data.corpus import Corpus
-from crystalline_ray.data.dataset import Dataset, prepare
+from crystalline_ray.data.dataset import prepare
 from crystalline_ray.data.tokenizer import parse_tokenizer
 from crystalline_ray.engine import open as engine_open
 from crystalline_ray.engine.arithmetic import decide_arithmetic, warnings_about
 from crystalline_ray.engine.base import Engine
 from crystalline_ray.progress import Progress, silent
-from crystalline_ray.spheres.memory import Memory
-from crystalline_ray.spheres.run_spec import RunOf, RunSpec
+from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.storage.files import replace_file
 from crystalline_ray.training import resolve
 from crystalline_ray.training.checkpoint_writer import CheckpointWriter, check_space
-from crystalline_ray.training.events import Event, Introduced, Recovered, Saved, SaveDue, Subscriber, Waiting
+from crystalline_ray.training.events import Event, Introduced, Recovered, Subscriber, Waiting
 from crystalline_ray.training.interruption import Interruption
 from crystalline_ray.training.loop import TrainingLoop
 from crystalline_ray.training.metrics import MetricsWriter
@@ -80,7 +79,7 @@ def train(
             with (
                 (open_engine or engine_open.open_engine)(run, progress) as engine,
                 interruption.handled(patiently=False),  # once more: Ray took SIGTERM for itself when it started
-                _open_writer(folder, run, dataset, engine) as writer,
+                CheckpointWriter(folder / CHECKPOINTS, run, engine.memory, dataset.tokenizer.to_json(), say) as writer,
             ):
                 resolve.place(start, state, run, engine.memory)
                 for reason in start.skipped if start else ():
@@ -95,38 +94,8 @@ def train(
                     interruption.handled(patiently=True),
                 ):
                     reporting = Reporting()
-                    listening += [metrics, reporting, _saving(writer, engine.memory, say)]
+                    listening += [metrics, reporting, writer]
                     TrainingLoop(run, dataset, engine, folder, state, interruption, say, progress).train()
                     report = reporting.report(run, dataset, folder.name, engine.stats())
                     report.write(folder / REPORT)
                     return report
-
-
-def _open_writer(folder: Path, run: RunOf[Config], dataset: Dataset, engine: Engine) -> CheckpointWriter:
-    """Lock the run for this process and make ready to save it."""
-    return CheckpointWriter(
-        folder / CHECKPOINTS,
-        shape=run.shape,
-        tokenizer_json=dataset.tokenizer.to_json(),
-        head_tree=run.head_tree,
-        moment_names=engine.memory.layout.state_names,
-        keep_last=run.config.keep_checkpoints,
-        keep_every=run.config.keep_every,
-    )
-
-
-def _saving(writer: CheckpointWriter, memory: Memory, say: Subscriber) -> Subscriber:
-    """Return a subscriber that hands what is due to `writer`, no step twice, and says what is saved since."""
-
-    def save(event: Event) -> None:
-        if isinstance(event, SaveDue):
-            state = event.state
-            if writer.last_step != state.step:
-                weights, moments = memory.weights(state.version), memory.state(state.version)
-                writer.save(state, weights, moments, is_best=event.is_best)
-            if event.wait:
-                writer.wait()
-        for saved in writer.take_saved():
-            say(Saved(saved))
-
-    return save

@@ -13,7 +13,7 @@ from crystalline_ray.config_section import nearest
 from crystalline_ray.errors import ConfigError, InputError
 from crystalline_ray.storage.files import disk_errors, make_folder
 from crystalline_ray.storage.sealed import MANIFEST
-from crystalline_ray.training.checkpoint import LoadedCheckpoint, list_checkpoints, load, load_newest
+from crystalline_ray.training.checkpoint import Checkpoint, list_checkpoints, load, load_newest
 from crystalline_ray.training.metrics import read_metrics
 
 CHECKPOINTS = "checkpoints"
@@ -57,9 +57,8 @@ def made_folder(folder: Path) -> Iterator[None]:
 
 
 def _has_trained(folder: Path) -> bool:
-    metrics = folder / METRICS
-    steps = [record["step"] for record in read_metrics(metrics).records] if metrics.exists() else []
-    return bool(list_checkpoints(folder / CHECKPOINTS)) or any(steps)
+    recorded = read_metrics(folder / METRICS) if (folder / METRICS).exists() else []
+    return bool(list_checkpoints(folder / CHECKPOINTS)) or any(record["step"] for record in recorded)
 
 
 def find_run(run: str, runs_dir: Path) -> Path:
@@ -84,7 +83,7 @@ def find_model(run: str, runs_dir: Path) -> Path:
     return next(checkpoints, None) or find_run(run, runs_dir)
 
 
-def load_checkpoint(path: Path, *, with_moments: bool = True) -> LoadedCheckpoint:
+def load_checkpoint(path: Path, *, with_moments: bool = True) -> Checkpoint:
     """Load the checkpoint in a folder, or the newest intact one of the run there; raises CheckpointError."""
     if (path / MANIFEST).is_file():
         return load(path, with_moments=with_moments)

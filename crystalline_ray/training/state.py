@@ -12,8 +12,7 @@ from pydantic import BaseModel, ConfigDict
 class TrainingState(BaseModel):
     """Where a run stands, but for weights and moments. Randomness is counter-based: seed, step and sequences fix it.
 
-    Losses are in nats per token, None before the first measurement. `weights_digest` and `is_best` are filled in when
-    the checkpoint is written.
+    Losses are in nats per token, None before the first measurement.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,6 +32,7 @@ class TrainingState(BaseModel):
     began_from: str = ""
     """`weights_digest` of the checkpoint whose weights the run began with; empty for a model that was new."""
     weights_digest: str = ""
+    """Filled in when the checkpoint is written."""
     skipped_steps: int = 0
     restarts: int = 0
     elapsed_seconds: float = 0.0
@@ -41,6 +41,7 @@ class TrainingState(BaseModel):
     validation_loss: float | None = None
     best_validation_loss: float | None = None
     is_best: bool = False
+    """Whether the best validation loss is that of these weights."""
 
     @property
     def version(self) -> int:

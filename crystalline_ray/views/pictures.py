@@ -76,7 +76,7 @@ def _picture(file: Path, *, panels: int, caption: str) -> Iterator[Any]:
 
 def _curve(run: Path, name: str) -> dict[int, float]:
     """Return a value by step: the first of each step, for the last validation measures more text than those before."""
-    records = read_metrics(run / METRICS).records
+    records = read_metrics(run / METRICS)
     return {record["step"]: record[name] for record in reversed(records) if record.get(name) is not None}
 
 

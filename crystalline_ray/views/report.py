@@ -70,7 +70,7 @@ def summarise(folder: Path) -> dict[str, Any]:
         if (folder / REPORT).exists():
             report = RunReport.read(folder / REPORT).model_dump(mode="json")
             return known | {name: report[name] for name in ("total_steps", *_SHOWN, "weights_digest")}
-        for record in read_metrics(folder / METRICS).records if (folder / METRICS).exists() else ():
+        for record in read_metrics(folder / METRICS) if (folder / METRICS).exists() else ():
             known |= {key: record[name] for name, key in _RECORDED.items() if record.get(name) is not None}
     except InputError as error:
         return known | {"stopped": str(error)}

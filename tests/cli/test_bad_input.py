@@ -16,7 +16,7 @@ from crystalline_ray.cli import main
 from crystalline_ray.config import Config
 from crystalline_ray.data.tokenizer import CharTokenizer
 from crystalline_ray.model.layout import ParameterLayout, initialise
-from crystalline_ray.training.checkpoint import MODEL, folder_name, write_checkpoint
+from crystalline_ray.training.checkpoint import MODEL, Checkpoint, folder_name, write_checkpoint
 from crystalline_ray.training.state import TrainingState
 from tests.helpers.model_shapes import gpt2_shape
 
@@ -239,11 +239,13 @@ def save_run(run: Path, embed_dim: int) -> None:
     (run / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     write_checkpoint(
         run / "checkpoints",
-        state=state,
-        layout=layout,
-        weights=weights,
-        moments={"mean": weights, "variance": weights},
-        tokenizer_json=tokenizer.to_json(),
+        Checkpoint(
+            state=state,
+            layout=layout,
+            weights=weights,
+            moments={"mean": weights, "variance": weights},
+            tokenizer_json=tokenizer.to_json(),
+        ),
     )
 
 

@@ -13,9 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from crystalline_ray.config import Config
+from crystalline_ray.engine.local import LocalEngine
 from crystalline_ray.model.layout import ParameterLayout
+from crystalline_ray.spheres.plan import plan_spheres
+from crystalline_ray.spheres.run_spec import RunOf
 from crystalline_ray.training.checkpoint import Array, load_newest
 from crystalline_ray.training.checkpoint_writer import CheckpointWriter
+from crystalline_ray.training.events import Event, Saved
 from crystalline_ray.training.state import TrainingState
 from tests.helpers.model_shapes import gpt2_shape
 
@@ -31,17 +36,25 @@ def numbers(step: int) -> Array:
 
 
 def save_in_a_loop(folder: Path, first_step: int, saved: int) -> None:
-    with CheckpointWriter(folder, shape=SHAPE, tokenizer_json="{}", moment_names=["momentum"], keep_last=1) as writer:
+    config = Config(optimizer="sgd", keep_checkpoints=1)
+    run = RunOf(config, SHAPE, plan_spheres([[None]]), Path(), config.global_batch_size)
+    memory = LocalEngine(run).memory
+
+    def report(event: Event) -> None:
+        if isinstance(event, Saved):
+            os.write(saved, event.state.step.to_bytes(8, "big"))
+
+    with CheckpointWriter(folder, run, memory, "{}", report) as writer:
         for step in range(first_step, first_step + 100_000):
+            for buffer in (memory.weights(step), *memory.state(step).values()):
+                buffer[:] = numbers(step)
             # Every step is saved twice: a checkpoint that replaces one of its own step must not lose it either.
             for _ in range(2):
                 state = TrainingState(
                     step=step, total_steps=10**6, sequences=0, epoch=0, tokens_seen=0, seed=0, optimizer="sgd",
                     config_digest="",
                 )  # fmt: skip
-                writer.save(state, numbers(step), {"momentum": numbers(step)})
-                for done in writer.take_saved():
-                    os.write(saved, done.step.to_bytes(8, "big"))
+                writer.save(state)
 
 
 def main(folder: Path, rounds: int) -> None:
@@ -68,7 +81,7 @@ def main(folder: Path, rounds: int) -> None:
         assert loaded.state.step >= at_least, (loaded.state.step, at_least)
         expected = numbers(loaded.state.step).tobytes()
         assert loaded.weights.tobytes() == expected
-        assert loaded.moments["momentum"].tobytes() == expected
+        assert loaded.moments["velocity"].tobytes() == expected
         at_least = loaded.state.step
     leftovers = sorted(path.name for path in folder.iterdir() if path.name.startswith((".tmp", ".old", ".deleted")))
     print(at_least, *leftovers)

@@ -21,6 +21,7 @@ from crystalline_ray.training.checkpoint import (
     TOKENIZER,
     TREE,
     Array,
+    Checkpoint,
     list_checkpoints,
     load,
     load_newest,
@@ -45,11 +46,13 @@ def save(
         weights = make_buffer(step)
         write_checkpoint(
             tmp_path,
-            state=make_state(step),
-            layout=ParameterLayout(shape),
-            weights=weights,
-            moments={"exp_avg": make_buffer(step + 1), "exp_avg_sq": make_buffer(step + 2)},
-            tokenizer_json=TOKENIZER_JSON,
+            Checkpoint(
+                state=make_state(step),
+                layout=ParameterLayout(shape),
+                weights=weights,
+                moments={"exp_avg": make_buffer(step + 1), "exp_avg_sq": make_buffer(step + 2)},
+                tokenizer_json=TOKENIZER_JSON,
+            ),
         )
         return tmp_path / f"step_{step:08d}"
 
@@ -107,7 +110,9 @@ def test_a_model_saved_when_its_shape_held_the_tree_keeps_it(
     lattice = shape.model_copy(update={"head": "lattice", "head_branches": branches})
     layout = ParameterLayout(lattice)
     weights = np.zeros(layout.size, np.float32)
-    write_checkpoint(tmp_path, state=make_state(3), layout=layout, weights=weights, moments={}, tokenizer_json="{}")
+    write_checkpoint(
+        tmp_path, Checkpoint(state=make_state(3), layout=layout, weights=weights, moments={}, tokenizer_json="{}")
+    )
     path = tmp_path / "step_00000003"
     older = lattice.model_dump(exclude={"head_branches"}) | {"head_tree": outline}
     rewrite(path / MODEL, lambda _: None, format="pt", model_shape=json.dumps(older))
@@ -122,9 +127,8 @@ def test_an_outline_that_is_no_tree_over_the_tokens_is_refused(
     layout = ParameterLayout(shape.model_copy(update={"head": "lattice"}))
     weights = np.zeros(layout.size, np.float32)
     write_checkpoint(
-        tmp_path, state=make_state(3), layout=layout, weights=weights, moments={}, tokenizer_json="{}",
-        head_tree=outline,
-    )  # fmt: skip
+        tmp_path, Checkpoint(state=make_state(3), layout=layout, weights=weights, moments={}, tokenizer_json="{}",
+        head_tree=outline,))  # fmt: skip
     with pytest.raises(CheckpointError, match=f"step_00000003: {MODEL} names no model shape, or another .* {TREE}"):
         load(tmp_path / "step_00000003")
 
@@ -145,7 +149,7 @@ def test_an_optimizer_without_moments_is_saved_too(
     state = make_state(3).model_copy(update={"weights_digest": weights_digest(weights)})
     path = tmp_path / "step_00000003"
     layout = ParameterLayout(shape)
-    write_checkpoint(tmp_path, state=state, layout=layout, weights=weights, moments={}, tokenizer_json="{}")
+    write_checkpoint(tmp_path, Checkpoint(state=state, layout=layout, weights=weights, moments={}, tokenizer_json="{}"))
     assert load(path).moments == {}
 
 
@@ -165,12 +169,14 @@ def test_the_outline_of_a_tree_comes_back(
     weights = make_buffer(0)
     write_checkpoint(
         tmp_path,
-        state=make_state(3),
-        layout=ParameterLayout(shape),
-        weights=weights,
-        moments={},
-        tokenizer_json="{}",
-        head_tree="embedding:\u2603",
+        Checkpoint(
+            state=make_state(3),
+            layout=ParameterLayout(shape),
+            weights=weights,
+            moments={},
+            tokenizer_json="{}",
+            head_tree="embedding:\u2603",
+        ),
     )
     path = tmp_path / "step_00000003"
     assert load(path, with_moments=False).head_tree == "embedding:\u2603"

@@ -9,21 +9,23 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.config import Config
+from crystalline_ray.engine.local import LocalEngine
 from crystalline_ray.errors import CheckpointError, ResourceError
 from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.layout import ParameterLayout, weights_digest
+from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.plan import plan_spheres
 from crystalline_ray.spheres.run_spec import RunOf
 from crystalline_ray.storage.sealed import MANIFEST
 from crystalline_ray.training import checkpoint, checkpoint_writer
 from crystalline_ray.training.checkpoint import MODEL, Array, list_checkpoints, load_newest
 from crystalline_ray.training.checkpoint_writer import CheckpointWriter, check_space
+from crystalline_ray.training.events import Event, Saved, SaveDue, Waiting
 from crystalline_ray.training.state import TrainingState
 from tests.helpers.examples import examples
 from tests.helpers.model_shapes import gpt2_shape
@@ -33,26 +35,50 @@ MakeBuffer = Callable[[int], Array]
 MakeState = Callable[[int], TrainingState]
 Limit = Callable[[int], AbstractContextManager[None]]
 Save = Callable[..., None]
+Fill = Callable[[int, int], None]
 
 SMALL_FILES_ONLY = 2048
 """Bytes: state and tokenizer fit under this limit, the weights do not."""
 
+ANY_EVENT = Waiting("sphere 2", 5.0)
+
 
 @pytest.fixture
-def open_writer(tmp_path: Path, shape: ModelShape) -> Callable[..., CheckpointWriter]:
-    def make(folder: Path = tmp_path, **options: Any) -> CheckpointWriter:
-        return CheckpointWriter(
-            folder, shape=shape, tokenizer_json="{}", moment_names=["exp_avg", "exp_avg_sq"], **options
-        )
+def memory(shape: ModelShape) -> Memory:
+    return LocalEngine(make_run(shape, 1)).memory
+
+
+@pytest.fixture
+def heard() -> list[Event]:
+    """What writers have said."""
+    return []
+
+
+@pytest.fixture
+def open_writer(
+    tmp_path: Path, shape: ModelShape, memory: Memory, heard: list[Event]
+) -> Callable[..., CheckpointWriter]:
+    def make(folder: Path = tmp_path, **fields: Any) -> CheckpointWriter:
+        return CheckpointWriter(folder, make_run(shape, 1000, **fields), memory, "{}", heard.append)
 
     return make
 
 
 @pytest.fixture
-def save(make_buffer: MakeBuffer, make_state: MakeState) -> Save:
+def fill(memory: Memory, make_buffer: MakeBuffer) -> Callable[[int, int], None]:
+    def write(version: int, seed: int) -> None:
+        for number, buffer in enumerate((memory.weights(version), *memory.state(version).values())):
+            buffer[:] = make_buffer(seed + number)
+
+    return write
+
+
+@pytest.fixture
+def save(fill: Fill, make_state: MakeState) -> Save:
     def write(writer: CheckpointWriter, step: int, *, is_best: bool = False) -> None:
-        moments = {"exp_avg": make_buffer(step + 1), "exp_avg_sq": make_buffer(step + 2)}
-        writer.save(make_state(step), make_buffer(step), moments, is_best=is_best)
+        state = make_state(step).model_copy(update={"is_best": is_best})
+        fill(state.version, step)
+        writer.save(state)
 
     return write
 
@@ -81,42 +107,53 @@ def as_nobody() -> Iterator[None]:
         os.seteuid(before)
 
 
+def saved_steps(heard: list[Event]) -> list[int]:
+    return [event.state.step for event in heard if isinstance(event, Saved)]
+
+
 def test_the_snapshot_is_of_the_moment_of_save(
-    open_writer: Callable[..., CheckpointWriter], tmp_path: Path, make_buffer: MakeBuffer, make_state: MakeState
+    open_writer: Callable[..., CheckpointWriter], tmp_path: Path, memory: Memory, make_buffer: MakeBuffer, save: Save
 ) -> None:
-    weights, moments = make_buffer(1), {"exp_avg": make_buffer(2), "exp_avg_sq": make_buffer(3)}
     with open_writer() as writer:
-        writer.save(make_state(5), weights, moments)
-        for buffer in (weights, *moments.values()):
-            buffer.fill(7)
+        save(writer, 5)
+        for version in range(2):
+            for buffer in (memory.weights(version), *memory.state(version).values()):
+                buffer.fill(7)
     loaded = load_newest(tmp_path)
-    assert loaded.weights.tobytes() == make_buffer(1).tobytes()
-    assert loaded.moments["exp_avg_sq"].tobytes() == make_buffer(3).tobytes()
+    assert loaded.weights.tobytes() == make_buffer(5).tobytes()
+    assert loaded.moments["mean"].tobytes() == make_buffer(6).tobytes()
+    assert loaded.moments["square"].tobytes() == make_buffer(7).tobytes()
 
 
-def test_what_was_saved_is_reported_once_with_the_digest_of_the_weights(
-    open_writer: Callable[..., CheckpointWriter], save: Save, make_buffer: MakeBuffer, make_state: MakeState
+def test_what_was_saved_is_said_once_with_the_digest_of_the_weights(
+    open_writer: Callable[..., CheckpointWriter],
+    save: Save,
+    heard: list[Event],
+    make_buffer: MakeBuffer,
+    make_state: MakeState,
 ) -> None:
     with open_writer() as writer:
-        before = writer.last_step
         save(writer, 5, is_best=True)
-        assert (before, writer.last_step) == (None, 5)
+        await_background()
+        assert heard == []
+        writer(ANY_EVENT)
+        writer(ANY_EVENT)
         writer.wait()
-        (state,) = writer.take_saved()
-        assert writer.take_saved() == ()
     digest = weights_digest(make_buffer(5))
-    assert state == make_state(5).model_copy(update={"weights_digest": digest, "is_best": True})
+    assert heard == [Saved(make_state(5).model_copy(update={"weights_digest": digest, "is_best": True}))]
 
 
-def test_other_moments_or_another_dtype_are_refused(
-    open_writer: Callable[..., CheckpointWriter], make_buffer: MakeBuffer, make_state: MakeState
+def test_what_is_due_is_saved_no_step_twice(
+    open_writer: Callable[..., CheckpointWriter], fill: Fill, heard: list[Event], make_state: MakeState, tmp_path: Path
 ) -> None:
-    weights = make_buffer(0)
     with open_writer() as writer:
-        with pytest.raises(ValueError, match="expected the moments"):
-            writer.save(make_state(1), weights, {"momentum": weights})
-        with pytest.raises(TypeError):
-            writer.save(make_state(1), weights.astype(np.float64), {"exp_avg": weights, "exp_avg_sq": weights})
+        fill(make_state(5).version, 1)
+        writer(SaveDue(make_state(5), wait=True))
+        written = (tmp_path / "step_00000005" / MANIFEST).stat()
+        fill(make_state(5).version, 2)
+        writer(SaveDue(make_state(5), wait=True))
+        assert (tmp_path / "step_00000005" / MANIFEST).stat() == written
+        assert saved_steps(heard) == [5]
 
 
 @examples(10)
@@ -131,19 +168,19 @@ def test_the_last_the_best_and_every_nth_are_kept(
 ) -> None:
     shape = gpt2_shape(vocab_size=2, seq_len=1, embed_dim=1, num_layers=1, num_heads=1)
     folder = Path(tempfile.mkdtemp())
-    options: dict[str, Any] = {"keep_last": keep_last, "keep_every": keep_every, "moment_names": []}
-    writer = CheckpointWriter(folder, shape=shape, tokenizer_json="{}", **options)
+    run = make_run(shape, 8, keep_checkpoints=keep_last, keep_every=keep_every)
+    memory = LocalEngine(run).memory
+    writer = CheckpointWriter(folder, run, memory, "{}", lambda event: None)
     try:
-        weights = np.zeros(ParameterLayout(shape).size, np.float32)
         for index, is_best in enumerate(flags):
             if index == reopen_at:
                 writer.close()
-                writer = CheckpointWriter(folder, shape=shape, tokenizer_json="{}", **options)
+                writer = CheckpointWriter(folder, run, memory, "{}", lambda event: None)
             state = TrainingState(
                 step=(index + 1) * 10, total_steps=80, sequences=0, epoch=0, tokens_seen=0, seed=0, optimizer="sgd",
-                config_digest="",
+                config_digest="", is_best=is_best,
             )  # fmt: skip
-            writer.save(state, weights, {}, is_best=is_best)
+            writer.save(state)
         writer.close()
         steps = [(index + 1) * 10 for index in range(len(flags))]
         expected = set(steps[-keep_last:]) | {step for step in steps if keep_every and step % keep_every == 0}
@@ -158,12 +195,12 @@ def test_the_last_the_best_and_every_nth_are_kept(
 def test_damaged_later_checkpoints_do_not_push_out_good_ones(
     open_writer: Callable[..., CheckpointWriter], save: Save, tmp_path: Path
 ) -> None:
-    with open_writer(keep_last=2) as writer:
+    with open_writer(keep_checkpoints=2) as writer:
         for step in (10, 20, 30):
             save(writer, step)
     for step in (20, 30):
         (tmp_path / f"step_{step:08d}" / MANIFEST).unlink()
-    with open_writer(keep_last=2) as writer:
+    with open_writer(keep_checkpoints=2) as writer:
         for step in (12, 14, 16):
             save(writer, step)
         writer.wait()
@@ -175,12 +212,16 @@ def test_damaged_later_checkpoints_do_not_push_out_good_ones(
 
 
 def test_a_step_saved_again_replaces_its_checkpoint(
-    open_writer: Callable[..., CheckpointWriter], tmp_path: Path, make_buffer: MakeBuffer, make_state: MakeState
+    open_writer: Callable[..., CheckpointWriter],
+    tmp_path: Path,
+    fill: Fill,
+    make_buffer: MakeBuffer,
+    make_state: MakeState,
 ) -> None:
     with open_writer() as writer:
         for seed in (1, 2):
-            buffer = make_buffer(seed)
-            writer.save(make_state(5), buffer, {"exp_avg": buffer, "exp_avg_sq": buffer})
+            fill(make_state(5).version, seed)
+            writer.save(make_state(5))
     assert load_newest(tmp_path).weights.tobytes() == make_buffer(2).tobytes()
     assert {path.name for path in tmp_path.iterdir()} == {".lock", "step_00000005"}
 
@@ -213,18 +254,24 @@ def test_only_one_process_writes_to_a_folder(open_writer: Callable[..., Checkpoi
     open_writer().close()
 
 
-@pytest.mark.parametrize("call", ["save", "take_saved", "wait", "close"])
+@pytest.mark.parametrize("call", ["save", "event", "wait", "close"])
 def test_an_error_in_the_background_is_raised_once_by_the_next_call(
     open_writer: Callable[..., CheckpointWriter], save: Save, tmp_path: Path, file_size_limit: Limit, call: str
 ) -> None:
     writer = open_writer()
+    calls: dict[str, Callable[[], None]] = {
+        "save": lambda: save(writer, 30),
+        "event": lambda: writer(ANY_EVENT),
+        "wait": writer.wait,
+        "close": writer.close,
+    }
     save(writer, 10)
     writer.wait()
     with file_size_limit(SMALL_FILES_ONLY):
         save(writer, 20)
         await_background()
     with pytest.raises(ResourceError, match=r"cannot write .*step_00000020: File too large \(.* free there\)"):
-        save(writer, 30) if call == "save" else getattr(writer, call)()
+        calls[call]()
     assert load_newest(tmp_path).state.step == 10
     assert {path.name for path in tmp_path.iterdir()} == {".lock", "step_00000010"}
     if call != "close":
@@ -250,7 +297,7 @@ def test_a_full_disk_is_named_with_what_is_free(
     open_writer: Callable[..., CheckpointWriter], save: Save, tmp_path: Path
 ) -> None:
     with small_disk(tmp_path / "disk", 80) as disk:
-        writer = open_writer(disk / "checkpoints", keep_last=1)
+        writer = open_writer(disk / "checkpoints", keep_checkpoints=1)
         save(writer, 10)
         writer.wait()
         (disk / "filler").write_bytes(bytes(24 * 1024))
@@ -280,7 +327,11 @@ def test_a_folder_that_was_removed_in_the_middle_of_a_run_is_named_once(
 
 
 def test_the_next_save_waits_for_the_one_before_and_not_for_ever(
-    open_writer: Callable[..., CheckpointWriter], save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    open_writer: Callable[..., CheckpointWriter],
+    save: Save,
+    heard: list[Event],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     disk_answers = threading.Event()
     write = checkpoint.write_checkpoint
@@ -299,21 +350,24 @@ def test_the_next_save_waits_for_the_one_before_and_not_for_ever(
     await_background()
     save(writer, 20)
     await_background()
+    writer.wait()
     writer.close()
     assert load_newest(tmp_path).weights.tobytes() != b""
-    assert [state.step for state in writer.take_saved()] == [10, 20]
+    assert saved_steps(heard) == [10, 20]
 
 
 def test_a_folder_that_must_not_be_written_is_named() -> None:
     shape = gpt2_shape(vocab_size=2, seq_len=1, embed_dim=1, num_layers=1, num_heads=1)
+    run = make_run(shape, total_steps=1)
+    memory = LocalEngine(run).memory
     with tempfile.TemporaryDirectory() as name:
         os.chmod(name, 0o555)
         folder = Path(name) / "checkpoints"
         with as_nobody():
             with pytest.raises(ResourceError, match=f"cannot write {folder}: Permission denied$"):
-                check_space(folder, make_run(shape, total_steps=1))
+                check_space(folder, run)
             with pytest.raises(ResourceError, match=f"cannot write {folder}: Permission denied$"):
-                CheckpointWriter(folder, shape=shape, tokenizer_json="{}", moment_names=[])
+                CheckpointWriter(folder, run, memory, "{}", lambda event: None)
 
 
 def test_a_file_in_the_way_is_named(tmp_path: Path, shape: ModelShape) -> None:

@@ -87,7 +87,7 @@ def test_eight_steps_leave_a_run_folder_that_tells_the_whole_story(make_config: 
     folder = config.runs_dir / "story"
     assert load_config(folder / "config.yaml") == decide_arithmetic(config)
     assert json.loads((folder / "report.json").read_text())["weights_digest"] == report.weights_digest
-    records = read_metrics(folder / "metrics.jsonl").records
+    records = read_metrics(folder / "metrics.jsonl")
     assert [r["step"] for r in records if "loss" in r] == list(range(1, 9))
     validations = [r for r in records if "validation_loss" in r]
     assert [r["step"] for r in validations] == [0, 4, 8, 8]
@@ -141,7 +141,7 @@ def test_a_stop_between_checkpoints_and_a_resume_on_more_leaves_change_no_bit(
     assert resumed.tokens == whole.tokens
     assert resumed.routing == whole.routing
     assert (whole.routing is None) == (fields["routing"] == "round_robin")
-    records = read_metrics(folder / "metrics.jsonl").records
+    records = read_metrics(folder / "metrics.jsonl")
     assert [r["step"] for r in records if "loss" in r] == list(range(1, 9))
     with pytest.raises(CheckpointError, match="has made 8 of 8 steps: nothing is left to do"):
         train(cut, resume=folder)
@@ -164,7 +164,7 @@ def test_residuals_of_compressed_gradients_survive_a_stop(make_config: Callable[
     assert saved["gradient_compression"] == "e8"
     assert saved["gradient_bytes_float32"] == 8 * 4 * loaded.layout.size
     assert "bytes a step as e8 codes" in output.getvalue()
-    records = read_metrics(folder / "metrics.jsonl").records
+    records = read_metrics(folder / "metrics.jsonl")
     assert {r["gradient_bytes"] for r in records if "loss" in r} == {saved["gradient_bytes"]}
     ratio = saved["gradient_bytes_float32"] / saved["gradient_bytes"]
     assert ratio == pytest.approx(8 / (1 + 2 / 192), rel=0.03)
@@ -178,7 +178,7 @@ def test_codes_are_those_of_a_full_step_when_only_a_smaller_one_was_left(make_co
     resumed = train(cut, resume=cut.runs_dir / "cut")
     assert resumed.weights_digest == whole.weights_digest
     assert resumed.gradient_bytes == whole.gradient_bytes
-    codes = [r["gradient_bytes"] for r in read_metrics(cut.runs_dir / "cut" / "metrics.jsonl").records if "loss" in r]
+    codes = [r["gradient_bytes"] for r in read_metrics(cut.runs_dir / "cut" / "metrics.jsonl") if "loss" in r]
     assert codes[0] == whole.gradient_bytes > codes[-1]
 
 

@@ -45,31 +45,23 @@ def train(
     progress: bool = True,
     subscribers: Sequence[Subscriber] = (),
 ) -> Run:
-    """Train a model; return its report and the model.
+    """Train a model, by default that of `Config()`; return its report and the model.
 
-    Without `texts` and `tokens`, it learns from the files that `config.text` names. Ctrl-C saves a checkpoint and
-    returns; the report then says `stopped`.
+    It learns from `texts`, documents in memory; or from `tokens`, which are integers: an array (n,) or (documents, n),
+    a sequence of arrays, or files of them; or else from the files that `config.text` names. `resume` is the name or the
+    folder of a run to go on with, instead of `config`; what it learned from is given again. `progress` shows on
+    standard output how far it is. `subscribers` are called with every event of the run
+    (`crystalline_ray.training.events`). Ctrl-C saves a checkpoint and returns; the report then says `stopped`.
 
-    Args:
-        config: what to train; `Config()` by default. `engine="local"` keeps everything in this process.
-        texts: documents to learn from, in memory.
-        tokens: integers to learn from: an array (n,) or (documents, n), a sequence of arrays, or files of them.
-        resume: name or folder of a run to go on with, instead of `config`; what it learned from is given again.
-        progress: show on standard output how far it is.
-        subscribers: called with every event of the run (`crystalline_ray.training.events`).
-
-    Raises:
-        InputError: something is wrong with the configuration, the text or the machine; nothing was trained.
-        CrystallineError: the run failed; what was trained up to then is saved.
+    Raises InputError if something is wrong with the configuration, the text or the machine: nothing was trained;
+    CrystallineError if the run failed: what was trained up to then is saved.
     """
     if not isinstance(config, Config | None):
         raise ConfigError(f"config must be a Config, it is a {type(config).__name__}; load_config reads a file")
-    folder = None
-    if resume is not None:
-        if config is not None:
-            raise ConfigError("resume and config exclude each other: a resumed run keeps its configuration")
-        folder = find_run(str(resume), Config().runs_dir)
-        config = resume_config(folder / CONFIG)
+    if config is not None and resume is not None:
+        raise ConfigError("resume and config exclude each other: a resumed run keeps its configuration")
+    folder = None if resume is None else find_run(str(resume), Config().runs_dir)
+    config = config if folder is None else resume_config(folder / CONFIG)
     config, corpus = _learned_from(config or Config(), texts, tokens)
     with Console() as console:
         if "ipykernel" in sys.modules:

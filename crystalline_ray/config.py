@@ -50,7 +50,7 @@ class RunConfig(Section):
     """Keep every checkpoint whose step is a multiple of this, too; none: only the newest and the best."""
     sample_tokens: int = Field(200, ge=0)
     """Tokens of the sample at the end; 0 disables the sample."""
-    sample_prompt: str | None = None
+    sample_prompt: str | None = Field(None, min_length=0)  # with a constraint, pydantic refuses what is not Unicode
     """Text that the sample continues; by default none."""
 
 

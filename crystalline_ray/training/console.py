@@ -42,7 +42,7 @@ class Console(Screen):
         if event.state.step:
             self.note(f"resuming {event.folder} from step {event.state.step:,}")
         self.header(f"Run {event.folder.name}", [*_introduction(event)])
-        for note in (*event.dataset.summary["notes"], *event.run.plan.notes, *idle_leaves(event.run)):
+        for note in (*event.dataset.summary["notes"], *tree_notes(event.run)):
             self.note(note)
         for warning in event.warnings:
             self.warning(warning)
@@ -126,18 +126,16 @@ def describe_model(run: RunSpec) -> str:
     return ", ".join([parameters, sizes, f"{shape.positions} positions", f"{shape.head} head", *switches])
 
 
-def idle_leaves(run: RunSpec) -> tuple[str, ...]:
-    """Say how many leaves a step leaves without work in its last round, and which global batch would not."""
+def tree_notes(run: RunSpec) -> Iterator[str]:
+    """Yield the notes of the plan, and which global batch would keep leaves busy that have nothing to do at the end."""
+    yield from run.plan.notes
     units = -(-run.config.micro_batches // run.config.sum_unit)
     rounds, idle, filling = occupancy(run.plan, units)
-    if not idle:
-        return ()
-    sizes = " or ".join(str(count * run.config.sum_unit * run.config.batch_size) for count in filling)
-    when = "a step" if rounds == 1 else f"the last of {rounds} rounds of a step"
-    return (
-        f"{idle} of {len(run.plan.leaves)} leaves have nothing to do in {when}; "
-        f"global_batch_size {sizes} would keep all busy",
-    )
+    if idle:
+        sizes = " or ".join(str(count * run.config.sum_unit * run.config.batch_size) for count in filling)
+        when = "a step" if rounds == 1 else f"the last of {rounds} rounds of a step"
+        idlers = f"{idle} of {len(run.plan.leaves)} leaves have nothing to do in {when}"
+        yield f"{idlers}; global_batch_size {sizes} would keep all busy"
 
 
 def token_groups(sizes: Sequence[int], shares: Sequence[float]) -> str:

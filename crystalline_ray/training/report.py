@@ -30,7 +30,6 @@ class RoutingReport(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     steps: int
-    """Steps that were looked at."""
     own_group_share: float
     """Share of the sequences that went to the symmetry group that most of their tokens belong to."""
     own_token_shares: tuple[float, ...]
@@ -45,7 +44,7 @@ class RoutingReport(BaseModel):
         batches = TrainBatches(dataset.train, run.shape.seq_len, config.batch_size, config.seed, run.total_sequences)
         router = Router(run.shape.vocab_size)
         count = min(steps, _MOST_STEPS)
-        sequences, own = 0, 0
+        sequences = own = 0
         read, own_tokens = np.zeros((2, SYMMETRY_GROUPS), np.int64)
         for number in range(count):
             _, routes = find_routes(number * steps // count, run.steps, batches, router)
@@ -149,11 +148,10 @@ class Reporting:
         match event:
             case Stepped(meter=meter):
                 self._found["tokens_per_second"] = meter.mean_tokens_per_second
-            case Validated():
-                self._found.setdefault("periodic_batches", event.micro_batches)
-                self._found["validation_batches"], self._found["all_batches"] = event.micro_batches, event.of
-                self._found["bits_per_byte"] = event.bits_per_byte
-                self._found["crystalline_score"] = event.result.crystalline_score
+            case Validated(_, result, bits_per_byte, measured, of):
+                self._found.setdefault("periodic_batches", measured)
+                self._found |= {"validation_batches": measured, "all_batches": of, "bits_per_byte": bits_per_byte}
+                self._found["crystalline_score"] = result.crystalline_score
             case Saved(state):
                 shared = RunReport.model_fields.keys() & TrainingState.model_fields.keys()
                 self._found |= state.model_dump(include=shared) | {"steps": state.step, "tokens": state.tokens_seen}

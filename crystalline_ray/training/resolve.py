@@ -32,14 +32,6 @@ from crystalline_ray.training.schedule import learning_rate, smoothing_weight
 from crystalline_ray.training.state import TrainingState
 
 
-def check_prompt(config: Config) -> None:
-    """Raise ConfigError if no tokenizer could encode the prompt of the sample."""
-    try:
-        (config.sample_prompt or "").encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"sample_prompt = {config.sample_prompt!r}: not valid Unicode: {error.reason}") from None
-
-
 def plan_for(config: Config) -> SpherePlan:
     """Plan the tree for the cores of this machine; more leaves than cores are not pinned."""
     allowed = allowed_cores()

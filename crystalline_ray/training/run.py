@@ -37,17 +37,13 @@ def train(
 ) -> RunReport:
     """Train a model, or go on with the run in the folder `resume`; return its report.
 
-    Args:
-        subscribers: called with every event of the run, in order.
-        progress: called with how far reading, starting and validating are.
-        corpus: text to learn from, instead of the paths that the configuration names.
-        open_engine: replaces the configured engine by one that lives elsewhere, as in a Ray instance that runs already.
+    `progress` is told how far reading, starting and validating are. `corpus` is text to learn from instead of the paths
+    that the configuration names. `open_engine` replaces the configured engine by one that lives elsewhere, as in a Ray
+    instance that runs already.
 
-    Raises:
-        InputError: something is wrong with the configuration, the text, the checkpoint or the machine; nothing
-            was trained.
-        CrystallineError: the run failed; what was trained up to then is saved.
-        Stopped: a signal came before the first step; nothing was trained.
+    Raises InputError if something is wrong with the configuration, the text, the checkpoint or the machine, and Stopped
+    if a signal came before the first step: nothing was trained; CrystallineError if the run failed: what was trained up
+    to then is saved.
     """
     interruption, listening = Interruption(), [*subscribers]
 
@@ -58,7 +54,6 @@ def train(
     with interruption.handled(patiently=False):
         if open_engine is None:
             engine_open.refuse_clusters(config)
-        resolve.check_prompt(config)
         folder = choose_folder(config) if resume is None else resume
         config = decide_arithmetic(config.model_copy(update={"name": folder.name, "runs_dir": folder.parent}))
         start, tokenizer = resolve.load_start(config, resume), None

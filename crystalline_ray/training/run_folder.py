@@ -49,16 +49,13 @@ def made_folder(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if folder.exists() and not _has_trained(folder):
+        recorded = read_metrics(folder / METRICS) if (folder / METRICS).exists() else []
+        trained = list_checkpoints(folder / CHECKPOINTS) or any(record["step"] for record in recorded)
+        if folder.exists() and not trained:
             shutil.rmtree(folder)
             for parent in made[1:]:
                 parent.rmdir()
         raise
-
-
-def _has_trained(folder: Path) -> bool:
-    recorded = read_metrics(folder / METRICS) if (folder / METRICS).exists() else []
-    return bool(list_checkpoints(folder / CHECKPOINTS)) or any(record["step"] for record in recorded)
 
 
 def find_run(run: str, runs_dir: Path) -> Path:

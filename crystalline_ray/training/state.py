@@ -52,24 +52,19 @@ class TrainingState(BaseModel):
 class Meter:
     """Smooths the loss and the rate of a run over its last steps.
 
-    `clock` gives seconds. The clock starts when the meter is made; `paused` encloses what is not training, such as
-    validation, so that it counts for the time left but not for the tokens per second.
+    `clock` gives seconds and starts when the meter is made. What is `paused`, such as validation, counts for the time
+    left but not for the tokens per second.
     """
 
-    _DECAY = 0.95
-    _WINDOW = 50
+    _DECAY, _WINDOW = 0.95, 50
 
     def __init__(self, *, first_step: int, total_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self.first_step = first_step
-        self.total_steps = total_steps
-        self.steps_done = first_step
+        self.first_step, self.total_steps, self.steps_done = first_step, total_steps, first_step
+        self._clock, self._start = clock, clock()
         self._tokens = 0
-        self._paused_seconds = 0.0
-        self._loss_sum = self._loss_weight = 0.0
-        self._start = clock()
-        # (seconds, seconds of training, steps finished, tokens) after each of the last steps
-        self._marks = deque([(self._start, 0.0, first_step, 0)], maxlen=self._WINDOW + 1)
+        self._paused_seconds = self._loss_sum = self._loss_weight = 0.0
+        # (seconds, seconds of training, tokens) after each of the last steps
+        self._marks = deque([(self._start, 0.0, 0)], maxlen=self._WINDOW + 1)
 
     def update(self, loss: float, tokens: int) -> None:
         """Count one finished step: its loss in nats per token (left out if not finite) and its target tokens."""
@@ -79,7 +74,7 @@ class Meter:
             self._loss_sum = self._DECAY * self._loss_sum + loss
             self._loss_weight = self._DECAY * self._loss_weight + 1.0
         now = self._clock()
-        self._marks.append((now, now - self._start - self._paused_seconds, self.steps_done, self._tokens))
+        self._marks.append((now, now - self._start - self._paused_seconds, self._tokens))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -98,21 +93,17 @@ class Meter:
     @property
     def tokens_per_second(self) -> float:
         """Target tokens per second of training over the last fifty steps; 0 before the first."""
-        _, start, _, tokens_before = self._marks[0]
-        _, end, _, tokens = self._marks[-1]
+        (_, start, tokens_before), (_, end, tokens) = self._marks[0], self._marks[-1]
         return (tokens - tokens_before) / (end - start) if end > start else 0.0
 
     @property
     def mean_tokens_per_second(self) -> float:
         """Target tokens per second of training since the start; 0 before the first step."""
-        _, end, _, tokens = self._marks[-1]
+        _, end, tokens = self._marks[-1]
         return tokens / end if end > 0 else 0.0
 
     @property
     def seconds_left(self) -> float | None:
         """Expected seconds until the last step at the pace of the last fifty steps; None before the first."""
-        start, _, steps_before, _ = self._marks[0]
-        end, _, steps, _ = self._marks[-1]
-        if steps == steps_before:
-            return None
-        return (end - start) / (steps - steps_before) * (self.total_steps - steps)
+        steps, seconds = len(self._marks) - 1, self._marks[-1][0] - self._marks[0][0]
+        return seconds / steps * (self.total_steps - self.steps_done) if steps else None

@@ -19,7 +19,7 @@ from crystalline_ray.spheres.memory import VERSIONS
 from crystalline_ray.spheres.plan import SpherePlan, SphereSpec
 from crystalline_ray.spheres.run_spec import RunOf
 from crystalline_ray.spheres.sizing import leaf_bytes, memory_layout
-from crystalline_ray.training.console import describe_model, idle_leaves
+from crystalline_ray.training.console import describe_model, tree_notes
 
 # Up to here each control around the root has a line of its own; a larger tree shows equal ones together.
 _DETAILED_SPHERES = 157
@@ -48,7 +48,7 @@ def describe(run: RunOf[Config]) -> dict[str, Any]:
         "coordinators": plan.coordinators,
         "spheres": plan.spheres,
         "memory": memory,
-        "notes": [*plan.notes, *idle_leaves(run), *_note_gradients(run, memory)],
+        "notes": [*tree_notes(run), *_note_gradients(run, memory)],
     }
 
 

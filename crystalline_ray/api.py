@@ -20,8 +20,6 @@ from crystalline_ray.training.events import Subscriber
 from crystalline_ray.training.report import RunReport
 from crystalline_ray.training.run_folder import CONFIG, find_model, find_run
 
-_NOTEBOOK_LINES = 20
-
 
 @dataclass(frozen=True)
 class Run:
@@ -65,7 +63,7 @@ def train(
     config, corpus = _learned_from(config or Config(), texts, tokens)
     with Console() as console:
         if "ipykernel" in sys.modules:
-            console.most_lines = _NOTEBOOK_LINES
+            console.most_lines = 20
         report = training.train(
             config,
             subscribers=[console, *subscribers] if progress else subscribers,

@@ -1,10 +1,9 @@
 """A checkpoint on disk, and how one is read back.
 
-`checkpoints/step_NNNNNNNN/` holds the named weights (`model.safetensors`, names and shapes of GPT-2), the optimizer's
-moments (`optimizer.safetensors`, `MOMENT.PARAMETER`; beside them, where gradients are compressed, the residual of each
-symmetry group, 4 bytes a parameter, `residual_GROUP.PARAMETER`), `tokenizer.json`, the outline of the lattice head's
-tree if the text formed one (`head_tree.txt`), `state.json`, and, written last, `MANIFEST.json` with the size and
-SHA-256 of each. Nothing is pickled, so loading a stranger's checkpoint runs no code.
+`checkpoints/step_NNNNNNNN/` holds the named weights (`model.safetensors`, as GPT-2's), the optimizer's moments
+(`optimizer.safetensors`, `MOMENT.PARAMETER`, and `residual_GROUP.PARAMETER` where gradients are compressed),
+`tokenizer.json`, the outline of the lattice head's tree if the text formed one (`head_tree.txt`), `state.json`, and,
+written last, `MANIFEST.json` with the size and SHA-256 of each. Nothing is pickled: loading one runs no code.
 """
 
 import json

@@ -26,10 +26,9 @@ class Interruption:
 
     @contextmanager
     def handled(self, *, patiently: bool) -> Iterator[None]:
-        """Take over the signals for a while.
+        """Note the first signal, or unless `patiently`, and for a second Ctrl-C, raise Stopped.
 
-        If `patiently`, only note the first; otherwise, and for a second Ctrl-C, raise Stopped. It is raised again here
-        if it came before and got lost, as in a callback of a library that was starting.
+        It is raised again here if it came before and got lost, as in a callback of a library that was starting.
         """
         if self._ended:
             raise self._ended

@@ -43,15 +43,14 @@ class TrainingLoop:
         config, seq_len = self.run.config, self.run.shape.seq_len
         self.meter = Meter(first_step=self.state.step, total_steps=self.state.total_steps)
         self._started = time.monotonic() - self.state.elapsed_seconds
-        self._windows = count_windows(self.dataset.train, seq_len)
         self._all_batches = ValidationBatches(self.dataset.validation, seq_len, config.batch_size).count
         self._few_batches = min(self._all_batches, config.eval_batches or self._all_batches)
 
     def train(self) -> None:
         """Train to the last step or to a signal; the last state is saved either way.
 
-        Raises CrystallineError if a sphere failed, or too many updates in a row were not finite: the state before that
-        is saved first; InputError if the disk refuses, so that nothing more is saved.
+        Raises CrystallineError if a sphere failed, or too many updates in a row were not finite, with the state before
+        saved; InputError if the disk refuses.
         """
         if self.state.first_validation_loss is None:
             self._validate()
@@ -96,11 +95,11 @@ class TrainingLoop:
 
     def _after(self, result: StepResult) -> TrainingState:
         run, before = self.run, self.state
-        sequences = min(before.sequences + run.config.global_batch_size, run.total_sequences)
+        sequences = before.sequences + run.steps.sequences(before.step)
         changed = {
             "step": before.step + 1,
             "sequences": sequences,
-            "epoch": sequences // self._windows,
+            "epoch": sequences // count_windows(self.dataset.train, run.shape.seq_len),
             "tokens_seen": before.tokens_seen + result.tokens,
             "skipped_steps": before.skipped_steps + (not result.applied),
             "train_loss": result.loss if math.isfinite(result.loss) else before.train_loss,

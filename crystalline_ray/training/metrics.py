@@ -18,11 +18,9 @@ Record = dict[str, Any]
 class MetricsWriter:
     """Appends a record for events of a run, each with one write to the file: a killed run tears at most its last line.
 
-    Of the steps, every `log_every`-th has one, and the last, and those whose update was skipped.
-
-    A file that is there is continued: a torn last line goes, and so do the records whose step is `drop_from` or
-    later, which a resumed run writes again; at once or, after a crash, not at all. Raises ResourceError if the disk
-    refuses.
+    Of the steps, every `log_every`-th has one, and the last, and those whose update was skipped. A file that is there
+    is continued, without a torn last line and the records from step `drop_from` on, which a resumed run writes again.
+    Raises ResourceError if the disk refuses.
     """
 
     def __init__(self, path: Path, *, drop_from: int | None = None, log_every: int = 1) -> None:

@@ -1,7 +1,4 @@
-"""The decision what a run is and where it starts, made before it begins, and whether the machine can hold it.
-
-Its tree, its model, its length; a new model, the weights of another run, or where it stood when it was saved.
-"""
+"""The decision what a run is and where it starts, made before it begins, and whether the machine can hold it."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -159,7 +156,12 @@ def place(start: Checkpoint | None, state: TrainingState, run: RunOf[Config], me
 def _continued(state: TrainingState, run: RunOf[Config], dataset: Dataset, folder: Path) -> TrainingState:
     """Return the state of a checkpoint for a run that may be longer or shorter now, if no step done was another."""
     config, windows = run.config, count_windows(dataset.train, run.shape.seq_len)
-    saved = next((c for c in _lengths(state, config, windows) if c.digest() == state.config_digest), None)
+    steps, size = state.total_steps, run.config.global_batch_size
+    # All lengths that the run of the checkpoint may have had.
+    lengths = [(config.steps, config.epochs), (steps, None)]
+    lengths += [(None, epochs) for epochs in range((steps - 1) * size // windows + 1, steps * size // windows + 1)]
+    configs = (config.model_copy(update={"steps": steps, "epochs": epochs}) for steps, epochs in lengths)
+    saved = next((one for one in configs if one.digest() == state.config_digest), None)
     if saved is None:
         raise CheckpointError("the checkpoint belongs to another configuration: its weights would differ")
     if state.step >= run.steps.total:
@@ -179,15 +181,6 @@ def _continued(state: TrainingState, run: RunOf[Config], dataset: Dataset, folde
                     f"{command('train --init-from', folder)}"
                 )
     return state.model_copy(update={"total_steps": run.steps.total, "config_digest": config.digest()})
-
-
-def _lengths(state: TrainingState, config: Config, windows: int) -> Iterator[Config]:
-    """Yield the configuration with every length that the run of the checkpoint may have had."""
-    steps, size = state.total_steps, config.global_batch_size
-    yield config
-    yield config.model_copy(update={"steps": steps, "epochs": None})
-    for epochs in range((steps - 1) * size // windows + 1, steps * size // windows + 1):
-        yield config.model_copy(update={"steps": None, "epochs": epochs})
 
 
 def _decided(run: RunOf[Config], step: int) -> Iterator[tuple[str, float]]:

@@ -89,14 +89,10 @@ def load_checkpoint(path: Path, *, with_moments: bool = True) -> Checkpoint:
 
 def newest_run(runs_dir: Path) -> Path:
     """Return the folder of the run that saved a checkpoint last; raises InputError if there is none."""
-    saved = {
-        max(path.stat().st_mtime_ns for path in checkpoints.values()): folder
-        for folder in list_runs(runs_dir)
-        if (checkpoints := list_checkpoints(folder / CHECKPOINTS))
-    }
+    saved = [path for folder in list_runs(runs_dir) for path in list_checkpoints(folder / CHECKPOINTS).values()]
     if not saved:
         raise InputError(f"there is no run with a checkpoint in {runs_dir}")
-    return saved[max(saved)]
+    return max(saved, key=lambda path: path.stat().st_mtime_ns).parent.parent
 
 
 def list_runs(runs_dir: Path) -> list[Path]:

@@ -78,17 +78,13 @@ class CheckpointWriter:
         if (state := self._finish()) is not None:
             self._say(Saved(state))
 
-    def close(self) -> None:
-        """Wait until everything is written, without telling, and unlock the folder; raises like `wait`."""
-        with self._lock:
-            self._finish()
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
-            self.close()
+            with self._lock:
+                self._finish()
         except CrystallineError as failure:
             if error is None:
                 raise

@@ -88,20 +88,16 @@ def read_metrics(path: Path) -> list[Record]:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     records = []
     for number, line in enumerate(whole, start=1):
-        if (record := _parse(line)) is not None:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
             records.append(record)
         # After a power failure the file may be as long as it was to be, without the content.
         elif number < len(whole) or rest:
             raise InputError(f"{path}, line {number}: not a record with a step: {line[:40]!r}")
     return records
-
-
-def _parse(line: bytes) -> Record | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
 
 def _line(record: Mapping[str, Any]) -> bytes:

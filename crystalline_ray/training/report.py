@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError, computed_field
+from pydantic import BaseModel, ValidationError, computed_field
 
 from crystalline_ray.crystal.routing import Router, group_loads
 from crystalline_ray.data.batches import TrainBatches
@@ -24,10 +24,8 @@ from crystalline_ray.training.state import TrainingState
 _MOST_STEPS = 64
 
 
-class RoutingReport(BaseModel):
+class RoutingReport(BaseModel, frozen=True):
     """Effect of routing over the steps of a run, or over 64 of them, evenly spread, if it has more."""
-
-    model_config = ConfigDict(frozen=True)
 
     steps: int
     own_group_share: float
@@ -64,13 +62,11 @@ class RoutingReport(BaseModel):
         )
 
 
-class RunReport(BaseModel):
+class RunReport(BaseModel, frozen=True):
     """The closing report; losses in nats per token, None where nothing was measured.
 
     Rates, times and spheres are those of the last process that trained the run, the rest is of the whole run.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     run: str
     steps: int

@@ -16,11 +16,7 @@ from crystalline_ray.storage.sealed import MANIFEST
 from crystalline_ray.training.checkpoint import Checkpoint, list_checkpoints, load, load_newest
 from crystalline_ray.training.metrics import read_metrics
 
-CHECKPOINTS = "checkpoints"
-CONFIG = "config.yaml"
-METRICS = "metrics.jsonl"
-REPORT = "report.json"
-
+CHECKPOINTS, CONFIG, METRICS, REPORT = "checkpoints", "config.yaml", "metrics.jsonl", "report.json"
 _MOST_NAMES = 10
 
 

@@ -6,16 +6,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 
-class TrainingState(BaseModel):
+class TrainingState(BaseModel, frozen=True, extra="forbid"):
     """Where a run stands, but for weights and moments. Randomness is counter-based: seed, step and sequences fix it.
 
     Losses are in nats per token, None before the first measurement.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     step: int
     """Optimizer steps finished, skipped ones included; the next step has this index."""

@@ -107,6 +107,11 @@ def as_nobody() -> Iterator[None]:
         os.seteuid(before)
 
 
+def close(writer: CheckpointWriter) -> None:
+    with writer:
+        pass
+
+
 def saved_steps(heard: list[Event]) -> list[int]:
     return [event.state.step for event in heard if isinstance(event, Saved)]
 
@@ -174,21 +179,21 @@ def test_the_last_the_best_and_every_nth_are_kept(
     try:
         for index, is_best in enumerate(flags):
             if index == reopen_at:
-                writer.close()
+                close(writer)
                 writer = CheckpointWriter(folder, run, memory, "{}", lambda event: None)
             state = TrainingState(
                 step=(index + 1) * 10, total_steps=80, sequences=0, epoch=0, tokens_seen=0, seed=0, optimizer="sgd",
                 config_digest="", is_best=is_best,
             )  # fmt: skip
             writer.save(state)
-        writer.close()
+        close(writer)
         steps = [(index + 1) * 10 for index in range(len(flags))]
         expected = set(steps[-keep_last:]) | {step for step in steps if keep_every and step % keep_every == 0}
         expected |= set([step for step, is_best in zip(steps, flags, strict=True) if is_best][-1:])
         assert set(list_checkpoints(folder)) == expected
         assert {path.name for path in folder.iterdir()} == {".lock", *(f"step_{step:08d}" for step in expected)}
     finally:
-        writer.close()
+        close(writer)
         shutil.rmtree(folder)
 
 
@@ -235,7 +240,7 @@ def test_what_a_killed_process_left_is_swept_at_the_start(
     shutil.copytree(tmp_path / "step_00000020", tmp_path / ".tmp-step_00000030")
     shutil.copytree(tmp_path / "step_00000020", tmp_path / ".old-step_00000020")
     (tmp_path / "step_00000010").rename(tmp_path / ".old-step_00000010")
-    open_writer().close()
+    close(open_writer())
     assert {path.name for path in tmp_path.iterdir()} == {".lock", "step_00000010", "step_00000020"}
 
 
@@ -251,7 +256,7 @@ def test_killed_in_the_middle_of_saving_the_newest_checkpoint_is_whole(tmp_path:
 def test_only_one_process_writes_to_a_folder(open_writer: Callable[..., CheckpointWriter]) -> None:
     with open_writer(), pytest.raises(CheckpointError, match="another process is training this run"):
         open_writer()
-    open_writer().close()
+    close(open_writer())
 
 
 @pytest.mark.parametrize("call", ["save", "event", "wait", "close"])
@@ -263,7 +268,7 @@ def test_an_error_in_the_background_is_raised_once_by_the_next_call(
         "save": lambda: save(writer, 30),
         "event": lambda: writer(ANY_EVENT),
         "wait": writer.wait,
-        "close": writer.close,
+        "close": lambda: close(writer),
     }
     save(writer, 10)
     writer.wait()
@@ -276,7 +281,7 @@ def test_an_error_in_the_background_is_raised_once_by_the_next_call(
     assert {path.name for path in tmp_path.iterdir()} == {".lock", "step_00000010"}
     if call != "close":
         save(writer, 30)
-    writer.close()
+    close(writer)
     assert load_newest(tmp_path).state.step == (10 if call == "close" else 30)
 
 
@@ -307,7 +312,7 @@ def test_a_full_disk_is_named_with_what_is_free(
         (disk / "filler").unlink()
         assert load_newest(disk / "checkpoints").state.step == 10
         save(writer, 30)
-        writer.close()
+        close(writer)
         assert list(list_checkpoints(disk / "checkpoints")) == [30]
 
 
@@ -322,7 +327,7 @@ def test_a_folder_that_was_removed_in_the_middle_of_a_run_is_named_once(
     save(writer, 20)
     with pytest.raises(ResourceError, match=rf"cannot write {folder}/step_00000020: the folder {folder} is gone$"):
         writer.wait()
-    writer.close()
+    close(writer)
     assert not folder.exists()
 
 
@@ -351,7 +356,7 @@ def test_the_next_save_waits_for_the_one_before_and_not_for_ever(
     save(writer, 20)
     await_background()
     writer.wait()
-    writer.close()
+    close(writer)
     assert load_newest(tmp_path).weights.tobytes() != b""
     assert saved_steps(heard) == [10, 20]
 

@@ -45,7 +45,7 @@ def train_command(inputs: tuple[str, ...], config_file: Path | None, resume: boo
         report = train(config, subscribers=(console, show_tree), progress=console.progress, resume=folder)
     show_end(console, report, config)
     if as_json:
-        click.echo(report.to_json())
+        click.echo(report.model_dump_json(indent=2))
     return 0 if report.stopped == "finished" else 128 + signal.Signals[report.stopped]
 
 

@@ -17,7 +17,6 @@ class Console(Screen):
     most_lines = 200
     _next_step = 0
     _next_step_time = _next_waiting = -math.inf
-    _validation_loss: float | None = None
 
     def __call__(self, event: Event) -> None:
         """Show what is worth it of an event."""
@@ -58,8 +57,8 @@ class Console(Screen):
         parts = [f"step {done:>{len(f'{meter.total_steps:,}')},}/{meter.total_steps:,}"]
         if meter.loss is not None:
             parts.append(f"loss {meter.loss:.3f}")
-        if self._validation_loss is not None:
-            parts.append(f"val {self._validation_loss:.3f}")
+        if event.state.validation_loss is not None:
+            parts.append(f"val {event.state.validation_loss:.3f}")
         parts += [f"{short_count(meter.tokens_per_second)} tok/s", f"lr {event.learning_rate:.1e}"]
         if meter.seconds_left is not None:
             parts.append(f"{duration(meter.seconds_left)} left")
@@ -67,9 +66,8 @@ class Console(Screen):
 
     def _validated(self, event: Validated) -> None:
         step, score = event.state.step, event.result.crystalline_score
-        self._validation_loss = loss = event.result.loss
         over = of_micro_batches(event.micro_batches, event.of)
-        self.line(f"step {step:,}: validation loss {loss:.4f} nats per token over {over}")
+        self.line(f"step {step:,}: validation loss {event.result.loss:.4f} nats per token over {over}")
         measures = [] if event.bits_per_byte is None else [f"{event.bits_per_byte:.3f} bits per byte"]
         measures += [] if score is None else [f"crystalline score {score:.4f}"]
         if measures:

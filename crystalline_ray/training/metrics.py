@@ -9,7 +9,7 @@ from typing import Any, Self
 from pydantic_core import to_json
 
 from crystalline_ray.errors import InputError
-from crystalline_ray.storage.files import disk_errors, make_folder, replace_file
+from crystalline_ray.storage.files import disk_errors, replace_file
 from crystalline_ray.training.events import Event, Recovered, Saved, Stepped, Validated
 
 Record = dict[str, Any]
@@ -25,12 +25,10 @@ class MetricsWriter:
 
     def __init__(self, path: Path, *, drop_from: int | None = None, log_every: int = 1) -> None:
         self._path, self._log_every = path, log_every
-        if path.exists():
-            kept = [record for record in read_metrics(path) if drop_from is None or record["step"] < drop_from]
-            replace_file(path, b"".join(map(_line, kept)))
+        records = read_metrics(path) if path.exists() else []
+        kept = [record for record in records if drop_from is None or record["step"] < drop_from]
+        replace_file(path, b"".join(map(_line, kept)))
         with disk_errors(path):
-            make_folder(path.parent)
-            path.touch(0o600)
             self._file = path.open("ab", buffering=0)
 
     def __call__(self, event: Event) -> None:

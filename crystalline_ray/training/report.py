@@ -112,13 +112,9 @@ class RunReport(BaseModel, frozen=True):
         root = sum(sphere.cpu_seconds for sphere in self.spheres if sphere.role == "root")
         return fmean(leaves) / root if leaves and root > 0 else None
 
-    def to_json(self) -> str:
-        """Return the report as one JSON object."""
-        return self.model_dump_json(indent=2)
-
     def write(self, path: Path) -> None:
         """Write the report as JSON; the file is there as a whole or not at all. Raises ResourceError."""
-        replace_file(path, self.to_json().encode() + b"\n")
+        replace_file(path, self.model_dump_json(indent=2).encode() + b"\n")
 
     @classmethod
     def read(cls, path: Path) -> Self:

@@ -89,6 +89,8 @@ def train(
         clock.now += seconds
         meter.update(5.0, 1000)
         state = state_at(step, steps)
+        if step > steps // 2:
+            state = state.model_copy(update={"validation_loss": 4.5})
         console(Stepped(state, StepResult(step - 1, 5.0, 1000, 1.0, True, 0), 1e-3, meter))
         if step == steps // 2:
             console(Validated(state, EvaluationResult((4.0, 5.0), (1.0, 1.25), 2), 2.25, 20, 143))

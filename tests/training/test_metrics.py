@@ -13,6 +13,7 @@ from crystalline_ray.training.metrics import MetricsWriter, read_metrics
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
+    (tmp_path / "run").mkdir()
     return tmp_path / "run" / "metrics.jsonl"
 
 

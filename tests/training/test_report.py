@@ -17,7 +17,7 @@ def test_it_comes_back_from_the_disk_as_it_was(tmp_path: Path) -> None:
 
 
 def test_the_json_has_what_others_rely_on() -> None:
-    data = json.loads(make_report().to_json())
+    data = json.loads(make_report().model_dump_json())
     assert {
         "run",
         "steps",

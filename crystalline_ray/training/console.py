@@ -90,8 +90,15 @@ def _introduction(event: Introduced) -> Iterator[tuple[str, str]]:
         f"{state.total_steps:,} of {config.micro_batches} micro-batches of {config.batch_size} sequences "
         f"({config.global_batch_size * run.shape.seq_len:,} tokens)",
     )
-    if extras := _beside_cross_entropy(run):
-        yield "loss", f"cross-entropy{extras}"
+    loss = "cross-entropy"
+    if config.smoothing != "none":
+        who = "all tokens alike" if config.smoothing == "uniform" else f"the {similar_tokens(run)} most similar tokens"
+        falling = ", falling to 0" if config.smoothing_schedule == "linear" else ""
+        loss += f"; {100 * config.smoothing_weight:g} % of a target's probability{falling} to {who}"
+    if config.laplacian_prior:
+        loss += f"; Laplacian prior of {config.laplacian_prior:g} over {similar_tokens(run)} similar tokens"
+    if loss != "cross-entropy":
+        yield "loss", loss
     yield (
         "tree",
         f"1 root + {numbered(counts['controls'], 'control')} + {numbered(counts['leaves'], 'leaf')}; "
@@ -102,17 +109,6 @@ def _introduction(event: Introduced) -> Iterator[tuple[str, str]]:
     if config.gradient_compression != "none":
         yield "gradients", f"{config.gradient_compression} codes with error feedback"
     yield "folder", str(event.folder)
-
-
-def _beside_cross_entropy(run: RunSpec) -> str:
-    config, text = run.config, ""
-    if config.smoothing != "none":
-        who = "all tokens alike" if config.smoothing == "uniform" else f"the {similar_tokens(run)} most similar tokens"
-        falling = ", falling to 0" if config.smoothing_schedule == "linear" else ""
-        text += f"; {100 * config.smoothing_weight:g} % of a target's probability{falling} to {who}"
-    if config.laplacian_prior:
-        text += f"; Laplacian prior of {config.laplacian_prior:g} over {similar_tokens(run)} similar tokens"
-    return text
 
 
 def describe_model(run: RunSpec) -> str:

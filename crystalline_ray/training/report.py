@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 from pydantic import BaseModel, ValidationError, computed_field
 
-from crystalline_ray.crystal.routing import Router, group_loads
+from crystalline_ray.crystal.routing import Router
 from crystalline_ray.data.batches import TrainBatches
 from crystalline_ray.data.dataset import Dataset
 from crystalline_ray.engine.base import SphereStats
@@ -40,18 +40,15 @@ class RoutingReport(BaseModel, frozen=True):
         if config.routing != "symmetry" or steps == 0:
             return None
         batches = TrainBatches(dataset.train, run.shape.seq_len, config.batch_size, config.seed, run.total_sequences)
-        router = Router(run.shape.vocab_size)
-        count = min(steps, _MOST_STEPS)
-        sequences = own = 0
-        read, own_tokens = np.zeros((2, SYMMETRY_GROUPS), np.int64)
-        for number in range(count):
-            _, routes = find_routes(number * steps // count, run.steps, batches, router)
-            sequences += len(routes.groups)
-            own += int((routes.groups == routes.affinity.argmax(axis=1)).sum())
-            read += group_loads(len(routes.groups)) * run.shape.seq_len
-            np.add.at(own_tokens, routes.groups, routes.affinity[np.arange(len(routes.groups)), routes.groups])
-        shares = own_tokens / np.maximum(read, 1)  # a run of less than twelve sequences leaves groups without any
-        return cls(steps=count, own_group_share=own / sequences, own_token_shares=tuple(shares.tolist()))
+        router, count = Router(run.shape.vocab_size), min(steps, _MOST_STEPS)
+        found = [find_routes(number * steps // count, run.steps, batches, router)[1] for number in range(count)]
+        groups = np.concatenate([routes.groups for routes in found])
+        affinity = np.concatenate([routes.affinity for routes in found])
+        own_tokens = np.bincount(groups, affinity[np.arange(len(groups)), groups], SYMMETRY_GROUPS)
+        # A run of less than twelve sequences leaves groups without any.
+        read = np.maximum(np.bincount(groups, minlength=SYMMETRY_GROUPS) * run.shape.seq_len, 1)
+        own_group_share = float((groups == affinity.argmax(axis=1)).mean())
+        return cls(steps=count, own_group_share=own_group_share, own_token_shares=tuple((own_tokens / read).tolist()))
 
     def describe(self) -> str:
         """Return the shares in a line for people; a group's share of the text is a twelfth on average."""

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import psutil
 
 from crystalline_ray.config import Config
@@ -67,7 +66,7 @@ def check_memory(run: RunSpec) -> None:
     shared, workspace = memory_layout(run), leaf_bytes(run)
     if run.config.engine == "ray":
         check_room(arena_root(), shared)
-    saved = run.layout.size * np.dtype(np.float32).itemsize * (1 + len(shared.state_names))
+    saved = run.layout.size * 4 * (1 + len(shared.state_names))
     needed = shared.total_bytes + len(run.plan.leaves) * workspace + saved
     available = psutil.virtual_memory().available
     if needed > available:

@@ -9,7 +9,7 @@ from crystalline_ray.config import Config
 from crystalline_ray.data.batches import ValidationBatches, count_windows
 from crystalline_ray.data.dataset import Dataset
 from crystalline_ray.engine.base import Engine
-from crystalline_ray.errors import CrystallineError, InputError, NonFiniteError
+from crystalline_ray.errors import NonFiniteError, SphereError
 from crystalline_ray.progress import Progress
 from crystalline_ray.spheres.messages import EvaluationRequest, EvaluationResult, StepRequest, StepResult
 from crystalline_ray.spheres.run_spec import RunOf
@@ -49,8 +49,8 @@ class TrainingLoop:
     def train(self) -> None:
         """Train to the last step or to a signal; the last state is saved either way.
 
-        Raises CrystallineError if a sphere failed, or too many updates in a row were not finite, with the state before
-        saved; InputError if the disk refuses.
+        Raises SphereError, or NonFiniteError after too many updates in a row that were not finite, with the state
+        before saved; InputError if the disk refuses.
         """
         if self.state.first_validation_loss is None:
             self._validate()
@@ -62,9 +62,7 @@ class TrainingLoop:
                 self._validate_at_the_end()
             if self.interruption.signal is not None:
                 self.say(Interrupted(self.interruption.signal, self.state.step))
-        except InputError:
-            raise
-        except CrystallineError as error:
+        except (SphereError, NonFiniteError) as error:
             self.say(SaveDue(self.state, wait=True))
             again = command("train --resume", self.folder)
             raise type(error)(f"{error}; step {self.state.step} is saved, go on from there with: {again}") from error

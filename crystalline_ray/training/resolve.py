@@ -115,15 +115,15 @@ def state_at_start(
 
     Raises CheckpointError if the checkpoint is of another model, or of a run that would have gone otherwise until then.
     """
-    if start and resume and start.state.data_digest != dataset.folder.name:
+    shape = start.layout.shape if start else run.shape
+    same_but_text = shape.model_copy(update={"vocab_size": run.shape.vocab_size}) == run.shape
+    if start and resume and same_but_text and start.state.data_digest != dataset.folder.name:
         raise CheckpointError(
             f"{resume} learned from other tokens: the text has changed, or another version made tokens of it; "
             "start a new run, or give texts that were in memory once more"
         )
-    if start and start.layout.shape != run.shape:
-        saved, configured = (
-            ", ".join(f"{name} {value}" for name, value in shape) for shape in (start.layout.shape, run.shape)
-        )
+    if start and shape != run.shape:
+        saved, configured = (", ".join(f"{name} {value}" for name, value in fields) for fields in (shape, run.shape))
         raise CheckpointError(
             f"{start.path} holds a model of another shape: {saved} there, {configured} in the configuration"
         )

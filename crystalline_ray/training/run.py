@@ -23,8 +23,6 @@ from crystalline_ray.training.metrics import MetricsWriter
 from crystalline_ray.training.report import Reporting, RunReport
 from crystalline_ray.training.run_folder import CHECKPOINTS, CONFIG, METRICS, REPORT, choose_folder, made_folder
 
-OpenEngine = Callable[[RunSpec, Progress], AbstractContextManager[Engine]]
-
 
 def train(
     config: Config,
@@ -33,7 +31,7 @@ def train(
     progress: Progress = silent,
     resume: Path | None = None,
     corpus: Corpus | None = None,
-    open_engine: OpenEngine | None = None,
+    open_engine: Callable[[RunSpec, Progress], AbstractContextManager[Engine]] | None = None,
 ) -> RunReport:
     """Train a model, or go on with the run in the folder `resume`; return its report.
 

@@ -13,24 +13,15 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "Config": "crystalline_ray.config",
-    "Model": "crystalline_ray.generation.model",
-    "Run": "crystalline_ray.api",
-    "load_config": "crystalline_ray.config",
-    "load_model": "crystalline_ray.api",
-    "train": "crystalline_ray.api",
-}
-
 __all__ = ["Config", "Model", "Run", "__version__", "load_config", "load_model", "train"]
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name from the module that defines it."""
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
+    home = "config" if name in ("Config", "load_config") else "api"
+    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{home}"), name)
     return value
 
 

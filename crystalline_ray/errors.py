@@ -1,18 +1,19 @@
 """Every error a user can meet, in one hierarchy.
 
-The command line prints the message of a `CrystallineError` without a traceback and exits with its
-`exit_code`: 2 for input that was refused before work began, 1 for a failure during work.
-Anything else that reaches the top is a bug and keeps its traceback.
+The command line prints the message of a `CrystallineError` without a traceback and exits with its `exit_code`: 2 for
+input that was refused before work began, 1 for a failure during work. Anything else is a bug and keeps its traceback.
 """
 
 
 class Stopped(BaseException):
-    """A signal ended the program before its work was done; like Ctrl-C, it passes through every `except Exception`."""
+    """A signal ended the program before its work was done; like Ctrl-C, it passes through every `except Exception`.
+
+    The exit code is what a shell reports of a program that the signal killed.
+    """
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
         self.exit_code = 128 + number
-        """Status that a shell reports of a program that the signal killed."""
 
 
 class CrystallineError(Exception):

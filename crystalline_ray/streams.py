@@ -8,9 +8,6 @@ from enum import IntEnum
 
 import numpy as np
 
-_WORD = 1 << 64
-_MAX_INDICES = 3
-
 
 class Purpose(IntEnum):
     """Purpose of random numbers. They are part of every run's identity: add to them, never change one."""
@@ -30,11 +27,8 @@ def generator(seed: int, purpose: Purpose, *index: int) -> np.random.Generator:
 
     Raises ValueError if the seed or an index is outside [0, 2**64), or if there are more than three indices.
     """
-    if len(index) > _MAX_INDICES:
-        raise ValueError(f"a random stream takes at most {_MAX_INDICES} indices, got {len(index)}: {index}")
-    for word in (seed, *index):
-        if not 0 <= word < _WORD:
-            raise ValueError(f"seed and indices of a random stream must be in [0, 2**64), got {word}")
+    if len(index) > 3 or not all(0 <= word < 2**64 for word in (seed, *index)):
+        raise ValueError(f"a random stream takes a seed and up to three indices in [0, 2**64), got {(seed, *index)}")
     counter = np.zeros(4, np.uint64)
     counter[1 : 1 + len(index)] = index
     return np.random.Generator(np.random.Philox(counter=counter, key=np.array([seed, int(purpose)], np.uint64)))

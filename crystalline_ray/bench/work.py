@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from crystalline_ray.config import Config, load_config
 from crystalline_ray.data.config import DEFAULT_VOCAB_SIZE
-from crystalline_ray.engine.arithmetic import Precision, chosen_arithmetic
+from crystalline_ray.engine.process import Precision, chosen_arithmetic
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels.gemm import Library
 from crystalline_ray.kernels.workspace import aligned_zeros

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from crystalline_ray.engine.arithmetic import Precision
-from crystalline_ray.engine.process import ThreadpoolController, one_worker_thread, pin_to
-from crystalline_ray.engine.procfs import proc_entry
+from crystalline_ray.engine.machine import proc_entry
+from crystalline_ray.engine.process import Precision, ThreadpoolController, one_worker_thread, pin_to
 from crystalline_ray.errors import ConfigError, ResourceError
 from crystalline_ray.kernels import blas, gemm
 from crystalline_ray.kernels.operands import planned_operands

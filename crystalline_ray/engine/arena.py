@@ -4,7 +4,6 @@ Plain files with one owner who unlinks them, not `multiprocessing.shared_memory`
 its resource tracker unlinks a segment as soon as any process that attached it exits.
 """
 
-import errno
 import mmap
 import os
 import shutil
@@ -14,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crystalline_ray.errors import ResourceError
-from crystalline_ray.spheres.memory import Memory, MemoryLayout, Writer
+from crystalline_ray.spheres.memory import Memory, MemoryLayout, Part, Writer
+from crystalline_ray.storage.files import disk_errors
 
-_BOARD = "board"
 _PREFERRED = Path("/dev/shm")
 # Left free for Ray's object store, which lies in the same file system.
 _HEADROOM_BYTES = 160 << 20
@@ -24,40 +23,30 @@ _HEADROOM_BYTES = 160 << 20
 
 @dataclass(frozen=True)
 class Arena:
-    """The shared memory of one run on this node: files in a folder that is the run's alone.
-
-    `board_bytes` is the size of the board of the spheres, which lies beside the parts of the layout.
-    """
+    """The shared memory of one run on this node: files in a folder that is the run's alone."""
 
     folder: Path
     layout: MemoryLayout
-    board_bytes: int
 
     def create(self) -> None:
         """Make the files at full size, so that no later write finds the memory full. Raises ResourceError if it is."""
         check_room(self.folder.parent, self.layout)
         private_folder(self.folder)
-        for part, size in (self.layout.sizes | {_BOARD: self.board_bytes}).items():
-            with open(self.folder / part, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-                try:
-                    os.posix_fallocate(file.fileno(), 0, size)
-                except OSError as error:
-                    if error.errno == errno.ENOSPC:
-                        raise _too_small(self.folder.parent, self.layout) from error
-                    raise
+        for part in self.layout.parts:
+            path = self.folder / part.name
+            path.touch(0o600, exist_ok=False)
+            with disk_errors(path), path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, part.num_bytes)
 
     def attach(self, writer: Writer) -> Memory:
         """Map the files; those of parts that `writer` does not write are mapped read-only."""
-        return Memory(self.layout, lambda part: self._map(part.name, writer in part.writers))
 
-    def attach_board(self) -> memoryview:
-        """Map the board, writable."""
-        return self._map(_BOARD, writable=True)
+        def mapped(part: Part) -> memoryview:
+            mode, access = ("r+b", mmap.ACCESS_WRITE) if writer in part.writers else ("rb", mmap.ACCESS_READ)
+            with open(self.folder / part.name, mode) as file:
+                return memoryview(mmap.mmap(file.fileno(), 0, access=access))
 
-    def _map(self, part: str, writable: bool) -> memoryview:
-        mode, access = ("r+b", mmap.ACCESS_WRITE) if writable else ("rb", mmap.ACCESS_READ)
-        with open(self.folder / part, mode) as file:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=access))
+        return Memory(self.layout, mapped)
 
 
 def arena_root() -> Path:
@@ -79,14 +68,10 @@ def private_folder(path: Path) -> None:
 
 def check_room(root: Path, layout: MemoryLayout) -> None:
     """Raise ResourceError if `root` has not enough free space for an arena of this layout."""
-    if shutil.disk_usage(root).free < layout.total_bytes + _HEADROOM_BYTES:
-        raise _too_small(root, layout)
-
-
-def _too_small(root: Path, layout: MemoryLayout) -> ResourceError:
-    needed, free = layout.total_bytes / 2**20, shutil.disk_usage(root).free / 2**20
-    return ResourceError(
-        f"shared memory too small: the arena needs {needed:,.0f} MiB, {root} has {free:,.0f} MiB free "
-        f"({_HEADROOM_BYTES >> 20} MiB of it are kept for Ray); use a smaller model, fewer micro-batches per step, "
-        "or a larger shared-memory file system (docker: --shm-size)"
-    )
+    needed, free = layout.total_bytes, shutil.disk_usage(root).free
+    if free < needed + _HEADROOM_BYTES:
+        raise ResourceError(
+            f"shared memory too small: the arena needs {needed / 2**20:,.0f} MiB, {root} has {free / 2**20:,.0f} MiB "
+            f"free ({_HEADROOM_BYTES >> 20} MiB of it are kept for Ray); use a smaller model, fewer micro-batches per "
+            "step, or a larger shared-memory file system (docker: --shm-size)"
+        )

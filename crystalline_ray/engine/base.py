@@ -1,14 +1,20 @@
-"""The seam between a run and whoever hosts its spheres. Every engine gives the same bits."""
+"""The seam between a run and whoever hosts its spheres, and the choice of one. Every engine gives the same bits."""
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
+from crystalline_ray.errors import ConfigError
 from crystalline_ray.progress import Progress
+from crystalline_ray.spheres.config import TreeConfig
 from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.messages import EvaluationRequest, EvaluationResult, StepRequest, StepResult
 from crystalline_ray.spheres.plan import Role
+from crystalline_ray.spheres.run_spec import RunSpec
+from crystalline_ray.spheres.segment_owner import CommitProtocol, Squares
 
 ROOT = 0
 """Id of the sphere that answers the driver."""
@@ -16,10 +22,9 @@ ROOT = 0
 
 @dataclass(frozen=True, slots=True)
 class SphereStats:
-    """Work of a sphere since the engine started.
+    """Work of a sphere since the engine started; processor time is its process's, in the local engine its own code's.
 
-    Processor time of its process (local engine: of its own code), wall time it was not working, and micro-batches
-    computed by a leaf, or coordinated by a control.
+    It waited while it was not working. Micro-batches are those a leaf computed, or a control coordinated.
     """
 
     id: int
@@ -33,15 +38,11 @@ class SphereStats:
 class Engine(ABC):
     """Hosts the spheres of one run; a context manager that leaves nothing behind.
 
-    Attributes:
-        memory: weights and moments; they must be there before the first step.
-        warnings: what is to be said of a tree that fits its machine badly.
-        report_waiting: called about once a second with a sphere and the seconds of silence, once a step or an
-            evaluation has made no progress for five seconds.
+    Weights and moments must be in `memory` before the first step. `report_waiting` is called about once a second with a
+    sphere and the seconds of silence, once a step or an evaluation has made no progress for five seconds.
     """
 
     memory: Memory
-    warnings: tuple[str, ...] = ()
     report_waiting: Callable[[str, float], None] = staticmethod(lambda sphere, seconds: None)
 
     @abstractmethod
@@ -78,3 +79,41 @@ class Engine(ABC):
     @abstractmethod
     def _ask(self, request: StepRequest | EvaluationRequest) -> Any:
         """Let the root answer a request."""
+
+
+def refuse_clusters(config: TreeConfig) -> None:
+    """Raise ConfigError if the environment names a Ray cluster, which the engine would not join."""
+    address = os.environ.get("RAY_ADDRESS")
+    if config.engine == "ray" and address:
+        raise ConfigError(
+            f"RAY_ADDRESS = {address!r}: training starts a Ray of its own on this machine and does not join a cluster "
+            "yet; unset RAY_ADDRESS"
+        )
+
+
+@contextmanager
+def open_engine(run: RunSpec, progress: Progress) -> Iterator[Engine]:
+    """Open the configured engine, the only one imported; everything it started is gone when the block ends."""
+    if run.config.engine == "local":
+        from crystalline_ray.engine.local import LocalEngine
+
+        with LocalEngine(run) as local:
+            yield local
+        return
+    progress("Starting Ray", 0, 1)
+    from crystalline_ray.engine.ray.engine import RayEngine
+    from crystalline_ray.engine.ray.session import ray_session
+
+    with ray_session() as arenas:
+        progress("Starting Ray", 1, 1)
+        with RayEngine(run, arenas) as engine:
+            yield engine
+
+
+def finish(commit: CommitProtocol, squares: Squares) -> Any:
+    """Resume a commit with the squares of all segments; return its report."""
+    try:
+        commit.send(squares)
+    except StopIteration as end:
+        return end.value
+    raise RuntimeError("a commit waits for the others once")

@@ -6,15 +6,14 @@ from collections.abc import Callable, Collection, Generator
 from contextlib import ExitStack
 from typing import Any
 
-from crystalline_ray.engine.base import ROOT, Engine, SphereStats
+from crystalline_ray.engine.base import ROOT, Engine, SphereStats, finish
 from crystalline_ray.engine.process import one_worker_thread
-from crystalline_ray.errors import SphereError
 from crystalline_ray.progress import Progress
 from crystalline_ray.spheres import hooks, messages, sizing
 from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 from crystalline_ray.spheres.run_spec import RunSpec
-from crystalline_ray.spheres.segment_owner import CommitProtocol, Posts, Squares
+from crystalline_ray.spheres.segment_owner import CommitProtocol, Posts
 from crystalline_ray.spheres.sphere import Sphere
 
 
@@ -64,9 +63,9 @@ class LocalEngine(Engine):
         """Let a sphere act on a message; return a ticket for the reply."""
         self._tickets += 1
         ticket = self._tickets
-        reply = self._act(sphere, message)
+        reply = self._charge(sphere, self._spheres[sphere].handle, message)
         if isinstance(reply, Generator):
-            self._advance(ticket, sphere, reply, None)
+            self._halted[ticket] = sphere, reply, self._charge(sphere, next, reply)
         else:
             self._replies[ticket] = reply
         return ticket
@@ -74,38 +73,26 @@ class LocalEngine(Engine):
     def receive(self, tickets: Collection[int]) -> tuple[int, Any]:
         """Return the first of the tickets and its reply."""
         ticket = next(iter(tickets))
-        while ticket not in self._replies:
-            if not self._halted:
-                raise SphereError(f"nobody is left to answer request {ticket}")
-            halted, self._halted = self._halted, {}
-            squares = {number: square for _, _, posts in halted.values() for number, square in posts.items()}
-            for other, (sphere, protocol, _) in halted.items():
-                self._advance(other, sphere, protocol, [squares[number] for number in range(SYMMETRY_GROUPS)])
+        if ticket in self._halted:
+            found = {number: square for *_, posts in self._halted.values() for number, square in posts.items()}
+            squares = [found[number] for number in range(SYMMETRY_GROUPS)]
+            for other, (sphere, commit, _) in self._halted.items():
+                self._replies[other] = self._charge(sphere, finish, commit, squares)
+            self._halted.clear()
         return ticket, self._replies.pop(ticket)
 
     def beat(self) -> None:
         """Nobody watches: who is late here is the caller."""
 
     def _ask(self, request: messages.StepRequest | messages.EvaluationRequest) -> Any:
-        return self._act(ROOT, request)
+        return self._charge(ROOT, self._spheres[ROOT].handle, request)
 
-    def _act(self, sphere: int, message: object) -> Any:
-        return self._charge(sphere, lambda: self._spheres[sphere].handle(message))
-
-    def _advance(self, ticket: int, sphere: int, protocol: CommitProtocol, squares: Squares | None) -> None:
-        try:
-            posts = self._charge(sphere, lambda: next(protocol) if squares is None else protocol.send(squares))
-        except StopIteration as end:
-            self._replies[ticket] = end.value
-        else:
-            self._halted[ticket] = (sphere, protocol, posts)
-
-    def _charge(self, sphere: int, action: Callable[[], Any]) -> Any:
+    def _charge(self, sphere: int, action: Callable[..., Any], *arguments: object) -> Any:
         """Charge a sphere the thread's time, less that of the spheres it called."""
         outer, self._inner = self._inner, 0.0
         start = time.thread_time()
         try:
-            return action()
+            return action(*arguments)
         finally:
             spent = time.thread_time() - start
             self._cpu[sphere] += spent - self._inner

@@ -12,7 +12,7 @@ from crystalline_ray.data.batches import count_windows
 from crystalline_ray.data.dataset import Dataset
 from crystalline_ray.data.tokenizer import Tokenizer
 from crystalline_ray.engine.arena import arena_root, check_room
-from crystalline_ray.engine.cores import allowed_cores
+from crystalline_ray.engine.machine import allowed_cores
 from crystalline_ray.engine.process import one_worker_thread
 from crystalline_ray.errors import CheckpointError, ConfigError, ResourceError
 from crystalline_ray.lattice.tree import SHELLS, token_tree

@@ -8,9 +8,9 @@ from crystalline_ray.config import Config
 from crystalline_ray.data.corpus import Corpus
 from crystalline_ray.data.dataset import prepare
 from crystalline_ray.data.tokenizer import parse_tokenizer
-from crystalline_ray.engine import open as engine_open
-from crystalline_ray.engine.arithmetic import decide_arithmetic, warnings_about
+from crystalline_ray.engine import base as engines
 from crystalline_ray.engine.base import Engine
+from crystalline_ray.engine.process import chosen_arithmetic, warnings_about
 from crystalline_ray.progress import Progress, silent
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.storage.files import replace_file
@@ -51,9 +51,11 @@ def train(
 
     with interruption.handled(patiently=False):
         if open_engine is None:
-            engine_open.refuse_clusters(config)
+            engines.refuse_clusters(config)
         folder = choose_folder(config) if resume is None else resume
-        config = decide_arithmetic(config.model_copy(update={"name": folder.name, "runs_dir": folder.parent}))
+        precision, blas = chosen_arithmetic(config)
+        chosen = {"name": folder.name, "runs_dir": folder.parent, "precision": precision, "blas": blas}
+        config = config.model_copy(update=chosen)
         start, tokenizer = resolve.load_start(config, resume), None
         if start and config.init_from:
             tokenizer = parse_tokenizer(start.tokenizer_json)
@@ -70,7 +72,7 @@ def train(
         with made_folder(folder) if resume is None else nullcontext():
             check_space(folder / CHECKPOINTS, run)
             with (
-                (open_engine or engine_open.open_engine)(run, progress) as engine,
+                (open_engine or engines.open_engine)(run, progress) as engine,
                 interruption.handled(patiently=False),  # once more: Ray took SIGTERM for itself when it started
                 CheckpointWriter(folder / CHECKPOINTS, run, engine.memory, dataset.tokenizer.to_json(), say) as writer,
             ):
@@ -78,7 +80,7 @@ def train(
                 for reason in start.skipped if start else ():
                     say(Recovered(state.step, f"checkpoint skipped: {reason}"))
                 start = None  # as large as the model; training does not need it
-                say(Introduced(run, dataset, folder, state, (*engine.warnings, *warnings_about(config))))
+                say(Introduced(run, dataset, folder, state, tuple(warnings_about(run))))
                 replace_file(folder / CONFIG, config.to_yaml().encode())
                 engine.report_waiting = lambda sphere, seconds: say(Waiting(sphere, seconds))
                 engine.start(progress)

@@ -14,9 +14,8 @@ from rich.filesize import decimal
 
 from crystalline_ray.bench import worker
 from crystalline_ray.config import Config
-from crystalline_ray.engine.arithmetic import chosen_arithmetic
-from crystalline_ray.engine.cores import allowed_cores, detect_topology
-from crystalline_ray.engine.procfs import proc_entry
+from crystalline_ray.engine.machine import allowed_cores, cores_in_order, cpu_quota, proc_entry
+from crystalline_ray.engine.process import chosen_arithmetic
 from crystalline_ray.progress import Progress
 from crystalline_ray.screen import numbered
 from crystalline_ray.training.resolve import plan_for
@@ -36,7 +35,7 @@ def diagnose(config: Config, progress: Progress) -> dict[str, Any]:
     Sizes are in bytes; None is what the system does not tell. `gemm` is the best matrix product of one core, its shape
     (M, K, N); `train` is what a run would use.
     """
-    topology, allowed = detect_topology(), allowed_cores()
+    cores, allowed = cores_in_order(), allowed_cores()
     memory = psutil.virtual_memory()
     shared = shutil.disk_usage(_SHARED_MEMORY) if _SHARED_MEMORY.is_dir() else None
     core, (precision, library) = worker.measuring_core(), chosen_arithmetic(config)
@@ -62,9 +61,9 @@ def diagnose(config: Config, progress: Progress) -> dict[str, Any]:
         "gemm": {"precision": precision, "gflops": rate / 1e9, "shape": shape, "core": core},
         "machine_cores": os.cpu_count() or 1,
         "allowed_cores": allowed,
-        "physical_cores": topology.physical_cores,
-        "numa_nodes": topology.numa_nodes,
-        "cpu_quota": topology.quota,
+        "physical_cores": len({core.siblings for core in cores}),
+        "numa_nodes": sorted({core.numa_node for core in cores}),
+        "cpu_quota": cpu_quota(),
         "memory": {"total": memory.total, "free": memory.available},
         "shared_memory": {"total": shared.total, "free": shared.free} if shared else None,
         "train": {

@@ -10,19 +10,21 @@ from pathlib import Path
 import pytest
 
 from crystalline_ray.engine.arena import Arena
-from crystalline_ray.engine.ray.board import DRIVER, Board, board_bytes
+from crystalline_ray.engine.ray.board import DRIVER, Board, board_part
 from crystalline_ray.errors import DeadlineError
-from crystalline_ray.spheres.memory import MemoryLayout, training_parts
+from crystalline_ray.spheres.memory import Memory, MemoryLayout
 from crystalline_ray.spheres.plan import plan_spheres
 
 PLAN = plan_spheres([[None] * 3])
-SIZES = MemoryLayout(training_parts(32, ("mean",), regions=1))
+TWO = plan_spheres([[None] * 2])
+TWO_LAYOUT = MemoryLayout((board_part(TWO),))
 SECONDS = 60.0
 
 
 def boards(deadline: float) -> dict[int, Board]:
-    rows = memoryview(bytearray(board_bytes(PLAN)))
-    return {sphere: Board(rows, sphere, PLAN, deadline) for sphere in (DRIVER, *range(len(PLAN.spheres)))}
+    layout = MemoryLayout((board_part(PLAN),))
+    memory = Memory(layout, lambda part: memoryview(bytearray(part.num_bytes)))
+    return {sphere: Board(memory, sphere, PLAN, deadline) for sphere in (DRIVER, *range(len(PLAN.spheres)))}
 
 
 def look_until_late(*waits: tuple[Board, dict[int, float]]) -> None:
@@ -89,14 +91,13 @@ for line in sys.stdin:
 
 def board_of(folder: Path, sphere: int, deadline: float) -> tuple[Board, list[int]]:
     """The board of one of two level-1 spheres in an arena; the other groups are its own as well."""
-    plan = plan_spheres([[None] * 2])
-    rows = Arena(folder, SIZES, board_bytes(plan)).attach_board()
-    return Board(rows, sphere, plan, deadline), list(plan.spheres[sphere].groups)
+    memory = Arena(folder, TWO_LAYOUT).attach("level1")
+    return Board(memory, sphere, TWO, deadline), list(TWO.spheres[sphere].groups)
 
 
 def test_a_sphere_that_stops_before_it_posts_to_the_board_is_named_after_the_deadline(tmp_path: Path) -> None:
     folder = tmp_path / "arena"
-    Arena(folder, SIZES, board_bytes(plan_spheres([[None] * 2]))).create()
+    Arena(folder, TWO_LAYOUT).create()
     board, groups = board_of(folder, 1, 3.0)
     with subprocess.Popen(
         [sys.executable, "-c", OTHER, str(folder)],

@@ -11,8 +11,10 @@ import pytest
 
 from crystalline_ray.engine.arena import Arena, arena_root
 from crystalline_ray.engine.ray import janitor
+from crystalline_ray.engine.ray.board import board_part
 from crystalline_ray.engine.ray.session import sweep_stale
 from crystalline_ray.spheres.memory import MemoryLayout, training_parts
+from crystalline_ray.spheres.plan import plan_spheres
 
 SECONDS = 60.0
 
@@ -64,7 +66,8 @@ def test_the_janitor_kills_the_users_of_a_folder_and_removes_it_when_its_driver_
 
 @pytest.fixture
 def arena(tmp_path: Path) -> Iterator[Arena]:
-    arena = Arena(tmp_path / "arena", MemoryLayout(training_parts(32, ("mean", "square"), regions=3)), 768)
+    parts = training_parts(32, ("mean", "square"), regions=3)
+    arena = Arena(tmp_path / "arena", MemoryLayout((*parts, board_part(plan_spheres([[None]])))))
     arena.create()
     yield arena
     assert janitor.clear([str(arena.folder)], {os.getpid()})
@@ -72,7 +75,7 @@ def arena(tmp_path: Path) -> Iterator[Arena]:
 
 def test_an_arena_has_its_full_size_from_the_start_and_is_removed_whole(arena: Arena) -> None:
     sizes = {path.name: path.stat().st_size for path in arena.folder.iterdir()}
-    assert sizes == {"weights": 2 * 128, "moments": 4 * 128, "gradients": 3 * 128, "board": 768}
+    assert sizes == {"weights": 2 * 128, "moments": 4 * 128, "gradients": 3 * 128, "board": (12 + 2 + 1) * 64}
     assert all(path.stat().st_mode & 0o077 == 0 for path in (arena.folder, *arena.folder.iterdir()))
     writer = arena.attach("level1")
     writer.weights(1)[:] = 7.0

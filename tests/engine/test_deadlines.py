@@ -53,7 +53,9 @@ def assert_all_end(engine: RayEngine) -> None:
     started = time.monotonic()
     engine.close()
     assert time.monotonic() - started < GRACE_SECONDS
-    _, alive = psutil.wait_procs([psutil.Process(p) for p in engine.processes if psutil.pid_exists(p)], GRACE_SECONDS)
+    _, alive = psutil.wait_procs(
+        [psutil.Process(p) for p in engine.board.processes() if psutil.pid_exists(p)], GRACE_SECONDS
+    )
     assert not alive
 
 
@@ -64,7 +66,7 @@ def test_a_stopped_leaf_of_level_1_is_named_in_a_step_of_many_micro_batches(
     engine = start(run, ray_session)
     engine.step(StepRequest(0, 0, 0.01))
     committed = engine.memory.weights(1).tobytes()
-    os.kill(engine.processes[1], signal.SIGSTOP)
+    os.kill(engine.board.processes()[1], signal.SIGSTOP)
     stopped = time.monotonic()
     with pytest.raises(DeadlineError, match=r"step 1: no sign of life within 3 s from sphere 1 \(leaf, level 1\)$"):
         engine.step(StepRequest(1, 1, 0.01))
@@ -82,7 +84,7 @@ def test_a_stopped_sphere_of_any_role_is_named(
     make_run: Callable[..., RunSpec], ray_session: Path, sphere: int, name: str
 ) -> None:
     engine = start(controls_with_leaves(make_run), ray_session)
-    os.kill(engine.processes[sphere], signal.SIGSTOP)
+    os.kill(engine.board.processes()[sphere], signal.SIGSTOP)
     stopped = time.monotonic()
     with pytest.raises(DeadlineError, match=f"step 0: no sign of life within 3 s from {name}$"):
         engine.step(StepRequest(0, 0, 0.01))
@@ -93,7 +95,7 @@ def test_a_stopped_sphere_of_any_role_is_named(
 def test_a_leaf_that_stops_in_a_validation_is_named(make_run: Callable[..., RunSpec], ray_session: Path) -> None:
     engine = start(controls_with_leaves(make_run), ray_session)
     assert engine.evaluate(EvaluationRequest(0, 0, 7)).tokens
-    os.kill(engine.processes[5], signal.SIGSTOP)
+    os.kill(engine.board.processes()[5], signal.SIGSTOP)
     stopped = time.monotonic()
     with pytest.raises(DeadlineError, match=r"step 0: no sign of life within 3 s from sphere 5 \(leaf, level 2\)$"):
         engine.evaluate(EvaluationRequest(0, 0, 40))
@@ -104,7 +106,7 @@ def test_a_leaf_that_stops_in_a_validation_is_named(make_run: Callable[..., RunS
 def test_a_sphere_that_stops_at_any_time_of_a_run_is_named(make_run: Callable[..., RunSpec], ray_session: Path) -> None:
     run = make_run(2, deadline_seconds=DEADLINE_SECONDS)
     engine = start(run, ray_session)
-    stop = threading.Timer(1.0, os.kill, (engine.processes[2], signal.SIGSTOP))
+    stop = threading.Timer(1.0, os.kill, (engine.board.processes()[2], signal.SIGSTOP))
     stop.start()
     with pytest.raises(DeadlineError, match=r"no sign of life within 3 s from sphere 2 \(leaf, level 1\)$"):
         run_on(engine)
@@ -116,9 +118,9 @@ def test_a_sphere_that_stops_while_it_starts_is_named(make_run: Callable[..., Ru
     engine.memory.weights(0)[:] = 0.0
 
     def stop_at_first_sign() -> None:
-        while not engine.processes[2]:
+        while not engine.board.processes()[2]:
             time.sleep(0.001)
-        os.kill(engine.processes[2], signal.SIGSTOP)
+        os.kill(engine.board.processes()[2], signal.SIGSTOP)
 
     watcher = threading.Thread(target=stop_at_first_sign)
     watcher.start()
@@ -138,7 +140,7 @@ def test_the_sphere_waited_for_is_reported_every_second_from_five_seconds_on(
     engine.report_waiting = lambda sphere, seconds: waits.append((sphere, seconds))
     engine.step(StepRequest(0, 0, 0.01))
     assert not waits
-    os.kill(engine.processes[2], signal.SIGSTOP)
+    os.kill(engine.board.processes()[2], signal.SIGSTOP)
     with pytest.raises(DeadlineError, match="sphere 2"):
         engine.step(StepRequest(1, 1, 0.01))
     assert {sphere for sphere, _ in waits} == {"sphere 2 (leaf, level 1)"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from crystalline_ray.engine.open import refuse_clusters
+from crystalline_ray.engine.base import refuse_clusters
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.spheres.config import TreeConfig
 

@@ -73,7 +73,7 @@ def test_no_other_user_reaches_the_files_of_a_running_ray(ray_session: Path) -> 
 @as_root
 def test_no_other_user_reaches_an_arena() -> None:
     folder = arena_root() / f"crystalline-ray-{os.getpid()}-test"
-    arena = Arena(folder, MemoryLayout(training_parts(32, ("mean",), regions=1)), 64)
+    arena = Arena(folder, MemoryLayout(training_parts(32, ("mean",), regions=1)))
     arena.create()
     try:
         for part in folder.iterdir():

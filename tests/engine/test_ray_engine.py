@@ -83,11 +83,11 @@ def test_a_killed_leaf_is_named_and_the_committed_weights_stay(
     with contextlib.closing(started(make_run, ray_session)) as engine:
         engine.step(StepRequest(0, 0, 0.01))
         committed = engine.memory.weights(1).tobytes()
-        os.kill(engine.processes[2], signal.SIGKILL)
+        os.kill(engine.board.processes()[2], signal.SIGKILL)
         with pytest.raises(SphereError, match=r"step 1: sphere 2 \(leaf, level 1\) died"):
             engine.step(StepRequest(1, 1, 0.01))
         assert engine.memory.weights(1).tobytes() == committed
-        processes = engine.processes
+        processes = engine.board.processes()
     assert not any(psutil.pid_exists(process) for process in processes)
 
 
@@ -129,7 +129,7 @@ def test_each_leaf_is_pinned_and_flushes_denormals(
     with RayEngine(run, ray_session) as engine:
         engine.start(lambda *_: None)
         for sphere in run.plan.leaves:
-            assert os.sched_getaffinity(engine.processes[sphere.id]) == {sphere.core}
+            assert os.sched_getaffinity(engine.board.processes()[sphere.id]) == {sphere.core}
 
 
 def test_nothing_listens_beyond_the_loopback_address(make_run: Callable[..., RunSpec], ray_session: Path) -> None:

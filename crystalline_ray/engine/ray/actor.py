@@ -10,12 +10,11 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from crystalline_ray.engine.arena import Arena
-from crystalline_ray.engine.base import SphereStats
+from crystalline_ray.engine.base import SphereStats, finish
 from crystalline_ray.engine.process import one_worker_thread, pin_to
 from crystalline_ray.engine.ray.board import Board
 from crystalline_ray.errors import CrystallineError, SphereError
 from crystalline_ray.spheres.run_spec import RunSpec
-from crystalline_ray.spheres.segment_owner import CommitProtocol
 from crystalline_ray.spheres.sphere import Sphere
 
 START_SECONDS = 20.0
@@ -23,23 +22,22 @@ START_SECONDS = 20.0
 
 
 class RayLink:
-    """Reaches other spheres through their actors, and the sphere of its own process directly."""
+    """Reaches other spheres through their actors, and the sphere of its own process directly.
+
+    `handle` answers messages to that (a level-1 leaf sends itself work). `on_look` is called after every look at those
+    who are waited for.
+    """
 
     handle: Callable[[object], Any]
-    """Answers messages to the own sphere (a level-1 leaf sends itself work)."""
-    on_look: Callable[[], None]
-    """Called after every look at those who are waited for."""
 
     def __init__(self, own: int, board: Board) -> None:
         self.actors: dict[int, Any] = {}
         self.beat = board.beat
-        self.on_look = lambda: None
-        self._own = own
-        self._board = board
+        self.on_look: Callable[[], None] = lambda: None
+        self._own, self._board = own, board
         self._tickets = itertools.count()
         self._done: dict[int, Any] = {}
-        self._calls: dict[int, tuple[ray.ObjectRef[Any], int]] = {}
-        self._since: dict[int, float] = {}
+        self._calls: dict[int, tuple[ray.ObjectRef[Any], int, float]] = {}  # with the sphere, and since when it owes
 
     def send(self, sphere: int, message: object) -> int:
         """Send a message; a message to the own sphere is answered before this returns."""
@@ -52,14 +50,14 @@ class RayLink:
     def call(self, sphere: int, method: str, *arguments: object) -> int:
         """Call a method of a sphere's actor; return a ticket for what it returns."""
         ticket = next(self._tickets)
-        self._calls[ticket] = (getattr(self.actors[sphere], method).remote(*arguments), sphere)
-        self._since[ticket] = time.monotonic()
+        self._calls[ticket] = getattr(self.actors[sphere], method).remote(*arguments), sphere, time.monotonic()
         self.beat()
         return ticket
 
     def excuse(self, seconds: float) -> None:
         """Count the silence of those who have not answered from `seconds` after now."""
-        self._since = dict.fromkeys(self._since, time.monotonic() + seconds)
+        since = time.monotonic() + seconds
+        self._calls = {ticket: (call, sphere, since) for ticket, (call, sphere, _) in self._calls.items()}
 
     def receive(self, tickets: Collection[int]) -> tuple[int, Any]:
         """Wait for the first reply; see `Link.receive`."""
@@ -70,13 +68,12 @@ class RayLink:
         start = time.monotonic()
         while not (ready := _wait(list(pending), self._board.look_seconds)):
             # The oldest ticket of a sphere comes last: its silence counts from that one.
-            self._board.look({self._calls[ticket][1]: self._since[ticket] for ticket in sorted(tickets, reverse=True)})
+            self._board.look(dict(self._calls[ticket][1:] for ticket in sorted(tickets, reverse=True)))
             self.on_look()
         self._board.wait_seconds += time.monotonic() - start
         self.beat()
         ticket = pending[ready[0]]
-        reference, sphere = self._calls.pop(ticket)
-        del self._since[ticket]
+        reference, sphere, _ = self._calls.pop(ticket)
         return ticket, _fetch(reference, self._board.name(sphere))
 
 
@@ -89,17 +86,20 @@ def _wait(references: "list[ray.ObjectRef[Any]]", seconds: float) -> "list[ray.O
 
 
 class SphereHost:
-    """Hosts one sphere of a run: sets up its process, passes messages on, keeps the books."""
+    """Hosts one sphere of a run: sets up its process, passes messages on, keeps the books.
+
+    That of the root makes all others: an actor dies with its creator, and the root outlives them.
+    """
 
     def __init__(self, run: RunSpec, sphere_id: int, arena: Arena) -> None:
         spec = run.plan.spheres[sphere_id]
-        self._board = Board(arena.attach_board(), sphere_id, run.plan, run.config.deadline_seconds)
+        memory = arena.attach("root" if spec.role == "root" else "level1" if spec.level == 1 else "worker")
+        self._board = Board(memory, sphere_id, run.plan, run.config.deadline_seconds)
         if spec.core is not None:
             pin_to(spec.core)
         self._settings = ExitStack()  # never closed: they hold as long as the process
         self._settings.enter_context(one_worker_thread(run.blas))
         self._link = RayLink(sphere_id, self._board)
-        memory = arena.attach("root" if spec.role == "root" else "level1" if spec.level == 1 else "worker")
         self._sphere = Sphere(run, sphere_id, memory, self._link)
         self._link.handle = self._sphere.handle
         self._busy = self._cpu = self._started = 0.0
@@ -117,7 +117,9 @@ class SphereHost:
         self._board.beat()
         try:
             reply = self._sphere.handle(message)
-            return self._drive(reply, message.step) if isinstance(reply, Generator) else reply
+            if isinstance(reply, Generator):
+                reply = finish(reply, self._board.exchange(message.step, next(reply)))
+            return reply
         finally:
             self._board.beat()
             self._busy += time.perf_counter() - start
@@ -127,18 +129,6 @@ class SphereHost:
         spec, working = self._sphere.spec, self._busy - self._board.wait_seconds
         cpu, waiting = time.process_time() - self._cpu, time.perf_counter() - self._started - working
         return SphereStats(spec.id, spec.role, spec.level, cpu, max(0.0, waiting), self._sphere.batches)
-
-    def _drive(self, protocol: CommitProtocol, step: int) -> float:
-        try:
-            protocol.send(self._board.exchange(step, next(protocol)))
-        except StopIteration as end:
-            norm: float = end.value
-            return norm
-        raise RuntimeError("a commit waits for the others once")
-
-
-class RootHost(SphereHost):
-    """Hosts the root, which makes all other actors: an actor dies with its creator, and the root outlives them."""
 
     def launch(self, run: RunSpec, arena: Arena) -> None:
         """Make every other sphere; return when all are ready. Raises CrystallineError if one is not in time."""
@@ -161,7 +151,7 @@ class RootHost(SphereHost):
 
 
 # Coordinators and leaves share cores by plan, so Ray is not to count them; a lost sphere is never restarted blindly.
-HOST, ROOT_HOST = map(ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0), (SphereHost, RootHost))
+HOST = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)(SphereHost)
 
 
 def _fetch(reference: "ray.ObjectRef[Any]", name: str) -> Any:

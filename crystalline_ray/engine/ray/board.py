@@ -12,10 +12,12 @@ that is later. So the culprit is never one that only waits for another.
 import os
 import time
 from collections.abc import Mapping
+from typing import get_args
 
 import numpy as np
 
 from crystalline_ray.errors import DeadlineError
+from crystalline_ray.spheres.memory import Memory, Part, Writer
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, SpherePlan
 from crystalline_ray.spheres.segment_owner import Posts, Squares
 
@@ -32,22 +34,22 @@ _LOOK_SECONDS, _LOOKS_IN_A_DEADLINE = 1.0, 4
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 2e-5, 1e-3
 
 
-def board_bytes(plan: SpherePlan) -> int:
-    """Return the size of the board of a tree."""
-    return (SYMMETRY_GROUPS + len(plan.spheres) + 1) * _ROW * 8
+def board_part(plan: SpherePlan) -> Part:
+    """Return the part of the memory that holds the board of a tree."""
+    return Part("board", (SYMMETRY_GROUPS + len(plan.spheres) + 1, _ROW), frozenset(get_args(Writer)), "float64")
 
 
 class Board:
-    """The board as the sphere `own`, or the driver, sees it, over `board_bytes` of shared memory, zero at first.
+    """The board in a memory, zero at first, as the sphere `own` or the driver sees it.
 
     `deadline` is how many seconds a sphere that owes something may be silent; `wait_seconds` counts the time spent
     waiting for others.
     """
 
-    def __init__(self, buffer: memoryview, own: int, plan: SpherePlan, deadline: float) -> None:
+    def __init__(self, memory: Memory, own: int, plan: SpherePlan, deadline: float) -> None:
         self.wait_seconds = 0.0
         self.look_seconds = min(_LOOK_SECONDS, deadline / _LOOKS_IN_A_DEADLINE)
-        rows = np.frombuffer(buffer, np.float64).reshape(-1, _ROW)
+        rows = memory.part("board")
         self._segments, self._spheres = rows[:SYMMETRY_GROUPS], rows[SYMMETRY_GROUPS:]
         self._own = self._spheres[own]
         self._own[_PROCESS], self._own[_ALIVE] = os.getpid(), time.monotonic()

@@ -11,11 +11,12 @@ import ray
 from crystalline_ray.engine.arena import Arena
 from crystalline_ray.engine.base import ROOT, Engine, SphereStats
 from crystalline_ray.engine.ray import janitor
-from crystalline_ray.engine.ray.actor import ROOT_HOST, START_SECONDS, RayLink
-from crystalline_ray.engine.ray.board import DRIVER, Board, board_bytes
+from crystalline_ray.engine.ray.actor import HOST, START_SECONDS, RayLink
+from crystalline_ray.engine.ray.board import DRIVER, Board, board_part
 from crystalline_ray.errors import ResourceError, SphereError
 from crystalline_ray.progress import Progress
 from crystalline_ray.spheres import hooks, messages, sizing
+from crystalline_ray.spheres.memory import MemoryLayout
 from crystalline_ray.spheres.run_spec import RunSpec
 
 # Seconds without progress after which the driver says whom it waits for.
@@ -30,33 +31,23 @@ class RayEngine(Engine):
     """
 
     def __init__(self, run: RunSpec, arenas: Path) -> None:
-        leaves = run.plan.leaves
-        if run.config.pin and any(leaf.core is None for leaf in leaves):
-            self.warnings = (
-                f"{len(leaves)} leaves are more than the cores at hand: they run unpinned and share cores, so expect "
-                "no more tokens/s than with one leaf per core, and more memory and context switches",
-            )
         self._run = run
-        self.arena = Arena(arenas / secrets.token_hex(4), sizing.memory_layout(run), board_bytes(run.plan))
+        layout = MemoryLayout((*sizing.memory_layout(run).parts, board_part(run.plan)))
+        self.arena = Arena(arenas / secrets.token_hex(4), layout)
         self.arena.create()
         self.memory = self.arena.attach("driver")
-        self._board = Board(self.arena.attach_board(), DRIVER, run.plan, run.config.deadline_seconds)
-        self._link = RayLink(DRIVER, self._board)
-
-    @property
-    def processes(self) -> list[int]:
-        """Process ids of the spheres in the order of the plan; 0 for one that has not started."""
-        return self._board.processes()
+        self.board = Board(self.memory, DRIVER, run.plan, run.config.deadline_seconds)
+        self._link = RayLink(DRIVER, self.board)
 
     def start(self, progress: Progress) -> None:
         """Make the root, which makes all other spheres."""
         hooks.place_similar_tokens(self._run, self.memory, progress)
         total = len(self._run.plan.spheres)
         progress("Starting spheres", 0, total)
-        self._link.actors = {ROOT: ROOT_HOST.remote(self._run, ROOT, self.arena)}
+        self._link.actors = {ROOT: HOST.remote(self._run, ROOT, self.arena)}
         launched = self._link.call(ROOT, "launch", self._run, self.arena)
         self._link.excuse(START_SECONDS)
-        self._link.on_look = lambda: progress("Starting spheres", self._board.count_ready(), total)
+        self._link.on_look = lambda: progress("Starting spheres", self.board.count_ready(), total)
         self._link.receive([launched])
         self._link.on_look = self._report
         progress("Starting spheres", total, total)
@@ -68,7 +59,7 @@ class RayEngine(Engine):
 
     def close(self) -> None:
         """Stop all actors and remove the arena."""
-        ids = self.processes
+        ids = self.board.processes()
         spheres = [process for process in psutil.process_iter() if process.pid in ids]
         for root in self._link.actors.values():
             ray.kill(root)
@@ -86,6 +77,6 @@ class RayEngine(Engine):
             raise type(error)(f"step {request.step}: {error}") from error
 
     def _report(self) -> None:
-        sphere, seconds = self._board.longest_wait()
+        sphere, seconds = self.board.longest_wait()
         if seconds >= _PATIENCE_SECONDS:
-            self.report_waiting(self._board.name(sphere), seconds)
+            self.report_waiting(self.board.name(sphere), seconds)

@@ -107,19 +107,15 @@ def _start(folder: Path) -> None:
         raise CrystallineError(f"Ray did not start: {error}") from error
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = clusters
-    _silence()
+    # End the thread that prints warnings of Ray's processes amid our output; `log_to_driver` does not reach it.
+    worker: Any = global_worker
+    worker.threads_stopped.set()
+    worker.gcs_error_subscriber.close()
+    worker.listener_thread.join()
+    worker.threads_stopped.clear()
 
 
 def _read_settings() -> None:
     """Let Ray's library, which keeps what it has read, read the environment again."""
     RayConfig.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
-
-
-def _silence() -> None:
-    """End the thread that prints warnings of Ray's processes amid our output; `log_to_driver` does not reach it."""
-    worker: Any = global_worker
-    worker.threads_stopped.set()
-    worker.gcs_error_subscriber.close()
-    worker.listener_thread.join()
-    worker.threads_stopped.clear()

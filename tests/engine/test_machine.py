@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from crystalline_ray.engine.cores import allowed_cores, detect_topology
+from crystalline_ray.engine.machine import allowed_cores, cores_in_order, cpu_quota
 
 
 def write(path: Path, content: str) -> None:
@@ -24,30 +24,27 @@ def two_sockets(tmp_path: Path) -> Path:
 
 
 def test_physical_cores_come_first_then_siblings_node_by_node(two_sockets: Path) -> None:
-    topology = detect_topology(range(8), two_sockets)
-    assert [core.id for core in topology.cores] == [0, 1, 2, 3, 4, 5, 6, 7]
-    assert [core.numa_node for core in topology.cores] == [0, 0, 1, 1, 0, 0, 1, 1]
-    assert topology.physical_cores == 4
-    assert topology.numa_nodes == (0, 1)
+    cores = cores_in_order(range(8), two_sockets)
+    assert [core.id for core in cores] == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert [core.numa_node for core in cores] == [0, 0, 1, 1, 0, 0, 1, 1]
+    assert [core.siblings for core in cores] == [(0, 4), (1, 5), (2, 6), (3, 7)] * 2
 
 
 def test_nodes_are_filled_one_by_one_where_numbers_alternate(tmp_path: Path) -> None:
     write(tmp_path / "sys/devices/system/node/node0/cpulist", "0,2,4")
     write(tmp_path / "sys/devices/system/node/node1/cpulist", "1,3,5")
-    assert [core.id for core in detect_topology(range(6), tmp_path).cores] == [0, 2, 4, 1, 3, 5]
+    assert [core.id for core in cores_in_order(range(6), tmp_path)] == [0, 2, 4, 1, 3, 5]
 
 
 def test_sibling_whose_physical_core_is_not_allowed_counts_as_physical(two_sockets: Path) -> None:
-    topology = detect_topology({4, 1, 5}, two_sockets)
-    assert [core.id for core in topology.cores] == [1, 4, 5]
-    assert topology.physical_cores == 2
+    cores = cores_in_order({4, 1, 5}, two_sockets)
+    assert [core.id for core in cores] == [1, 4, 5]
+    assert len({core.siblings for core in cores}) == 2
 
 
 def test_without_sys_every_core_is_physical_and_unlimited(tmp_path: Path) -> None:
-    topology = detect_topology([3, 1], tmp_path)
-    assert [core.id for core in topology.cores] == [1, 3]
-    assert topology.physical_cores == 2
-    assert topology.quota is None
+    assert cores_in_order([3, 1], tmp_path) == [(1, 0, (1,)), (3, 0, (3,))]
+    assert cpu_quota(tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -79,7 +76,7 @@ def test_quota_is_the_tightest_of_the_control_groups(
     write(tmp_path / "proc/self/cgroup", cgroup)
     for name, content in files.items():
         write(tmp_path / name, content)
-    assert detect_topology([0], tmp_path).quota == quota
+    assert cpu_quota(tmp_path) == quota
 
 
 def test_allowed_cores_respect_affinity_and_quota(two_sockets: Path) -> None:

@@ -1,0 +1,86 @@
+"""The machine as its kernel tells of it: the cores that this process may use, and what text files under /proc say.
+
+Allowed is what the scheduler affinity and the control groups' CPU quota leave, not what the machine has: a container
+sees all cores of its host. Spheres are pinned to physical cores first, their SMT siblings last, NUMA node by NUMA node.
+"""
+
+import os
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+_SYSTEM = Path("/")
+
+
+class Core(NamedTuple):
+    """A logical core as the operating system numbers it, and those on the same physical core, itself included."""
+
+    id: int
+    numa_node: int
+    siblings: tuple[int, ...]
+
+
+def allowed_cores(affinity: Collection[int] | None = None, system: Path = _SYSTEM) -> list[int]:
+    """Return the ids of the cores to use, in pinning order; at least one. Arguments as of `cores_in_order`."""
+    cores, quota = [core.id for core in cores_in_order(affinity, system)], cpu_quota(system)
+    return cores if quota is None else cores[: max(1, int(quota))]
+
+
+def cores_in_order(affinity: Collection[int] | None = None, system: Path = _SYSTEM) -> list[Core]:
+    """Return the cores in `affinity` (this process's own by default) in pinning order, as /sys under `system` has them.
+
+    Where the operating system does not tell (no Linux), every core counts as a physical core of NUMA node 0.
+    """
+    if affinity is None:
+        affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    numa_nodes = {
+        core: int(folder.name.removeprefix("node"))
+        for folder in (system / "sys/devices/system/node").glob("node[0-9]*")
+        for core in _cpu_list(_read(folder / "cpulist"))
+    }
+    cores = []
+    for core in affinity:
+        siblings = _read(system / f"sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
+        cores.append(Core(core, numa_nodes.get(core, 0), tuple(_cpu_list(siblings)) or (core,)))
+    # First by how many of its allowed siblings come before it.
+    allowed = frozenset(affinity)
+    return sorted(cores, key=lambda c: (len(allowed.intersection(c.siblings, range(c.id))), c.numa_node, c.id))
+
+
+def cpu_quota(system: Path = _SYSTEM) -> float | None:
+    """Return the tightest CPU quota, in cores, of this process's control group and those around it; None without."""
+    limits = []
+    for line in _read(system / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        mount, files = system / "sys/fs/cgroup", ["cpu.max"]  # version 2
+        if controllers:
+            mount, files = mount / "cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        if not controllers or "cpu" in controllers.split(","):
+            group = mount / path.lstrip("/")
+            groups = [folder for folder in (group, *group.parents) if folder.is_relative_to(mount)]
+            limits += [" ".join(_read(folder / file) for file in files) for folder in groups]
+    # "max" (version 2) and -1 (version 1) stand for no limit.
+    found = (pair for limit in limits for pair in re.findall(r"^(\d+) (\d+)$", limit))
+    return min((int(quota) / int(period) for quota, period in found), default=None)
+
+
+def proc_entry(file: str, name: str) -> str:
+    """Return the first value of `name` in a file of `name: value` lines under /proc, '' if there is none."""
+    entries = (line.partition(":") for line in _read(_SYSTEM / "proc" / file).splitlines())
+    return next((value.strip() for found, _, value in entries if found.strip() == name), "")
+
+
+def _read(path: Path) -> str:
+    """Return the stripped content, '' where the kernel has no such file or does not show it to this process."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _cpu_list(text: str) -> Iterator[int]:
+    """Numbers of a kernel list such as '0-3,8'."""
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        yield from range(int(first), int(last or first) + 1)

@@ -17,12 +17,10 @@ __all__ = ["Config", "Model", "Run", "__version__", "load_config", "load_model",
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name from the module that defines it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = "config" if name in ("Config", "load_config") else "api"
-    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{home}"), name)
-    return value
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
 
 
 def __dir__() -> list[str]:

@@ -23,9 +23,8 @@ def generator(seed: int, purpose: Purpose, *index: int) -> np.random.Generator:
     """Return the generator of the stream (seed, purpose, index).
 
     The key is (seed, purpose). The upper three words of the 256-bit counter are the index, missing ones count as 0; the
-    lowest word counts the draws, so streams of different indices are disjoint for 2**64 blocks of four draws.
-
-    Raises ValueError if the seed or an index is outside [0, 2**64), or if there are more than three indices.
+    lowest word counts the draws, so streams of different indices are disjoint for 2**64 blocks of four draws. Raises
+    ValueError if the seed or an index is outside [0, 2**64), or if there are more than three indices.
     """
     if len(index) > 3 or not all(0 <= word < 2**64 for word in (seed, *index)):
         raise ValueError(f"a random stream takes a seed and up to three indices in [0, 2**64), got {(seed, *index)}")

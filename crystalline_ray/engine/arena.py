@@ -1,8 +1,4 @@
-"""The arena: memory shared by the spheres of one node, as files mapped from /dev/shm.
-
-Plain files with one owner who unlinks them, not `multiprocessing.shared_memory`: before Python 3.13
-its resource tracker unlinks a segment as soon as any process that attached it exits.
-"""
+"""The arena: memory shared by the spheres of a node, as files mapped from /dev/shm, with one owner who unlinks them."""
 
 import mmap
 import os
@@ -51,8 +47,7 @@ class Arena:
 
 def arena_root() -> Path:
     """Return the folder arenas live in: shared memory where the system has it, else the temporary folder."""
-    usable = _PREFERRED.is_dir() and os.access(_PREFERRED, os.W_OK)
-    return _PREFERRED if usable else Path(tempfile.gettempdir())
+    return _PREFERRED if os.access(_PREFERRED, os.W_OK) else Path(tempfile.gettempdir())
 
 
 def private_folder(path: Path) -> None:

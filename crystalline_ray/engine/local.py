@@ -1,5 +1,6 @@
 """The local engine: all spheres in this process, one after the other. The oracle for every other engine."""
 
+import itertools
 import mmap
 import time
 from collections.abc import Callable, Collection, Generator
@@ -32,7 +33,7 @@ class LocalEngine(Engine):
         self._cpu = [0.0] * len(run.plan.spheres)
         self._inner = self._started = 0.0
         self._settings = ExitStack()
-        self._tickets = 0
+        self._tickets = itertools.count()
         self._replies: dict[int, Any] = {}
         self._halted: dict[int, tuple[int, CommitProtocol, Posts]] = {}
 
@@ -61,8 +62,7 @@ class LocalEngine(Engine):
 
     def send(self, sphere: int, message: object) -> int:
         """Let a sphere act on a message; return a ticket for the reply."""
-        self._tickets += 1
-        ticket = self._tickets
+        ticket = next(self._tickets)
         reply = self._charge(sphere, self._spheres[sphere].handle, message)
         if isinstance(reply, Generator):
             self._halted[ticket] = sphere, reply, self._charge(sphere, next, reply)

@@ -66,23 +66,18 @@ class RayLink:
                 return ticket, self._done.pop(ticket)
         pending = {self._calls[ticket][0]: ticket for ticket in tickets}
         start = time.monotonic()
-        while not (ready := _wait(list(pending), self._board.look_seconds)):
-            # The oldest ticket of a sphere comes last: its silence counts from that one.
-            self._board.look(dict(self._calls[ticket][1:] for ticket in sorted(tickets, reverse=True)))
-            self.on_look()
+        try:
+            while not (ready := ray.wait(list(pending), num_returns=1, timeout=self._board.look_seconds)[0]):
+                # The oldest ticket of a sphere comes last: its silence counts from that one.
+                self._board.look(dict(self._calls[ticket][1:] for ticket in sorted(tickets, reverse=True)))
+                self.on_look()
+        except SystemError as error:  # Ray's, for whatever the handler of a signal has raised
+            raise (error.__cause__ or error) from None
         self._board.wait_seconds += time.monotonic() - start
         self.beat()
         ticket = pending[ready[0]]
         reference, sphere, _ = self._calls.pop(ticket)
         return ticket, _fetch(reference, self._board.name(sphere))
-
-
-def _wait(references: "list[ray.ObjectRef[Any]]", seconds: float) -> "list[ray.ObjectRef[Any]]":
-    """Return the first finished call, if there is one within so many seconds."""
-    try:
-        return ray.wait(references, num_returns=1, timeout=seconds)[0]
-    except SystemError as error:  # Ray's, for whatever the handler of a signal has raised
-        raise (error.__cause__ or error) from None
 
 
 class SphereHost:
@@ -102,18 +97,17 @@ class SphereHost:
         self._link = RayLink(sphere_id, self._board)
         self._sphere = Sphere(run, sphere_id, memory, self._link)
         self._link.handle = self._sphere.handle
-        self._busy = self._cpu = self._started = 0.0
 
     def connect(self, actors: dict[int, Any]) -> None:
         """Take the handles of other spheres. Work is counted from here on."""
         self._link.actors = actors
-        self._busy = self._board.wait_seconds = 0.0
-        self._cpu, self._started = time.process_time(), time.perf_counter()
+        self._board.wait_seconds = 0.0
+        self._cpu, self._idle_since = time.process_time(), time.monotonic()
         self._board.beat()
 
     def handle(self, message: Any) -> Any:
         """Pass a message to the sphere; drive the protocol of a commit to its end."""
-        start = time.perf_counter()
+        self._board.wait_seconds += time.monotonic() - self._idle_since
         self._board.beat()
         try:
             reply = self._sphere.handle(message)
@@ -122,13 +116,13 @@ class SphereHost:
             return reply
         finally:
             self._board.beat()
-            self._busy += time.perf_counter() - start
+            self._idle_since = time.monotonic()
 
     def stats(self) -> SphereStats:
         """Return what the sphere did since it was connected."""
-        spec, working = self._sphere.spec, self._busy - self._board.wait_seconds
-        cpu, waiting = time.process_time() - self._cpu, time.perf_counter() - self._started - working
-        return SphereStats(spec.id, spec.role, spec.level, cpu, max(0.0, waiting), self._sphere.batches)
+        spec, cpu = self._sphere.spec, time.process_time() - self._cpu
+        waited = self._board.wait_seconds + time.monotonic() - self._idle_since
+        return SphereStats(spec.id, spec.role, spec.level, cpu, waited, self._sphere.batches)
 
     def launch(self, run: RunSpec, arena: Arena) -> None:
         """Make every other sphere; return when all are ready. Raises CrystallineError if one is not in time."""

@@ -1,8 +1,7 @@
-"""The board: short notes of the spheres of a node and of the driver, in shared memory.
+"""The board: short notes of the spheres of a node and of the driver, in shared memory; a row has one writer, no lock.
 
-A row for each segment holds the squared norm that the level-1 spheres need of one another; that saves a round of
-messages through the root, which costs the root about a millisecond of CPU time for each level-1 sphere. A row for each
-sphere, and for the driver, holds its signs of life. Every row has one writer, so the board needs no lock.
+A row for each segment holds the squared norm that the level-1 spheres need of one another; through the root, that would
+cost it about a millisecond for each of them. A row for each sphere, and for the driver, holds its signs of life.
 
 A sphere that computes gives a sign of life at every micro-batch, one that waits at every look at those it waits for;
 only the first is progress. Silence is counted from the last sign of a sphere, or from the time work was sent to it if
@@ -54,8 +53,7 @@ class Board:
         self._own = self._spheres[own]
         self._own[_PROCESS], self._own[_ALIVE] = os.getpid(), time.monotonic()
         self._owners = {segment: sphere.id for sphere in plan.level1 for segment in sphere.groups}
-        self._plan = plan
-        self._deadline = deadline
+        self._plan, self._deadline = plan, deadline
         self._woke = 0.0
 
     def name(self, sphere: int) -> str:

@@ -19,21 +19,17 @@ from crystalline_ray.spheres import hooks, messages, sizing
 from crystalline_ray.spheres.memory import MemoryLayout
 from crystalline_ray.spheres.run_spec import RunSpec
 
-# Seconds without progress after which the driver says whom it waits for.
-_PATIENCE_SECONDS = 5.0
+_PATIENCE_SECONDS = 5.0  # without progress; then the driver says whom it waits for
 _EXIT_SECONDS = 15.0
 
 
 class RayEngine(Engine):
-    """Hosts the spheres of a run as actors, with an arena in the folder `arenas` of a Ray instance that runs.
-
-    Raises ResourceError if there is not enough shared memory.
-    """
+    """Hosts the spheres of a run as actors, with an arena in `arenas`. Raises ResourceError if that has no room."""
 
     def __init__(self, run: RunSpec, arenas: Path) -> None:
         self._run = run
-        layout = MemoryLayout((*sizing.memory_layout(run).parts, board_part(run.plan)))
-        self.arena = Arena(arenas / secrets.token_hex(4), layout)
+        parts = (*sizing.memory_layout(run).parts, board_part(run.plan))
+        self.arena = Arena(arenas / secrets.token_hex(4), MemoryLayout(parts))
         self.arena.create()
         self.memory = self.arena.attach("driver")
         self.board = Board(self.memory, DRIVER, run.plan, run.config.deadline_seconds)

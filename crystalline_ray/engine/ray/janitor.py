@@ -2,9 +2,9 @@
 
 Usage: python -I janitor.py DRIVER_PID FOLDER ...
 
-It waits for end-of-file on standard input, which comes when the driver closes the pipe or dies, also
-by kill -9. Then it kills every process that still uses one of the folders (its command line names it, or it
-has a file of it open or mapped) and removes them. Only the standard library: it must be there in no time.
+It waits for the end of standard input, which comes when the driver closes the pipe or dies, also by kill -9. Then it
+kills every process that still uses one of the folders (its command line names it, or it has a file of it open or
+mapped) and removes them. Only the standard library: it must be there in no time.
 """
 
 import contextlib

@@ -27,9 +27,8 @@ _PREFIX = "crystalline-ray-"
 _JANITOR_SECONDS = 30.0
 # Weights and gradients go through the arena; Ray's store holds small messages only (its minimum is 75 MiB).
 _OBJECT_STORE_BYTES = 80 << 20
-# Ray puts sockets below its folder; the kernel limits their paths.
-_LONGEST_SOCKET = 107
-_LONGEST_BELOW = len("/r/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+# Ray puts sockets below its folder; the kernel limits their paths to 107 bytes.
+_LONGEST_FOLDER = 107 - len("/r/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 _SHORT_ROOT = Path("/tmp")
 
 
@@ -37,18 +36,15 @@ _SHORT_ROOT = Path("/tmp")
 def ray_session() -> Iterator[Path]:
     """Start Ray for this driver, and a janitor that clears up even after kill -9 of it; yields the folder for arenas.
 
-    All files lie in folders that only this user may enter: Ray opens its own to everybody.
-
-    Raises:
-        ConfigError: this process runs a Ray of its own.
-        CrystallineError: Ray did not start; or, at the end, something could not be removed.
+    All files lie in folders that only this user may enter: Ray opens its own to everybody. Raises ConfigError if this
+    process runs a Ray of its own, CrystallineError if Ray does not start, or if, at the end, something is not removed.
     """
     if ray.is_initialized():
         raise ConfigError("engine = 'ray': Ray runs in this process already; call ray.shutdown() first, or use local")
     sweep_stale()
     name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
     temporary = Path(tempfile.gettempdir(), name)
-    if len(os.fsencode(temporary)) + _LONGEST_BELOW > _LONGEST_SOCKET:
+    if len(os.fsencode(temporary)) > _LONGEST_FOLDER:
         temporary = _SHORT_ROOT / name
     arenas = arena_root() / name
     folders = sorted({str(arenas), str(temporary)})
@@ -80,8 +76,7 @@ def sweep_stale() -> None:
 
 def _start(folder: Path) -> None:
     settings = SINGLE_THREAD | {
-        # Makes Ray bind the loopback address on Linux too, instead of all interfaces: nothing is to reach it from
-        # outside. The name is Ray's.
+        # The name is Ray's: nothing is to reach it from outside, so it listens on the loopback only, on Linux too.
         ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
         # A token for this process and its actors alone, kept in memory instead of in the user's home folder.
         "RAY_AUTH_MODE": "token",

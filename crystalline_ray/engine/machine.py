@@ -6,7 +6,7 @@ sees all cores of its host. Spheres are pinned to physical cores first, their SM
 
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,39 +21,37 @@ class Core(NamedTuple):
     siblings: tuple[int, ...]
 
 
-def allowed_cores(affinity: Collection[int] | None = None, system: Path = _SYSTEM) -> list[int]:
-    """Return the ids of the cores to use, in pinning order; at least one. Arguments as of `cores_in_order`."""
-    cores, quota = [core.id for core in cores_in_order(affinity, system)], cpu_quota(system)
+def allowed_cores() -> list[int]:
+    """Return the ids of the cores to use, in pinning order; at least one."""
+    cores, quota = [core.id for core in cores_in_order()], cpu_quota()
     return cores if quota is None else cores[: max(1, int(quota))]
 
 
-def cores_in_order(affinity: Collection[int] | None = None, system: Path = _SYSTEM) -> list[Core]:
-    """Return the cores in `affinity` (this process's own by default) in pinning order, as /sys under `system` has them.
+def cores_in_order() -> list[Core]:
+    """Return the cores in this process's affinity in pinning order.
 
     Where the operating system does not tell (no Linux), every core counts as a physical core of NUMA node 0.
     """
-    if affinity is None:
-        affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     numa_nodes = {
         core: int(folder.name.removeprefix("node"))
-        for folder in (system / "sys/devices/system/node").glob("node[0-9]*")
+        for folder in (_SYSTEM / "sys/devices/system/node").glob("node[0-9]*")
         for core in _cpu_list(_read(folder / "cpulist"))
     }
     cores = []
-    for core in affinity:
-        siblings = _read(system / f"sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
+    for core in allowed:
+        siblings = _read(_SYSTEM / f"sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
         cores.append(Core(core, numa_nodes.get(core, 0), tuple(_cpu_list(siblings)) or (core,)))
     # First by how many of its allowed siblings come before it.
-    allowed = frozenset(affinity)
     return sorted(cores, key=lambda c: (len(allowed.intersection(c.siblings, range(c.id))), c.numa_node, c.id))
 
 
-def cpu_quota(system: Path = _SYSTEM) -> float | None:
+def cpu_quota() -> float | None:
     """Return the tightest CPU quota, in cores, of this process's control group and those around it; None without."""
     limits = []
-    for line in _read(system / "proc/self/cgroup").splitlines():
+    for line in _read(_SYSTEM / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
-        mount, files = system / "sys/fs/cgroup", ["cpu.max"]  # version 2
+        mount, files = _SYSTEM / "sys/fs/cgroup", ["cpu.max"]  # version 2
         if controllers:
             mount, files = mount / "cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
         if not controllers or "cpu" in controllers.split(","):

@@ -15,13 +15,12 @@ from tokenizers import Tokenizer as Library
 from tokenizers import models, pre_tokenizers, trainers
 
 from crystalline_ray.data.documents import Document, only_texts
-from crystalline_ray.data.tokenizer_base import TokenizerBase, old_ids
+from crystalline_ray.data.tokenizer_base import TokenizerBase
 from crystalline_ray.errors import TokenizerError
 from crystalline_ray.progress import Progress, silent
 
 END_OF_TEXT = "<|endoftext|>"
 NUM_BYTES = 256
-_MIN_PAIR_COUNT = 2  # a pair seen once teaches nothing
 _TRAINING_CHARS = 16 << 20  # more text hardly changes the merges, and costs 0.3 s per MiB
 _SPAN_CHARS = 16 << 10
 # Between two words and after the only line break there, GPT-2's pattern always ends a word, and merges stay in words.
@@ -29,12 +28,15 @@ _BREAK = re.compile(r"(?<=\S\n)(?=\S)")
 
 
 class BpeTokenizer(TokenizerBase):
-    """Byte-level BPE. From 257 tokens on, `<|endoftext|>` separates documents; with 256, the token of byte 0 does."""
+    """Byte-level BPE, made of what `to_json` returned; raises ValueError or another error if it is something else.
+
+    From 257 tokens on, `<|endoftext|>` separates documents; with 256, the token of byte 0 does.
+    """
 
     kind: Literal["bpe"] = "bpe"
 
-    def __init__(self, library: Library) -> None:
-        self._library = library
+    def __init__(self, text: str) -> None:
+        self._library = library = Library.from_str(text)
         self._library.encode_special_tokens = True  # text that spells "<|endoftext|>" does not end anything
         self.vocab_size: int = library.get_vocab_size()
         self._bytes = _token_bytes(library)
@@ -44,10 +46,9 @@ class BpeTokenizer(TokenizerBase):
 
     @classmethod
     def train(cls, documents: Sequence[Document], vocab_size: int | None, progress: Progress = silent) -> Self:
-        """Learn merges from texts (from an even sample of them if they are long).
+        """Learn merges from texts, or from an even sample of long ones; the same texts give the same merges.
 
-        The vocabulary comes out smaller than `vocab_size` if the text has too few pairs that occur twice. The same
-        texts give the same merges. Raises TokenizerError if `vocab_size` is below 256.
+        The vocabulary is smaller than `vocab_size`, at least 256, if too few pairs of the text occur twice.
         """
         if vocab_size is None or vocab_size < NUM_BYTES:
             raise TokenizerError(f"a byte-level vocabulary needs at least {NUM_BYTES} tokens, got {vocab_size}")
@@ -55,46 +56,28 @@ class BpeTokenizer(TokenizerBase):
         library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
-            min_frequency=_MIN_PAIR_COUNT,
+            min_frequency=2,  # a pair seen once teaches nothing
             special_tokens=[END_OF_TEXT] if vocab_size > NUM_BYTES else [],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
         library.train_from_iterator(_sample(only_texts(documents), progress), trainer)
-        return cls(library)
+        return cls(library.to_str())
 
-    def renumbered(self, new_ids: NDArray[np.int64]) -> Self:
-        """Return the tokenizer that gives token t the id new_ids[t], int (V,), and cuts any text as this one does.
-
-        Raises ValueError if `new_ids` is no permutation.
-        """
-        old_ids(new_ids, self.vocab_size)
+    def _renumbered(self, new_ids: NDArray[np.int64]) -> Self:
         found = json.loads(self.to_json())
         # Merges are written as tokens, in the order in which they apply, so they do not depend on the ids.
         found["model"]["vocab"] = {token: int(new_ids[old]) for token, old in found["model"]["vocab"].items()}
         for special in found["added_tokens"]:
             special["id"] = int(new_ids[special["id"]])
-        return self.from_json(json.dumps(found))
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Restore what `to_json` wrote. Raises TokenizerError if it is something else."""
-        try:
-            return cls(Library.from_str(text))
-        except Exception as error:  # the library raises bare Exception for JSON that it cannot read
-            if not isinstance(error, ValueError | LookupError) and type(error) is not Exception:
-                raise
-            raise TokenizerError(f"not a byte-level BPE tokenizer: {error}") from error
+        return type(self)(json.dumps(found))
 
     def to_json(self) -> str:
         """Return the tokenizer in the format of the `tokenizers` library."""
         return str(self._library.to_str())
 
     def encode_batch(self, documents: Sequence[Document]) -> list[NDArray[np.int32]]:
-        """Return the tokens of each text, int32 (n,); the library encodes them in parallel.
-
-        Raises TokenizerError if one holds lone surrogates.
-        """
+        """Return the tokens of each text, int32 (n,); raises TokenizerError if one holds lone surrogates."""
         try:
             encodings = self._library.encode_batch_fast(only_texts(documents), add_special_tokens=False)
         except TypeError as error:
@@ -132,15 +115,12 @@ def _sample(texts: Sequence[str], progress: Progress) -> Iterator[Document]:
 
 
 def _token_bytes(library: Library) -> list[bytes]:
-    """Return the bytes of each token: the library spells them in GPT-2's printable stand-ins for bytes.
-
-    Printable Latin-1 stands for itself, and for the other bytes stand the characters from U+0100 on, in order.
-    """
+    """Return the bytes of each token, which the library spells in GPT-2's printable stand-ins for bytes."""
+    # Printable Latin-1 stands for itself, and for the other bytes stand the characters from U+0100 on, in order.
     characters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    stand_ins = dict(
-        zip(characters, sorted(range(NUM_BYTES), key=lambda byte: chr(byte) not in characters), strict=True)
-    )
-    vocabulary = library.get_vocab(with_added_tokens=True)
+    in_order = sorted(range(NUM_BYTES), key=lambda byte: chr(byte) not in characters)
+    stand_ins = dict(zip(characters, in_order, strict=True))
+    vocabulary = library.get_vocab()
     if not set(stand_ins) <= set(vocabulary):
         raise ValueError("some bytes have no token")
     table = [b""] * len(vocabulary)

@@ -3,7 +3,7 @@
 import json
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 from crystalline_ray.data.bpe import BpeTokenizer
 from crystalline_ray.data.config import MOST_TOKENS, DataConfig
 from crystalline_ray.data.documents import Document, Ids, only_texts
-from crystalline_ray.data.tokenizer_base import TokenizerBase, old_ids
+from crystalline_ray.data.tokenizer_base import TokenizerBase
 from crystalline_ray.errors import TokenizerError
 from crystalline_ray.progress import Progress, silent
 
-_SEPARATOR = "\0"
 _SPAN = 16 << 10
-_MOST_DIGITS = 18  # of a number that int64 holds
 
 
 class _SymbolTokenizer(TokenizerBase):
@@ -36,11 +34,9 @@ class _SymbolTokenizer(TokenizerBase):
         self.start = self.end_of_text or 0
 
     def encode_batch(self, documents: Sequence[Document]) -> list[NDArray[np.int32]]:
-        """Return the tokens of each document, int32 (symbols,). Raises TokenizerError naming an unknown symbol."""
         return [self._find(self._read(document)) for document in documents]
 
     def spans(self, document: Document) -> Iterator[Document]:
-        """Cut a document anywhere."""
         for start in range(0, max(1, len(document)), _SPAN):
             yield document[start : start + _SPAN]
 
@@ -55,42 +51,36 @@ class _SymbolTokenizer(TokenizerBase):
 
     @staticmethod
     @abstractmethod
-    def _read(document: Document) -> Ids:
-        """Return the symbols of a document."""
+    def _read(document: Document) -> Ids: ...
 
     @staticmethod
     def _name(symbol: int) -> str:
-        """Return how a person would write a symbol."""
         return str(symbol)
 
 
 class CharTokenizer(_SymbolTokenizer):
-    """A token per character, each of `symbols` there once: for small models and quick experiments.
-
-    If NUL is among them it separates documents; otherwise there is no separator.
-    """
+    """A token per character, each of `symbols` there once; NUL, if it is among them, separates documents."""
 
     kind: Literal["char"] = "char"
     noun = "character"
 
     def __init__(self, symbols: str) -> None:
-        super().__init__(self._read(symbols), ord(_SEPARATOR) if _SEPARATOR in symbols else None)
+        super().__init__(self._read(symbols), 0 if "\0" in symbols else None)
         if self.end_of_text is None:
             self.start = max(0, symbols.find("\n"))
 
     @classmethod
-    def train(cls, documents: Sequence[Document]) -> "CharTokenizer":
+    def train(cls, documents: Sequence[Document]) -> Self:
         """Collect the characters of all texts, sorted; NUL is added to separate them if there are several."""
-        symbols = set(_SEPARATOR if len(documents) > 1 else "").union(*only_texts(documents))
+        symbols = set("\0" if len(documents) > 1 else "").union(*only_texts(documents))
         return cls("".join(sorted(symbols)))
-
-    def renumbered(self, new_ids: NDArray[np.int64]) -> "CharTokenizer":
-        """Return the tokenizer that gives token t the id new_ids[t], int (V,). Raises ValueError: no permutation."""
-        return CharTokenizer("".join(map(chr, self._symbols[old_ids(new_ids, self.vocab_size)])))
 
     def to_json(self) -> str:
         """Return the tokenizer as a JSON object."""
         return json.dumps({"kind": self.kind, "symbols": "".join(map(chr, self._symbols))}, ensure_ascii=False)
+
+    def _renumbered(self, new_ids: NDArray[np.int64]) -> Self:
+        return type(self)("".join(map(chr, self._symbols[np.argsort(new_ids)])))
 
     def spell(self, token: int) -> bytes:
         """Return the character of `token` as UTF-8."""
@@ -107,10 +97,7 @@ class CharTokenizer(_SymbolTokenizer):
 
 
 class IntegerTokenizer(_SymbolTokenizer):
-    """A token per integer, each of `ids` there once; in a text, spaces stand between them.
-
-    `end_token`, one of them, ends a document; None: nothing does.
-    """
+    """A token per integer, each of `ids` there once, spaces between them in a text; `end_token` ends a document."""
 
     kind: Literal["none"] = "none"
     noun = "integer"
@@ -121,7 +108,7 @@ class IntegerTokenizer(_SymbolTokenizer):
         self.end_token = end_token
 
     @classmethod
-    def train(cls, documents: Sequence[Document], vocab_size: int | None, end_token: int | None) -> "IntegerTokenizer":
+    def train(cls, documents: Sequence[Document], vocab_size: int | None, end_token: int | None) -> Self:
         """Take the ids 0 .. vocab_size - 1; without `vocab_size`, up to the highest of the documents and `end_token`.
 
         Raises TokenizerError for a text, for other ids than those, and for ids beyond the 1,000,000 there may be.
@@ -134,10 +121,6 @@ class IntegerTokenizer(_SymbolTokenizer):
             raise TokenizerError(f"the integers go up to {highest}, but they must be below {allowed}")
         return cls(np.arange(vocab_size or highest + 1), end_token)
 
-    def renumbered(self, new_ids: NDArray[np.int64]) -> "IntegerTokenizer":
-        """Return the tokenizer that gives token t the id new_ids[t], int (V,). Raises ValueError: no permutation."""
-        return IntegerTokenizer(self._symbols[old_ids(new_ids, self.vocab_size)], self.end_token)
-
     def to_json(self) -> str:
         """Return the tokenizer as a JSON object; `ids` has the id of each token."""
         return json.dumps({"kind": self.kind, "ids": self._symbols.tolist(), "end_token": self.end_token})
@@ -145,6 +128,9 @@ class IntegerTokenizer(_SymbolTokenizer):
     def spans(self, document: Document) -> Iterator[Document]:
         """Cut integers anywhere, but no text of them in the middle of a number."""
         return super().spans(self._read(document))
+
+    def _renumbered(self, new_ids: NDArray[np.int64]) -> Self:
+        return type(self)(self._symbols[np.argsort(new_ids)], self.end_token)
 
     def spell(self, token: int) -> bytes:
         """Return the digits of the id of `token`."""
@@ -156,12 +142,12 @@ class IntegerTokenizer(_SymbolTokenizer):
             return document
         words = document.split()
         for word in words:
-            if not word.isdecimal() or len(word) > _MOST_DIGITS:
+            if not word.isdecimal() or len(word) > 18:  # so many digits int64 always holds
                 raise TokenizerError(f"{word[:40]!r} is no token: this model's are integers, separated by spaces")
         return np.array([int(word) for word in words], np.int64)
 
 
-Tokenizer: TypeAlias = BpeTokenizer | CharTokenizer | IntegerTokenizer
+Tokenizer = BpeTokenizer | CharTokenizer | IntegerTokenizer
 
 
 def train_tokenizer(data: DataConfig, documents: Sequence[Document], progress: Progress = silent) -> Tokenizer:
@@ -181,6 +167,9 @@ def parse_tokenizer(text: str) -> Tokenizer:
                 return CharTokenizer(symbols)
             case {"kind": "none", "ids": [*ids], "end_token": int() | None as end_token}:
                 return IntegerTokenizer(np.array(ids, np.int64), end_token)
-        return BpeTokenizer.from_json(text)
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        return BpeTokenizer(text)
+    except Exception as error:  # the `tokenizers` library raises bare Exception for JSON that it cannot read
+        known = ValueError | TypeError | LookupError | OverflowError | RecursionError
+        if not isinstance(error, known) and type(error) is not Exception:
+            raise
         raise TokenizerError(f"not a tokenizer: {error}") from error

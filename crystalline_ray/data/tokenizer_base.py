@@ -3,7 +3,8 @@
 import codecs
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar
+from itertools import groupby
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,15 @@ class TokenizerBase(ABC):
     def to_json(self) -> str:
         """Return all that `parse_tokenizer` needs."""
 
+    @abstractmethod
+    def _renumbered(self, new_ids: NDArray[np.int64]) -> Self: ...
+
+    def renumbered(self, new_ids: NDArray[np.int64]) -> Self:
+        """Return the tokenizer that gives token t the id new_ids[t], int (V,). Raises ValueError: no permutation."""
+        if not np.array_equal(np.sort(new_ids), np.arange(self.vocab_size)):
+            raise ValueError(f"new ids must hold each of 0 .. {self.vocab_size - 1} once")
+        return self._renumbered(new_ids)
+
     def encode(self, text: str) -> NDArray[np.int32]:
         """Return the tokens of `text`, int32 (n,). Raises TokenizerError if it cannot be encoded."""
         return self.encode_batch([text])[0]
@@ -57,14 +67,14 @@ class TokenizerBase(ABC):
 
         Documents are encoded in parallel and in bounded memory. Raises TokenizerError for one that cannot be encoded.
         """
-        total, done = sum(map(len, documents)), 0
+        total = sum(map(len, documents))
         separator = np.array([] if self.end_of_text is None else [self.end_of_text], np.int32)
-        progress(stage, done, total)
-        for chunk in self._chunks(documents):
-            encoded = zip(self.encode_batch([span for span, _ in chunk]), chunk, strict=True)
-            yield np.concatenate([part for own, (_, ends) in encoded for part in (own, separator)[: 1 + ends]])
-            done += sum(len(span) for span, _ in chunk)
-            progress(stage, done, total)
+        progress(stage, 0, total)
+        for _, chunk in groupby(self._spans(documents), lambda span: span[2] // _CHUNK_LENGTH):
+            spans, ends, done = zip(*chunk, strict=True)
+            encoded = zip(self.encode_batch(spans), ends, strict=True)
+            yield np.concatenate([part for own, is_last in encoded for part in (own, separator)[: 1 + is_last]])
+            progress(stage, done[-1], total)
 
     def tokenise(self, documents: Sequence[Document], progress: Progress = silent) -> tuple[TokenArray, int | None]:
         """Return the tokens of the documents in memory, to evaluate on, and the number of their bytes.
@@ -88,20 +98,14 @@ class TokenizerBase(ABC):
         """Return a decoder that takes one token at a time; `continued`: its text goes on from that of other tokens."""
         return TokenStream(self, continued)
 
-    def _chunks(self, documents: Sequence[Document]) -> Iterator[list[tuple[Document, bool]]]:
-        """Yield lists of (span of a document, whether the document ends with it)."""
-        chunk: list[tuple[Document, bool]] = []
-        size = 0
+    def _spans(self, documents: Sequence[Document]) -> Iterator[tuple[Document, bool, int]]:
+        """Yield each span, whether its document ends with it, and the length of all up to its end."""
+        done = 0
         for document in documents:
             spans = list(self.spans(document))
             for number, span in enumerate(spans, 1):
-                chunk.append((span, number == len(spans)))
-                size += len(span)
-                if size >= _CHUNK_LENGTH:
-                    yield chunk
-                    chunk, size = [], 0
-        if chunk:
-            yield chunk
+                done += len(span)
+                yield span, number == len(spans), done
 
 
 class TokenStream:
@@ -123,14 +127,3 @@ class TokenStream:
     def flush(self) -> str:
         """Return what is left at the end: U+FFFD if a character stayed incomplete."""
         return self._decoder.decode(b"", final=True)
-
-
-def old_ids(new_ids: NDArray[np.int64], vocab_size: int) -> NDArray[np.int64]:
-    """Return which token gets each id, the inverse of `new_ids`, int (V,), that a renumbering is given.
-
-    Raises ValueError if `new_ids` does not hold each of 0 .. vocab_size - 1 once.
-    """
-    order = np.argsort(new_ids, kind="stable")
-    if new_ids.shape != (vocab_size,) or not np.array_equal(new_ids[order], np.arange(vocab_size)):
-        raise ValueError(f"new ids must hold each of 0 .. {vocab_size - 1} once")
-    return order

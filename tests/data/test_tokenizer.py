@@ -71,7 +71,7 @@ def test_merges_shorten_the_text_they_were_learnt_from(small_bpe: BpeTokenizer) 
 
 def test_text_that_spells_the_separator_is_ordinary(small_bpe: BpeTokenizer) -> None:
     assert small_bpe.decode([small_bpe.end_of_text]) == END_OF_TEXT
-    restored = BpeTokenizer.from_json(small_bpe.to_json())
+    restored = BpeTokenizer(small_bpe.to_json())
     for tokenizer in (small_bpe, restored):
         assert tokenizer.end_of_text not in tokenizer.encode(f"a{END_OF_TEXT}b")
 

@@ -21,7 +21,6 @@ from crystalline_ray.streams import Purpose, generator
 _BLOCK = 512  # positions of an epoch whose windows are computed at once: amortises NumPy's cost per call
 IGNORED = -1  # target of a position that counts for nothing
 _ROUNDS = 8
-_MAX_SIZE = 1 << 62
 
 
 def count_windows(tokens: TokenArray, seq_len: int) -> int:
@@ -34,7 +33,7 @@ class TrainBatches:
 
     Window k is tokens[k*T : k*T + T + 1] with T = `seq_len`: T inputs, and the same shifted by one as targets, so every
     token but the first and a rest shorter than T is a target once an epoch. Sequence s is window
-    `Permutation(windows, seed, epoch)(s % windows)` with epoch = s // windows. From `total_sequences` on, rows are
+    `permute(s % windows, windows, seed, epoch)` with epoch = s // windows. From `total_sequences` on, rows are
     padding: inputs 0, targets -1. Raises ValueError if the tokens are too few for one window.
     """
 
@@ -76,7 +75,7 @@ class TrainBatches:
 
     def _find_block(self, epoch: int, block: int) -> list[int]:
         positions = np.arange(block * _BLOCK, min(self.windows, (block + 1) * _BLOCK), dtype=np.uint64)
-        windows: list[int] = Permutation(self.windows, self._seed, epoch)(positions).tolist()
+        windows: list[int] = permute(positions, self.windows, self._seed, epoch).tolist()
         return windows
 
 
@@ -104,39 +103,26 @@ class ValidationBatches:
         return valid
 
 
-class Permutation:
-    """The order of one epoch: a bijection of range(n), chosen by (seed, epoch).
+def permute(indices: NDArray[np.uint64], n: int, seed: int, epoch: int) -> NDArray[np.uint64]:
+    """Map `indices`, uint64 (k,) in range(n), to uint64 (k,): a bijection of range(n), chosen by (seed, epoch).
 
     Raises ValueError unless 1 <= n <= 2**62.
     """
-
-    def __init__(self, n: int, seed: int, epoch: int) -> None:
-        if not 1 <= n <= _MAX_SIZE:
-            raise ValueError(f"a permutation needs 1 to 2**62 elements, got {n}")
-        self.n = n
-        bits = max(2, (n - 1).bit_length())
-        self._low_bits = np.uint64(bits // 2)
-        self._low_mask = np.uint64((1 << (bits // 2)) - 1)
-        self._high_mask = np.uint64((1 << (bits - bits // 2)) - 1)
-        keys = generator(seed, Purpose.SHUFFLE, epoch).integers(0, 1 << 64, size=_ROUNDS, dtype=np.uint64)
-        self._keys = tuple(keys[i : i + 1] for i in range(_ROUNDS))  # one-element arrays: uint64 arrays wrap silently
-
-    def __call__(self, indices: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """Map `indices`, uint64 (k,) in range(n), to uint64 (k,) in range(n)."""
-        values = self._network(indices)
-        outside = np.flatnonzero(values >= self.n)
-        while outside.size:
-            values[outside] = self._network(values[outside])
-            outside = outside[values[outside] >= self.n]
-        return values
-
-    def _network(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        low = values & self._low_mask
-        high = values >> self._low_bits
-        for even, odd in zip(self._keys[::2], self._keys[1::2], strict=True):
-            low = low ^ (_mix(high + even) & self._low_mask)
-            high = high ^ (_mix(low + odd) & self._high_mask)
-        return (high << self._low_bits) | low
+    if not 1 <= n <= 1 << 62:
+        raise ValueError(f"a permutation needs 1 to 2**62 elements, got {n}")
+    bits = max(2, (n - 1).bit_length())
+    low_bits, low_mask = np.uint64(bits // 2), np.uint64((1 << (bits // 2)) - 1)
+    high_mask = np.uint64((1 << (bits - bits // 2)) - 1)
+    keys = generator(seed, Purpose.SHUFFLE, epoch).integers(0, 1 << 64, size=_ROUNDS, dtype=np.uint64)
+    values, outside = indices.copy(), np.arange(indices.size)
+    while outside.size:
+        low, high = values[outside] & low_mask, values[outside] >> low_bits
+        for even, odd in keys.reshape(-1, 2, 1):  # one-element arrays: uint64 arrays wrap silently
+            low ^= _mix(high + even) & low_mask
+            high ^= _mix(low + odd) & high_mask
+        values[outside] = (high << low_bits) | low
+        outside = outside[values[outside] >= n]
+    return values
 
 
 def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:

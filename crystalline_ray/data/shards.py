@@ -1,6 +1,5 @@
 """Tokens on disk: Arrow IPC files that are memory-mapped, so a reader copies nothing and processes share the pages."""
 
-import bisect
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -70,27 +69,21 @@ class TokenArray:
     """The tokens of one part of a dataset, over all its files, as one row."""
 
     def __init__(self, shards: Sequence[NDArray[np.unsignedinteger]], dtype: DTypeLike) -> None:
-        self._shards = shards
-        self._starts = np.cumsum([0, *(shard.size for shard in shards)]).tolist()
-        self._length: int = self._starts.pop()
         self.dtype = np.dtype(dtype)
+        self._column = pa.chunked_array(shards, pa.from_numpy_dtype(self.dtype))
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._column)
 
     def read(self, start: int, stop: int) -> NDArray[np.unsignedinteger]:
         """Return tokens start .. stop - 1: a read-only view, or a copy where files meet. Raises IndexError outside."""
-        if not 0 <= start <= stop <= self._length:
-            raise IndexError(f"tokens {start} to {stop} of {self._length}")
-        first = max(0, bisect.bisect_right(self._starts, start) - 1)
-        last = bisect.bisect_left(self._starts, stop, first + 1)
-        parts = [
-            shard[max(0, start - offset) : stop - offset]
-            for shard, offset in zip(self._shards[first:last], self._starts[first:last], strict=True)
-        ]
-        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, self.dtype), *parts])
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"tokens {start} to {stop} of {len(self)}")
+        found = self._column.slice(start, stop - start)
+        tokens: NDArray[np.unsignedinteger] = (found.chunk(0) if found.num_chunks == 1 else found).to_numpy()
+        return tokens
 
     def parts(self) -> Iterator[NDArray[np.unsignedinteger]]:
         """Yield all tokens in order, up to 1 Mi at a time, each part read-only."""
-        for shard in self._shards:
-            yield from np.split(shard, range(_AT_ONCE, shard.size, _AT_ONCE))
+        for shard in self._column.chunks:
+            yield from np.split(shard.to_numpy(), range(_AT_ONCE, len(shard), _AT_ONCE))

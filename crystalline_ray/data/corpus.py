@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
@@ -23,19 +23,15 @@ from crystalline_ray.progress import Progress, silent
 _SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules"})
 # Tests and a bundled editor are not what the library is, and not every distribution ships them.
 _NOT_OF_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib"})
-_MACHINE_SPECIFIC_MODULE = "_sysconfigdata"
 _ADDRESS = re.compile(r"(\w+):/+")  # a Path has lost one of two slashes
-_FILES_PER_REPORT = 16
-_NAMED = 5  # files in a note
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents in order, none of them empty: texts, or integers that are tokens already, each (n,)."""
+    """Documents in order, none of them empty, and notes for people about how they were read."""
 
     documents: Sequence[Document]
     notes: tuple[str, ...] = ()
-    """Remarks for people about how they were read."""
 
     @cached_property
     def digest(self) -> str:
@@ -54,10 +50,7 @@ def read_corpus(data: DataConfig, progress: Progress = silent) -> Corpus:
 
     Folders are read recursively but for hidden files and folders, `__pycache__`, `node_modules`, linked folders and
     whatever is not a regular file; files in there that hold no text are left out, with a note. A file that is reached
-    twice is read once. "-" is standard input.
-
-    Raises DataError for a path that cannot be read, a named file that is binary or a table without the column
-    `text_column`, anything but integers where they are asked for, or when there is nothing to read.
+    twice is read once. "-" is standard input. Raises DataError if something cannot be read, or there is nothing to.
     """
     integers = data.tokenizer == "none"
     if integers and not data.text:
@@ -68,13 +61,13 @@ def read_corpus(data: DataConfig, progress: Progress = silent) -> Corpus:
     left_out: dict[str, list[str]] = {}
     replaced: dict[str, int] = {}
     for number, file in enumerate(files):
-        if number % _FILES_PER_REPORT == 0:
+        if number % 16 == 0:
             progress("reading", number, len(files))
         try:
             if integers:
-                documents += read_integers(file.path, data)
+                documents += read_integers(Path(file.path), data)
                 continue
-            found = read_file(file.path, data.text_column)
+            found = read_file(Path(file.path), data.text_column)
         except OSError as error:
             _refuse(error, file.path)
         except UnsuitableFileError as error:
@@ -125,13 +118,12 @@ def token_corpus(tokens: Row, end_token: int | None = None) -> Corpus:
     return Corpus(documents)
 
 
-@dataclass(frozen=True, slots=True)
-class SourceFile:
-    """A file to read. `name` is its path inside the folder that was asked for: it does not depend on where that is."""
+class SourceFile(NamedTuple):
+    """A file to read, in the order of reading; `name` is its path inside the folder that was asked for."""
 
-    path: Path
     name: str
-    explicit: bool
+    path: str
+    explicit: bool = False
     """Asked for by its own path: what would be skipped inside a folder is an error here."""
 
 
@@ -141,54 +133,48 @@ def standard_library() -> list[SourceFile]:
     Raises DataError where the library is not there as source files (some embedded Pythons).
     """
     folder = Path(sysconfig.get_path("stdlib"))
-    files = [
-        file
-        for file in _walk(folder, _SKIPPED_FOLDERS | _NOT_OF_LIBRARY)
-        if file.path.suffix == ".py" and not file.name.startswith(_MACHINE_SPECIFIC_MODULE)
-    ]
+    found = _walk(folder, _SKIPPED_FOLDERS | _NOT_OF_LIBRARY)
+    # That module differs from machine to machine.
+    files = [file for file in found if file.name.endswith(".py") and not file.name.startswith("_sysconfigdata")]
     if not files:
         raise DataError(
             f"{folder}: this Python has no source text of its standard library; name a file or folder to read"
         )
-    return _ordered(files)
+    return sorted(files)
 
 
 def _find_files(paths: Sequence[Path]) -> list[SourceFile]:
     found: dict[tuple[int, int], SourceFile] = {}
     for number, path in enumerate(paths):
         if str(path) in STANDARD_INPUT:
-            found[-1, number] = SourceFile(path, "standard input", explicit=True)
+            found[-1, number] = SourceFile("standard input", str(path), explicit=True)
             continue
-        named = SourceFile(path, path.name, explicit=True)
+        named = SourceFile(path.name, str(path), explicit=True)
         for file in _walk(path, _SKIPPED_FOLDERS) if os.path.isdir(path) else [named]:
             try:
-                status = file.path.stat()
+                status = os.stat(file.path)
             except OSError as error:
-                _refuse(error, file.path)
+                _refuse(error)
             if not stat.S_ISREG(status.st_mode):
                 raise DataError(f"{file.path}: neither a file nor a folder")
             identity = status.st_dev, status.st_ino
             if file.explicit or identity not in found:
                 found[identity] = file
-    return _ordered(found.values())
+    return sorted(found.values())
 
 
 def _walk(folder: Path, skipped: Collection[str]) -> Iterator[SourceFile]:
     for parent, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = [name for name in folders if name not in skipped and not name.startswith(".")]
         for name in names:
-            path = Path(parent, name)
-            if not name.startswith(".") and path.is_file():
-                yield SourceFile(path, path.relative_to(folder).as_posix(), explicit=False)
+            path = os.path.join(parent, name)
+            if not name.startswith(".") and Path(path).is_file():
+                yield SourceFile(os.path.relpath(path, folder), path)
 
 
-def _ordered(files: Iterable[SourceFile]) -> list[SourceFile]:
-    return sorted(files, key=lambda file: (file.name, str(file.path)))
-
-
-def _refuse(error: OSError, path: Path | None = None) -> NoReturn:
+def _refuse(error: OSError, path: str | None = None) -> NoReturn:
     """Say why `path`, by default the one that the error names, cannot be read."""
-    where, reason = str(path or error.filename), f"cannot be read: {error.strerror or error}"
+    where, reason = path or str(error.filename), f"cannot be read: {error.strerror or error}"
     if isinstance(error, FileNotFoundError):
         reason = "no such file or folder"
         if _ADDRESS.match(where):
@@ -201,5 +187,5 @@ def _refuse(error: OSError, path: Path | None = None) -> NoReturn:
 
 def _listed(names: Sequence[str]) -> str:
     """Return how many files these are, and up to five of their names."""
-    more = ", ..." if len(names) > _NAMED else ""
-    return f"{len(names):,} file{'s' * (len(names) > 1)} ({', '.join(names[:_NAMED])}{more})"
+    more = ", ..." if len(names) > 5 else ""
+    return f"{len(names):,} file{'s' * (len(names) > 1)} ({', '.join(names[:5])}{more})"

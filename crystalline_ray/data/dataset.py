@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -36,18 +35,13 @@ class Dataset:
     """Tokens to learn from and to measure by; a token's id is its frequency rank in the training part."""
 
     folder: Path
-    """Where it is kept; `open_dataset` opens it in another process."""
     tokenizer: Tokenizer
     train: TokenArray
     validation: TokenArray
     validation_bytes: int | None
-    """UTF-8 bytes that the validation tokens stand for, to reckon bits per byte; None if they are integers."""
+    """UTF-8 bytes that the validation tokens stand for; None if they are integers."""
     summary: dict[str, Any]
-    """Facts about it, for people to read: counts, shares, and under "notes" what they should know.
-
-    `group_shares`: of the training tokens, those in each of the twelve symmetry groups; `commonest_share`: those that
-    are the commonest token, which no distribution over groups can part.
-    """
+    """Facts about it, for people to read; `group_shares` and `commonest_share` are shares of the training tokens."""
 
 
 def prepare(
@@ -61,12 +55,8 @@ def prepare(
 ) -> Dataset:
     """Read the text, split it, train the tokenizer and write the tokens, or find all that in the cache.
 
-    A `corpus` replaces the text of `data`. A token's id is its frequency rank in the training part, 0 the commonest:
-    ties, and last the tokens that never occur there, keep the order in which the tokenizer learnt them. A `tokenizer`,
-    that of a model to go on from, is used as it is instead.
-
-    The cache key is a hash of the text itself and of all that decides the tokens. A cached dataset is
-    verified; a damaged one is built anew, with a note in the summary.
+    A `corpus` replaces the text of `data`. A token's id is its frequency rank in the training part; a `tokenizer`, that
+    of a model to go on from, is used as it is. A cached dataset that is damaged is built anew, with a note.
 
     Raises DataError if the text cannot be used, a part is too short for `seq_len` + 1 tokens or there is but one token,
     TokenizerError if the tokenizer cannot encode it, and ResourceError if the cache cannot be written.
@@ -163,14 +153,22 @@ def _build(
     # A symbol that only the validation part has must have a token; merges must not be learnt from that part.
     learnt_from = parts.train if data.tokenizer == "bpe" else documents
     tokenizer = given or train_tokenizer(data, learnt_from, progress)
-    train, counts = _write_part(folder, "train", parts.train, tokenizer, progress)
+    dtype = token_dtype(tokenizer.vocab_size)
+
+    def write(part: str, documents: list[Document], tokenizer: Tokenizer) -> list[Path]:
+        chunks = tokenizer.encode_documents(documents, stage=f"tokenizing {part} text", progress=progress)
+        return write_shards(folder, part, dtype, chunks)
+
+    train = write("train", parts.train, tokenizer)
+    found = TokenArray(list(map(map_shard, train)), dtype).parts()
+    counts = sum((np.bincount(tokens, minlength=tokenizer.vocab_size) for tokens in found), np.int64(0))
     if given is None:
         ranks = frequency_ranks(counts)
-        for name in train:
-            renumber_shard(folder / name, ranks)
+        for path in train:
+            renumber_shard(path, ranks)
         tokenizer, counts = tokenizer.renumbered(ranks), -np.sort(-counts)
     (folder / _TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8")
-    _write_part(folder, "validation", parts.validation, tokenizer, progress)
+    write("validation", parts.validation, tokenizer)
     notes = []
     if data.tokenizer == "bpe" and given is None and tokenizer.vocab_size < (data.vocab_size or 0):
         notes.append(f"the text yields a vocabulary of {tokenizer.vocab_size} tokens, fewer than {data.vocab_size}")
@@ -193,25 +191,8 @@ def _build(
     (folder / _SUMMARY).write_text(json.dumps(summary), encoding="utf-8")
 
 
-def _write_part(
-    folder: Path, part: str, documents: Sequence[Document], tokenizer: Tokenizer, progress: Progress
-) -> tuple[list[str], NDArray[np.int64]]:
-    """Write the tokens of one part; return the names of its files, and how often each token occurs, int64 (V,)."""
-    counts = np.zeros(tokenizer.vocab_size, np.int64)
-
-    def counted() -> Iterator[NDArray[np.int32]]:
-        for tokens in tokenizer.encode_documents(documents, stage=f"tokenizing {part} text", progress=progress):
-            np.add(counts, np.bincount(tokens, minlength=counts.size), out=counts)
-            yield tokens
-
-    return write_shards(folder, part, token_dtype(tokenizer.vocab_size), counted()), counts
-
-
 def frequency_ranks(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the rank of each token from how often it occurs, int (V,): rank 0 is the commonest, ties in order of ids.
-
-    The result, int64 (V,), is a permutation of 0 .. V - 1, on which lattice geometry is defined.
-    """
+    """Return each token's rank by how often it occurs, int (V,) to int64 (V,): 0 the commonest, ties by id."""
     return np.argsort(np.argsort(-counts, kind="stable"))
 
 

@@ -15,7 +15,6 @@ Ids: TypeAlias = NDArray[np.integer[Any]]
 Document: TypeAlias = str | Ids
 Mode: TypeAlias = Literal["document", "tail"]
 IDS_AT_ONCE = 1 << 20  # a memory-mapped file is never in memory as a whole
-AUTO_DOCUMENTS = 20
 
 
 class Split(NamedTuple):
@@ -43,15 +42,12 @@ def only_texts(documents: Sequence[Document]) -> list[str]:
 
 
 def resolve_mode(documents: Sequence[Document], mode: Literal["auto", "document", "tail"]) -> Mode:
-    """Decide what `auto` means: by document from 20 different documents on, otherwise the tail of each.
-
-    Raises DataError if `document` is asked for and there are not two different ones.
-    """
+    """Decide what `auto` means; raises DataError if `document` is asked for and there are not two different ones."""
     if mode == "tail":
         return "tail"
     distinct = len({_hash(document, 0) for document in documents})
     if mode == "auto":
-        return "document" if distinct >= AUTO_DOCUMENTS else "tail"
+        return "document" if distinct >= 20 else "tail"
     if distinct < 2:
         raise DataError("validation_split = 'document' needs at least two different documents, this text is one")
     return "document"
@@ -60,12 +56,10 @@ def resolve_mode(documents: Sequence[Document], mode: Literal["auto", "document"
 def split(documents: Sequence[Document], fraction: float, mode: Mode, seed: int) -> Split:
     """Part `documents`, holding out about `fraction` (at most 0.5) of their characters or integers.
 
-    document: a document is held out if the hash of (seed, its content) falls below `fraction`, so another document more
-    or less does not move the others, and copies stay on one side. Where chance would hold out more than twice the
-    fraction or less than half of it (few documents, or one of great length), documents are left in or taken in
-    addition, in the order of their hashes.
-
-    tail: the last `fraction` of each document, rounded up.
+    document: those whose hash of (seed, content) falls below `fraction`, so that one document does not move the others
+    and copies stay on one side. Where that is more than twice the fraction or less than half of it (few documents, or a
+    giant one), documents are left in or taken in addition, in the order of their hashes. tail: the last `fraction` of
+    each document, rounded up.
     """
     if mode == "document":
         hashes = [_hash(document, seed) for document in documents]
@@ -78,7 +72,6 @@ def split(documents: Sequence[Document], fraction: float, mode: Mode, seed: int)
 
 
 def _hash(document: Document, seed: int) -> bytes:
-    """Return eight bytes that the document's content and the seed decide."""
     digest = blake2b(digest_size=8, key=seed.to_bytes(8, "little"), person=b"split")
     for part in content(document)[1]:
         digest.update(part)

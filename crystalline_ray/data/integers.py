@@ -26,7 +26,7 @@ def read_integers(path: Path, data: DataConfig) -> list[Ids]:
     with one column, or one called `text_column`, of integers, or of lists of integers, a document each. Beside x.npy
     and x.bin, `x.offsets.npy` may say where documents begin and the last one ends: document i is x[o[i] : o[i + 1]].
 
-    Raises DataError if the file or its offsets are something else, OSError if they cannot be read.
+    Raises DataError if the file or its offsets are something else, and OSError.
     """
     suffix, offsets = path.suffix.lower(), path.with_name(path.stem + OFFSETS)
     if suffix not in SUFFIXES:
@@ -77,15 +77,12 @@ def _part(row: Ids, end_token: int | None) -> list[Ids]:
 
 def _map(path: Path, bin_dtype: str) -> Ids:
     """Map an array without keeping its file open, as `numpy.memmap` does: a folder may hold more files than may be."""
-    if path.suffix.lower() == ".npy":
-        found = open_memmap(path, mode="r")
-    else:
-        found = np.memmap(path, np.dtype(bin_dtype).newbyteorder("<"), "r")
-    if not found.size:
-        return found
     with pa.memory_map(str(path)) as file:
-        flat: Ids = np.frombuffer(file.read_buffer(), found.dtype, found.size, found.offset)
-    return flat.reshape(found.shape, order="C" if found.flags.c_contiguous else "F")
+        raw = file.read_buffer()
+    if path.suffix.lower() == ".bin":
+        return np.frombuffer(raw, np.dtype(bin_dtype).newbyteorder("<"))
+    found = open_memmap(path, mode="r")
+    return np.ndarray(found.shape, found.dtype, raw, found.offset, found.strides)
 
 
 def _cut(row: Ids, offsets: Ids, path: Path) -> list[Ids]:

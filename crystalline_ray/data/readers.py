@@ -17,11 +17,8 @@ from crystalline_ray.data.integers import SUFFIXES
 from crystalline_ray.errors import DataError
 
 STANDARD_INPUT = frozenset({"-", "/dev/stdin"})
-_PROBE_BYTES = 8192
-_MAX_ODD_SHARE = 0.3
 _ORDINARY_CONTROLS = frozenset("\t\n\v\f\r\x1b\x85")
 _REPLACEMENT = "\ufffd"
-_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -65,7 +62,7 @@ def read_file(path: Path, text_column: str) -> FileText:
     raw = sys.stdin.buffer.read() if str(path) in STANDARD_INPUT else path.read_bytes()
     if is_binary(raw):
         reason = "a binary file, or text in an encoding other than UTF-8"
-        if raw.startswith(_UTF16_MARKS):
+        if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             reason = "text in UTF-16; convert it to UTF-8 first (iconv -f UTF-16 -t UTF-8)"
         advice = "; integers are read with tokenizer = 'none' (--tokenizer none)" if suffix in SUFFIXES else ""
         raise UnsuitableFileError(f"{path}: {reason}{advice}", reason)
@@ -87,12 +84,12 @@ def is_binary(raw: bytes) -> bool:
     UTF-8 or control characters (the share that Perl's -B test uses). Text in UTF-16, or in a one-byte encoding of a
     language that is not written in Latin letters, therefore counts as binary: as UTF-8 it would be noise.
     """
-    probe = raw[:_PROBE_BYTES]
+    probe = raw[:8192]
     if b"\0" in probe:
         return True
     text = probe.decode(errors="replace")
     controls = (char for char in set(text) - _ORDINARY_CONTROLS if unicodedata.category(char) == "Cc")
-    return sum(map(text.count, (_REPLACEMENT, *controls))) > _MAX_ODD_SHARE * len(text)
+    return sum(map(text.count, (_REPLACEMENT, *controls))) > 0.3 * len(text)
 
 
 def _read_jsonl(path: Path, text: str, column: str, found: FileText) -> None:

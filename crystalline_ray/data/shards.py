@@ -44,14 +44,14 @@ def renumber_shard(path: Path, new_ids: NDArray[np.int64]) -> None:
     write_shard(path, renumbered)
 
 
-def write_shards(folder: Path, part: str, dtype: DTypeLike, chunks: Iterable[NDArray[np.int32]]) -> list[str]:
-    """Write tokens, (n,) at a time, to files `<part>-00000.arrow`, ... of 16 Mi each; return their names."""
+def write_shards(folder: Path, part: str, dtype: DTypeLike, chunks: Iterable[NDArray[np.int32]]) -> list[Path]:
+    """Write tokens, (n,) at a time, to files `<part>-00000.arrow`, ... of 16 Mi each, and return these."""
     shard, used = np.empty(SHARD_TOKENS, dtype), 0
-    names: list[str] = []
+    files: list[Path] = []
 
     def write() -> None:
-        names.append(f"{part}-{len(names):05d}.arrow")
-        write_shard(folder / names[-1], shard[:used])
+        files.append(folder / f"{part}-{len(files):05d}.arrow")
+        write_shard(files[-1], shard[:used])
 
     for tokens in chunks:
         for piece in np.split(tokens, range(shard.size - used, tokens.size, shard.size)):
@@ -62,7 +62,7 @@ def write_shards(folder: Path, part: str, dtype: DTypeLike, chunks: Iterable[NDA
                 used = 0
     if used:
         write()
-    return names
+    return files
 
 
 class TokenArray:

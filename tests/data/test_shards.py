@@ -22,9 +22,9 @@ def test_tokens_come_back_over_several_files_without_a_copy(
 ) -> None:
     tokens = np.random.default_rng(1).integers(0, np.iinfo(dtype).max, 1050, np.int64).astype(dtype)
     monkeypatch.setattr(shards_module, "SHARD_TOKENS", 100)
-    names = write_shards(tmp_path, "train", dtype, np.array_split(tokens, [0, 7, 250, 251, 900]))
-    assert names == [f"train-{number:05d}.arrow" for number in range(11)]
-    shards = [map_shard(tmp_path / name) for name in names]
+    paths = write_shards(tmp_path, "train", dtype, np.array_split(tokens, [0, 7, 250, 251, 900]))
+    assert paths == [tmp_path / f"train-{number:05d}.arrow" for number in range(11)]
+    shards = [map_shard(path) for path in paths]
     assert [shard.size for shard in shards] == [100] * 10 + [50]
     found = TokenArray(shards, dtype)
     assert len(found) == 1050

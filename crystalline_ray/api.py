@@ -10,7 +10,7 @@ import numpy as np
 
 from crystalline_ray.config import Config, resume_config
 from crystalline_ray.data.corpus import Corpus, text_corpus, token_corpus
-from crystalline_ray.data.integers import Row
+from crystalline_ray.data.documents import Row
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.generation.model import Model
 from crystalline_ray.progress import silent

@@ -14,9 +14,15 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 
 from crystalline_ray.data.config import DataConfig
-from crystalline_ray.data.documents import Document, content
-from crystalline_ray.data.integers import OFFSETS, Row, documents_of, read_integers
-from crystalline_ray.data.readers import STANDARD_INPUT, FileText, UnsuitableFileError, read_file
+from crystalline_ray.data.documents import Document, Row, content, documents_of
+from crystalline_ray.data.readers import (
+    OFFSETS,
+    STANDARD_INPUT,
+    FileText,
+    UnsuitableFileError,
+    read_file,
+    read_integers,
+)
 from crystalline_ray.errors import DataError
 from crystalline_ray.progress import Progress, silent
 

@@ -160,8 +160,9 @@ def _build(
         return write_shards(folder, part, dtype, chunks)
 
     train = write("train", parts.train, tokenizer)
-    found = TokenArray(list(map(map_shard, train)), dtype).parts()
-    counts = sum((np.bincount(tokens, minlength=tokenizer.vocab_size) for tokens in found), np.int64(0))
+    counts = np.zeros(tokenizer.vocab_size, np.int64)
+    for tokens in TokenArray(list(map(map_shard, train)), dtype).parts():
+        counts += np.bincount(tokens, minlength=counts.size)
     if given is None:
         ranks = frequency_ranks(counts)
         for path in train:

@@ -13,8 +13,10 @@ from crystalline_ray.errors import DataError, TokenizerError
 
 Ids: TypeAlias = NDArray[np.integer[Any]]
 Document: TypeAlias = str | Ids
+Row: TypeAlias = Ids | Sequence[Any]
 Mode: TypeAlias = Literal["document", "tail"]
-IDS_AT_ONCE = 1 << 20  # a memory-mapped file is never in memory as a whole
+_HIGHEST = 2**32 - 1
+_IDS_AT_ONCE = 1 << 20  # a memory-mapped file is never in memory as a whole
 
 
 class Split(NamedTuple):
@@ -29,7 +31,7 @@ def content(document: Document) -> tuple[int, Iterable[bytes]]:
     if isinstance(document, str):
         raw = document.encode()
         return len(raw), [raw]
-    parts = (document[start : start + IDS_AT_ONCE] for start in range(0, len(document), IDS_AT_ONCE))
+    parts = (document[start : start + _IDS_AT_ONCE] for start in range(0, len(document), _IDS_AT_ONCE))
     return 4 * len(document), (part.astype("<u4").tobytes() for part in parts)
 
 
@@ -39,6 +41,39 @@ def only_texts(documents: Sequence[Document]) -> list[str]:
     if len(texts) < len(documents):
         raise TokenizerError("integers are no text: they need tokenizer = 'none'")
     return texts
+
+
+def documents_of(rows: Iterable[Row], end_token: int | None, where: str) -> list[Ids]:
+    """Return the documents in `rows`, each integers (n,), or (documents, n).
+
+    A document ends with its row and at each `end_token`, which is not part of it; empty ones are left out. Raises
+    DataError that begins with `where` for rows of another shape or type, and for integers that uint32 does not hold.
+    """
+    found: list[Ids] = []
+    for row in rows:
+        array = np.asarray(row)
+        if array.ndim not in (1, 2) or (array.size and array.dtype.kind not in "iu"):
+            raise DataError(f"{where}: tokens must be integers, a row or a table, not {array.dtype}{array.shape}")
+        least, most = array.min(initial=0), array.max(initial=0)
+        if least < 0 or most > _HIGHEST:  # `content` writes them as uint32
+            raise DataError(
+                f"{where}: tokens must be in [0, {_HIGHEST}], but there is {least if least < 0 else most}"
+            )
+        for document in array if array.ndim == 2 else [array]:
+            found += _part(document, end_token)
+    return found
+
+
+def _part(row: Ids, end_token: int | None) -> list[Ids]:
+    """Return what of `row` (n,) lies before, between and after the end tokens."""
+    if end_token is None:
+        return [row] if len(row) else []
+    ends = [
+        start + np.flatnonzero(row[start : start + _IDS_AT_ONCE] == end_token)
+        for start in range(0, len(row), _IDS_AT_ONCE)
+    ]
+    first, *others = np.split(row, np.concatenate(ends)) if ends else [row]
+    return [part for part in (first, *(part[1:] for part in others)) if len(part)]
 
 
 def resolve_mode(documents: Sequence[Document], mode: Literal["auto", "document", "tail"]) -> Mode:

@@ -1,4 +1,4 @@
-"""The contents of one file: the texts of its documents, whatever the format."""
+"""The contents of one file, whatever the format: texts, or integers that are tokens already."""
 
 import codecs
 import csv
@@ -10,12 +10,17 @@ import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.lib.format import open_memmap
 
-from crystalline_ray.data.integers import SUFFIXES
+from crystalline_ray.data.config import DataConfig
+from crystalline_ray.data.documents import Ids, documents_of
 from crystalline_ray.errors import DataError
 
+OFFSETS = ".offsets.npy"
+_INTEGERS = (".npy", ".arrow", ".bin")
 STANDARD_INPUT = frozenset({"-", "/dev/stdin"})
 _ORDINARY_CONTROLS = frozenset("\t\n\v\f\r\x1b\x85")
 _REPLACEMENT = "\ufffd"
@@ -64,7 +69,7 @@ def read_file(path: Path, text_column: str) -> FileText:
         reason = "a binary file, or text in an encoding other than UTF-8"
         if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             reason = "text in UTF-16; convert it to UTF-8 first (iconv -f UTF-16 -t UTF-8)"
-        advice = "; integers are read with tokenizer = 'none' (--tokenizer none)" if suffix in SUFFIXES else ""
+        advice = "; integers are read with tokenizer = 'none' (--tokenizer none)" if suffix in _INTEGERS else ""
         raise UnsuitableFileError(f"{path}: {reason}{advice}", reason)
     raw = raw.removeprefix(codecs.BOM_UTF8)
     found = FileText()
@@ -156,3 +161,65 @@ def _no_column(where: str, column: str, existing: list[str]) -> UnsuitableFileEr
     columns, reason = ", ".join(map(repr, existing)) or "none", f"no column {column!r}"
     choice = "choose one with text_column (--text-column)"
     return UnsuitableFileError(f"{where}: {reason}; columns there: {columns}; {choice}", f"{reason}; {choice}")
+
+
+def read_integers(path: Path, data: DataConfig) -> list[Ids]:
+    """Map the documents of a file into memory, as `documents_of` returns them.
+
+    .npy: one row of integers, or a document a row. .bin: integers of `bin_dtype`, little-endian. .arrow: an IPC file
+    with one column, or one called `text_column`, of integers, or of lists of integers, a document each. Beside x.npy
+    and x.bin, `x.offsets.npy` may say where documents begin and the last one ends: document i is x[o[i] : o[i + 1]].
+
+    Raises DataError if the file or its offsets are something else, and OSError.
+    """
+    suffix, offsets = path.suffix.lower(), path.with_name(path.stem + OFFSETS)
+    if suffix not in _INTEGERS:
+        raise DataError(f"{path}: tokenizer = 'none' reads integers, from {', '.join(_INTEGERS)} files only")
+    try:
+        if not path.stat().st_size:
+            raise DataError(f"{path}: an empty file")
+        if suffix == ".arrow":
+            rows = _read_arrow(path, data.text_column)
+        else:
+            row = _map(path, data.bin_dtype)
+            rows = _cut(row, open_memmap(offsets, mode="r"), offsets) if offsets.exists() else [row]
+    except (ValueError, pa.ArrowException) as error:
+        raise DataError(f"{path}: not integers as a {suffix} file has them: {error}") from error
+    return documents_of(rows, data.end_token, str(path))
+
+
+def _map(path: Path, bin_dtype: str) -> Ids:
+    """Map an array without keeping its file open, as `numpy.memmap` does: a folder may hold more files than may be."""
+    with pa.memory_map(str(path)) as file:
+        raw = file.read_buffer()
+    if path.suffix.lower() == ".bin":
+        return np.frombuffer(raw, np.dtype(bin_dtype).newbyteorder("<"))
+    found = open_memmap(path, mode="r")
+    return np.ndarray(found.shape, found.dtype, raw, found.offset, found.strides)
+
+
+def _cut(row: Ids, offsets: Ids, path: Path) -> list[Ids]:
+    """Return the documents of `row` (n,), of which `path` says where they begin."""
+    if row.ndim != 1 or offsets.ndim != 1 or offsets.dtype.kind not in "iu" or not len(offsets):
+        raise DataError(f"{path}: offsets must be integers in one dimension, for integers in one dimension")
+    if offsets[0] != 0 or offsets[-1] != len(row) or (offsets[1:] < offsets[:-1]).any():
+        raise DataError(f"{path}: offsets must rise from 0 to the number of integers, {len(row)}")
+    return np.split(row, offsets[1:-1])
+
+
+def _read_arrow(path: Path, column: str) -> list[Ids]:
+    with pa.memory_map(str(path)) as file:
+        table = pa.ipc.open_file(file).read_all()
+    names = table.column_names
+    if len(names) != 1 and column not in names:
+        raise DataError(f"{path}: choose one of the columns {names} with text_column (--text-column), not {column!r}")
+    chosen = table.column(0 if len(names) == 1 else column)
+    is_list = isinstance(chosen.type, pa.ListType | pa.LargeListType | pa.FixedSizeListType)
+    if not pa.types.is_integer(chosen.type.value_type if is_list else chosen.type):
+        raise DataError(f"{path}: the column must hold integers or lists of integers, it holds {chosen.type}")
+    rows: list[Ids] = []
+    for chunk in chosen.chunks:
+        if chunk.null_count or (is_list and chunk.flatten().null_count):
+            raise DataError(f"{path}: the column must not have missing values")
+        rows += [row.values.to_numpy() for row in chunk] if is_list else [chunk.to_numpy()]
+    return rows if is_list or len(rows) < 2 else [np.concatenate(rows)]

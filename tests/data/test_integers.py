@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from crystalline_ray.config_section import Section
 from crystalline_ray.data import documents as documents_module
-from crystalline_ray.data import integers as integers_module
 from crystalline_ray.data.config import DataConfig
 from crystalline_ray.data.corpus import read_corpus, text_corpus, token_corpus
 from crystalline_ray.data.dataset import Dataset, open_dataset, prepare
@@ -120,7 +119,7 @@ def test_offsets_beside_a_file_part_it(tmp_path: Path, name: str) -> None:
 def test_an_end_token_parts_rows_wherever_it_is(rows: list[list[int]], end: int, at_once: int) -> None:
     expected = [[ord(char) for char in part] for row in rows for part in "".join(map(chr, row)).split(chr(end)) if part]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(integers_module, "IDS_AT_ONCE", at_once)
+        patch.setattr(documents_module, "_IDS_AT_ONCE", at_once)
         if not expected:
             with pytest.raises(DataError, match="tokens: no integers in there"):
                 token_corpus(rows, end)
@@ -141,7 +140,7 @@ def test_arrays_in_memory() -> None:
 def test_the_type_of_the_numbers_and_the_file_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "x.npy", NOTES.astype(np.uint8))
     digest = read_corpus(settings(tmp_path / "x.npy")).digest
-    monkeypatch.setattr(documents_module, "IDS_AT_ONCE", 7)
+    monkeypatch.setattr(documents_module, "_IDS_AT_ONCE", 7)
     assert token_corpus(NOTES).digest == digest
     assert token_corpus([NOTES[:10], NOTES[10:]]).digest != digest
 

@@ -1,11 +1,9 @@
 """Batches by random access: a sequence's number gives its tokens, with no scan and no state to restore on resume.
 
-The shuffled order of an epoch is no list but a keyed bijection of range(n), computed point by point. A Feistel network
-permutes the smallest power of two that holds n, and cycle walking brings values outside range(n) back: apply the
-network again until the value falls inside. That is a bijection of range(n), since it follows the network's own cycles;
-less than two applications are needed on average. Black and Rogaway, "Ciphers with arbitrary finite domains" (CT-RSA
-2002), describe both. The round function is the finaliser of splitmix64 (Steele, Lea and Flood, "Fast splittable
-pseudorandom number generators", OOPSLA 2014): good mixing is what is needed, not secrecy.
+The shuffled order of an epoch is a keyed bijection of range(n), computed point by point: a Feistel network permutes the
+smallest power of two that holds n, and is applied again until the value falls inside of range(n) (Black and Rogaway,
+"Ciphers with arbitrary finite domains", CT-RSA 2002). The round function is the finaliser of splitmix64 (Steele, Lea
+and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014): mixing is needed, not secrecy.
 """
 
 import sys
@@ -31,10 +29,9 @@ def count_windows(tokens: TokenArray, seq_len: int) -> int:
 class TrainBatches:
     """Micro-batches of a run, addressed by the run-wide number of their first sequence.
 
-    Window k is tokens[k*T : k*T + T + 1] with T = `seq_len`: T inputs, and the same shifted by one as targets, so every
-    token but the first and a rest shorter than T is a target once an epoch. Sequence s is window
-    `permute(s % windows, windows, seed, epoch)` with epoch = s // windows. From `total_sequences` on, rows are
-    padding: inputs 0, targets -1. Raises ValueError if the tokens are too few for one window.
+    Window k is tokens[k*T : k*T + T + 1] with T = `seq_len`: T inputs, and the same shifted by one as targets. Sequence
+    s is window `permute(s % windows, windows, seed, epoch)` with epoch = s // windows. From `total_sequences` on, rows
+    are padding: inputs 0, targets -1. Raises ValueError if the tokens are too few for one window.
     """
 
     def __init__(

@@ -11,15 +11,15 @@ DEFAULT_VOCAB_SIZE = 2048
 MOST_TOKENS = 1_000_000
 
 
-def _one_or_many(value: object) -> object:
-    return (value,) if isinstance(value, str | Path) else value
-
-
 class DataConfig(Section):
     """The text that is read, how it is cut into tokens and what is held out for validation."""
 
     text: Annotated[
-        tuple[LaxPath, ...], BeforeValidator(_one_or_many), Field(strict=False), COMMON, Also("data dataset input")
+        tuple[LaxPath, ...],
+        BeforeValidator(lambda value: (value,) if isinstance(value, str | Path) else value),
+        Field(strict=False),
+        COMMON,
+        Also("data dataset input"),
     ] = ()
     """Files and folders to learn from; without any, the source text of Python's standard library."""
     text_column: str = Field("text", min_length=1)

@@ -13,16 +13,9 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 
+from crystalline_ray.data import readers
 from crystalline_ray.data.config import DataConfig
 from crystalline_ray.data.documents import Document, Row, content, documents_of
-from crystalline_ray.data.readers import (
-    OFFSETS,
-    STANDARD_INPUT,
-    FileText,
-    UnsuitableFileError,
-    read_file,
-    read_integers,
-)
 from crystalline_ray.errors import DataError
 from crystalline_ray.progress import Progress, silent
 
@@ -62,7 +55,7 @@ def read_corpus(data: DataConfig, progress: Progress = silent) -> Corpus:
     if integers and not data.text:
         raise DataError("tokenizer = 'none' needs text: files of integers to learn from")
     files = _find_files(data.text) if data.text else standard_library()
-    files = [file for file in files if not (integers and file.name.endswith(OFFSETS))]
+    files = [file for file in files if not (integers and file.name.endswith(readers.OFFSETS))]
     documents: list[Document] = []
     left_out: dict[str, list[str]] = {}
     replaced: dict[str, int] = {}
@@ -71,12 +64,12 @@ def read_corpus(data: DataConfig, progress: Progress = silent) -> Corpus:
             progress("reading", number, len(files))
         try:
             if integers:
-                documents += read_integers(Path(file.path), data)
+                documents += readers.read_integers(Path(file.path), data)
                 continue
-            found = read_file(Path(file.path), data.text_column)
+            found = readers.read_file(Path(file.path), data.text_column)
         except OSError as error:
             _refuse(error, file.path)
-        except UnsuitableFileError as error:
+        except readers.UnsuitableFileError as error:
             if file.explicit:
                 raise
             left_out.setdefault(error.reason, []).append(file.name)
@@ -102,7 +95,7 @@ def text_corpus(texts: Iterable[str]) -> Corpus:
     """
     if not isinstance(texts, Iterable):
         raise DataError(f"texts must be a list of str, it is a {type(texts).__name__}")
-    found = FileText()
+    found = readers.FileText()
     for number, text in enumerate([texts] if isinstance(texts, str) else texts):
         if not isinstance(text, str):
             raise DataError(f"texts[{number}] must be a str, it is a {type(text).__name__}")
@@ -152,7 +145,7 @@ def standard_library() -> list[SourceFile]:
 def _find_files(paths: Sequence[Path]) -> list[SourceFile]:
     found: dict[tuple[int, int], SourceFile] = {}
     for number, path in enumerate(paths):
-        if str(path) in STANDARD_INPUT:
+        if str(path) in readers.STANDARD_INPUT:
             found[-1, number] = SourceFile("standard input", str(path), explicit=True)
             continue
         named = SourceFile(path.name, str(path), explicit=True)

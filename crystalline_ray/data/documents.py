@@ -56,9 +56,7 @@ def documents_of(rows: Iterable[Row], end_token: int | None, where: str) -> list
             raise DataError(f"{where}: tokens must be integers, a row or a table, not {array.dtype}{array.shape}")
         least, most = array.min(initial=0), array.max(initial=0)
         if least < 0 or most > _HIGHEST:  # `content` writes them as uint32
-            raise DataError(
-                f"{where}: tokens must be in [0, {_HIGHEST}], but there is {least if least < 0 else most}"
-            )
+            raise DataError(f"{where}: tokens must be in [0, {_HIGHEST}], but there is {least if least < 0 else most}")
         for document in array if array.ndim == 2 else [array]:
             found += _part(document, end_token)
     return found

@@ -58,8 +58,7 @@ class UnsuitableFileError(DataError):
 def read_file(path: Path, text_column: str) -> FileText:
     """Read one file: each row of a .jsonl, .ndjson, .csv or .parquet file is a text, any other file is one text.
 
-    Raises DataError if the file is not what its suffix says, UnsuitableFileError if it is binary or has no column
-    `text_column`, and OSError if it cannot be read.
+    Raises DataError if it is not what its suffix says, UnsuitableFileError if it is binary or lacks the column.
     """
     suffix = path.suffix.lower()
     if suffix == ".parquet":
@@ -85,9 +84,8 @@ def read_file(path: Path, text_column: str) -> FileText:
 def is_binary(raw: bytes) -> bool:
     """Tell whether a file that starts with `raw` is no text.
 
-    Text has no NUL byte in its first 8 KiB (the rule of git), and there less than 30 % of its characters are invalid
-    UTF-8 or control characters (the share that Perl's -B test uses). Text in UTF-16, or in a one-byte encoding of a
-    language that is not written in Latin letters, therefore counts as binary: as UTF-8 it would be noise.
+    Text has no NUL byte in its first 8 KiB (the rule of git), and at most 30 % of the characters there are invalid
+    UTF-8 or control characters (the share of Perl's -B test). UTF-16 and most one-byte encodings count as binary.
     """
     probe = raw[:8192]
     if b"\0" in probe:
@@ -189,7 +187,7 @@ def read_integers(path: Path, data: DataConfig) -> list[Ids]:
 
 
 def _map(path: Path, bin_dtype: str) -> Ids:
-    """Map an array without keeping its file open, as `numpy.memmap` does: a folder may hold more files than may be."""
+    """Map an array; its file is not kept open: a folder may hold more files than may be."""
     with pa.memory_map(str(path)) as file:
         raw = file.read_buffer()
     if path.suffix.lower() == ".bin":

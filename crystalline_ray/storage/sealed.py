@@ -25,7 +25,6 @@ from crystalline_ray.storage.files import make_folder, sync_folder, write_file
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
 _TEMPORARY, _OLD, _LOCK = ".tmp-", ".old-", ".lock"
-_LOCK_POLL_SECONDS = 0.05
 
 
 class Files(dict[str, Path]):
@@ -66,17 +65,23 @@ class Store:
         path, deadline = self._local / _LOCK, time.monotonic() + seconds
         path.touch(0o600)
         with path.open("r+b") as file:
-            while not _try_lock(file.fileno()):
-                if time.monotonic() >= deadline:
-                    raise ResourceError(f"{path}: locked by another process for {seconds:.0f} s")
-                time.sleep(_LOCK_POLL_SECONDS)
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() >= deadline:
+                        raise ResourceError(f"{path}: locked by another process for {seconds:.0f} s") from error
+                    time.sleep(0.05)
+                except OSError as error:
+                    # Some network file systems have no locks. That is no reason to refuse working on them.
+                    if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                        raise
+                    break
             yield
 
     def folders(self) -> dict[str, str]:
-        """Return where each folder is by its name, damaged ones included; both are names in `root`.
-
-        They differ for a folder that was being replaced when the process died: the old one counts.
-        """
+        """Return the place of each folder by its name, which differ where a death while replacing left the old one."""
         places = [entry.base_name for entry in self._entries() if self._is_visible(entry)]
         places.sort(key=lambda place: not place.startswith(_OLD))
         names = {place.removeprefix(_OLD): place for place in places}
@@ -139,8 +144,7 @@ class Store:
     def opened(self, name: str, *, without: Collection[str] = (), contents: bool = True) -> Iterator[Files]:
         """Give the files of a folder on this machine, all but those named, sizes and with `contents` hashes verified.
 
-        They are the folder's own where it is on this machine, else a copy that disappears with the block.
-        Raises DamageError, which says what is wrong.
+        Files of another machine are a copy that disappears with the block. Raises DamageError.
         """
         wanted = {file: facts for file, facts in self._read_manifest(name).items() if file not in without}
         here = nullcontext(str(self._local / name)) if self._local else tempfile.TemporaryDirectory(prefix=_TEMPORARY)
@@ -211,15 +215,3 @@ def _verify(path: Path, size: int, digest: str | None) -> None:
     with path.open("rb") as file:
         if digest is not None and hashlib.file_digest(file, "sha256").hexdigest() != digest:
             raise DamageError(f"{path.name} does not match its SHA-256 in the manifest")
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        # Some network file systems have no locks. That is no reason to refuse working on them.
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-            raise
-    return True

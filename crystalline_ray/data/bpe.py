@@ -1,8 +1,4 @@
-"""Byte-level byte-pair encoding, trained and applied by the `tokenizers` library.
-
-Byte level as in GPT-2 (Radford et al., "Language models are unsupervised multitask learners", 2019, section 2.2): every
-byte is a token before any merge, so any text can be encoded and decoding gives it back unchanged.
-"""
+"""Byte-level byte-pair encoding as in GPT-2 (Radford et al., 2019, section 2.2), by the `tokenizers` library."""
 
 import json
 import re
@@ -39,7 +35,16 @@ class BpeTokenizer(TokenizerBase):
         self._library = library = Library.from_str(text)
         self._library.encode_special_tokens = True  # text that spells "<|endoftext|>" does not end anything
         self.vocab_size: int = library.get_vocab_size()
-        self._bytes = _token_bytes(library)
+        # The library spells bytes as GPT-2 did: printable Latin-1 stands for itself, U+0100 on for the others, in order.
+        characters = sorted(pre_tokenizers.ByteLevel.alphabet())
+        in_order = sorted(range(NUM_BYTES), key=lambda byte: chr(byte) not in characters)
+        stand_ins = dict(zip(characters, in_order, strict=True))
+        vocabulary = library.get_vocab()
+        if not set(stand_ins) <= set(vocabulary):
+            raise ValueError("some bytes have no token")
+        self._bytes = [b""] * len(vocabulary)
+        for token, number in vocabulary.items():
+            self._bytes[number] = bytes(stand_ins[char] for char in token)
         separator = library.token_to_id(END_OF_TEXT)
         self.end_of_text: int = self._bytes.index(b"\0") if separator is None else separator
         self.start = self.end_of_text
@@ -112,18 +117,3 @@ def _sample(texts: Sequence[str], progress: Progress) -> Iterator[Document]:
         if int((number + 1) * share) > int(number * share):
             progress("learning the vocabulary", seen, total)
             yield span
-
-
-def _token_bytes(library: Library) -> list[bytes]:
-    """Return the bytes of each token, which the library spells in GPT-2's printable stand-ins for bytes."""
-    # Printable Latin-1 stands for itself, and for the other bytes stand the characters from U+0100 on, in order.
-    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    in_order = sorted(range(NUM_BYTES), key=lambda byte: chr(byte) not in characters)
-    stand_ins = dict(zip(characters, in_order, strict=True))
-    vocabulary = library.get_vocab()
-    if not set(stand_ins) <= set(vocabulary):
-        raise ValueError("some bytes have no token")
-    table = [b""] * len(vocabulary)
-    for token, number in vocabulary.items():
-        table[number] = bytes(stand_ins[char] for char in token)
-    return table

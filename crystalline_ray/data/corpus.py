@@ -89,10 +89,7 @@ def read_corpus(data: DataConfig, progress: Progress = silent) -> Corpus:
 
 
 def text_corpus(texts: Iterable[str]) -> Corpus:
-    """Make a corpus of texts in memory, a document each; empty ones are left out, halves of surrogate pairs replaced.
-
-    Raises DataError if one is no str, or if there is nothing in them.
-    """
+    """Make a corpus of texts in memory, a document each; raises DataError if one is no str, or all are empty."""
     if not isinstance(texts, Iterable):
         raise DataError(f"texts must be a list of str, it is a {type(texts).__name__}")
     found = readers.FileText()
@@ -106,10 +103,7 @@ def text_corpus(texts: Iterable[str]) -> Corpus:
 
 
 def token_corpus(tokens: Row, end_token: int | None = None) -> Corpus:
-    """Make a corpus of integers in memory: (n,), (documents, n) or a sequence of such; see `documents_of`.
-
-    Raises DataError if they are no such thing, or if there is nothing in them.
-    """
+    """Make a corpus of integers in memory: (n,), (documents, n) or a sequence of such; raises as `documents_of`."""
     one = isinstance(tokens, np.ndarray) or not any(np.ndim(row) for row in tokens)
     documents = documents_of([tokens] if one else tokens, end_token, "tokens")
     if not documents:
@@ -127,10 +121,7 @@ class SourceFile(NamedTuple):
 
 
 def standard_library() -> list[SourceFile]:
-    """List the Python source files of the running Python's standard library, without its tests.
-
-    Raises DataError where the library is not there as source files (some embedded Pythons).
-    """
+    """List the source files of Python's standard library, but its tests; raises DataError where there are none."""
     folder = Path(sysconfig.get_path("stdlib"))
     found = _walk(folder, _SKIPPED_FOLDERS | _NOT_OF_LIBRARY)
     # That module differs from machine to machine.

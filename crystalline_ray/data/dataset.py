@@ -12,11 +12,11 @@ import pyarrow as pa
 import tokenizers
 from numpy.typing import NDArray
 
+from crystalline_ray.data.batches import TokenArray, map_shard, renumber_shard, token_dtype, write_shards
 from crystalline_ray.data.config import DataConfig
 from crystalline_ray.data.corpus import Corpus, read_corpus
 from crystalline_ray.data.documents import Document, Mode, resolve_mode, split
 from crystalline_ray.data.readers import STANDARD_INPUT
-from crystalline_ray.data.shards import TokenArray, map_shard, renumber_shard, token_dtype, write_shards
 from crystalline_ray.data.tokenizer import Tokenizer, parse_tokenizer, train_tokenizer
 from crystalline_ray.errors import DamageError, DataError, ResourceError, TokenizerError
 from crystalline_ray.lattice.symmetry import group_shares, group_sizes
@@ -94,10 +94,7 @@ def prepare(
 
 
 def open_dataset(folder: Path, *, contents: bool = False) -> Dataset:
-    """Open what `prepare` left in `folder`; nothing is read until it is needed, or to verify `contents`.
-
-    Raises DataError if it is missing or damaged.
-    """
+    """Open what `prepare` left in `folder`, and verify its `contents`; raises DataError if it is missing or damaged."""
     try:
         with open_store(folder.parent).opened(folder.name, contents=contents) as files:
             tokenizer = parse_tokenizer(files[_TOKENIZER].read_text(encoding="utf-8"))
@@ -114,10 +111,7 @@ def open_dataset(folder: Path, *, contents: bool = False) -> Dataset:
 
 
 def default_cache_dir() -> Path:
-    """Return `crystalline_ray` in the user's cache folder: $XDG_CACHE_HOME if it is absolute, else ~/.cache.
-
-    Raises ResourceError if there is no home folder.
-    """
+    """Return `crystalline_ray` in $XDG_CACHE_HOME if that is absolute, else in ~/.cache; ResourceError: no home."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(base):
         return Path(base, "crystalline_ray")

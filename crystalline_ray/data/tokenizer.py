@@ -109,10 +109,7 @@ class IntegerTokenizer(_SymbolTokenizer):
 
     @classmethod
     def train(cls, documents: Sequence[Document], vocab_size: int | None, end_token: int | None) -> Self:
-        """Take the ids 0 .. vocab_size - 1; without `vocab_size`, up to the highest of the documents and `end_token`.
-
-        Raises TokenizerError for a text, for other ids than those, and for ids beyond the 1,000,000 there may be.
-        """
+        """Take the ids below `vocab_size`, or up to the highest found; raises TokenizerError for others and for texts."""
         if any(isinstance(document, str) for document in documents):
             raise TokenizerError("tokenizer = 'none' learns from integers, not from text")
         highest = max(end_token or 0, *(int(np.max(cls._read(document))) for document in documents))

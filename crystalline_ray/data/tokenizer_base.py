@@ -9,8 +9,8 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from crystalline_ray.data.batches import TokenArray, token_dtype
 from crystalline_ray.data.documents import Document, content
-from crystalline_ray.data.shards import TokenArray, token_dtype
 from crystalline_ray.errors import TokenizerError
 from crystalline_ray.progress import Progress, silent
 
@@ -63,10 +63,7 @@ class TokenizerBase(ABC):
     def encode_documents(
         self, documents: Sequence[Document], *, stage: str = "tokenizing", progress: Progress = silent
     ) -> Iterator[NDArray[np.int32]]:
-        """Yield the tokens of all documents in order, int32 (n,) at a time, each followed by `end_of_text` if any.
-
-        Documents are encoded in parallel and in bounded memory. Raises TokenizerError for one that cannot be encoded.
-        """
+        """Yield the tokens of all documents, int32 (n,) at a time, `end_of_text` after each; raises as `encode`."""
         total = sum(map(len, documents))
         separator = np.array([] if self.end_of_text is None else [self.end_of_text], np.int32)
         progress(stage, 0, total)
@@ -77,10 +74,7 @@ class TokenizerBase(ABC):
             progress(stage, done[-1], total)
 
     def tokenise(self, documents: Sequence[Document], progress: Progress = silent) -> tuple[TokenArray, int | None]:
-        """Return the tokens of the documents in memory, to evaluate on, and the number of their bytes.
-
-        Raises TokenizerError for a document that cannot be encoded.
-        """
+        """Return the tokens of the documents in memory, and `count_bytes` of these; raises as `encode`."""
         dtype = token_dtype(self.vocab_size)
         parts = [tokens.astype(dtype) for tokens in self.encode_documents(documents, progress=progress)]
         return TokenArray(parts, dtype), self.count_bytes(documents)

@@ -32,10 +32,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Replace a file as a whole: whoever reads, also after a crash, sees the old content or the new one.
-
-    Raises ResourceError if the disk refuses.
-    """
+    """Replace a file: readers see the old content or the new, also after a crash; ResourceError if the disk refuses."""
     temporary = path.with_name(f".{path.name}.tmp")
     with disk_errors(path):
         try:
@@ -64,13 +61,11 @@ def free_bytes(path: Path) -> int:
 
 @contextmanager
 def disk_errors(path: Path, advice: str = "") -> Iterator[None]:
-    """Turn what the operating system says while `path` is written into a ResourceError that names it.
-
-    safetensors reports an I/O error as its own exception with the system's error number in the text.
-    """
+    """Turn what the operating system says while `path` is written into a ResourceError that names it."""
     try:
         yield
     except (OSError, SafetensorError) as error:
+        # safetensors reports an I/O error as its own exception with the system's error number in the text.
         number = re.search(r"os error (\d+)", str(error))
         code = error.errno if isinstance(error, OSError) else int(number[1]) if number else None
         if code is None and isinstance(error, SafetensorError):

@@ -54,10 +54,7 @@ class Store:
 
     @contextmanager
     def lock(self, seconds: float = 0.0) -> Iterator[None]:
-        """Keep other processes from this lock; nothing happens on a file system that knows no locks.
-
-        Raises ResourceError if another process holds it for so long.
-        """
+        """Hold the lock, where there are locks; raises ResourceError if another process holds it for so long."""
         if self._local is None:
             yield
             return
@@ -154,7 +151,14 @@ class Store:
                 if self._local is None:
                     with suppress(FileNotFoundError):
                         copy_files(self._path(name, file), str(files[file]), self._filesystem, LocalFileSystem())
-                _verify(files[file], size, digest if contents else None)
+                path = files[file]
+                if path.is_symlink() or not path.is_file():
+                    raise DamageError(f"{file} is missing or not a plain file")
+                if (actual := path.stat().st_size) != size:
+                    raise DamageError(f"{file} has {actual} bytes, the manifest says {size}")
+                with path.open("rb") as opened:
+                    if contents and hashlib.file_digest(opened, "sha256").hexdigest() != digest:
+                        raise DamageError(f"{file} does not match its SHA-256 in the manifest")
             yield files
 
     def _read_manifest(self, name: str) -> dict[str, tuple[int, str]]:
@@ -205,13 +209,3 @@ def seal(folder: Path) -> None:
             files[path.name] = {"bytes": os.fstat(file.fileno()).st_size, "sha256": digest}
     write_file(folder / MANIFEST, json.dumps({"format": FORMAT, "files": files}, indent=2).encode())
     sync_folder(folder)
-
-
-def _verify(path: Path, size: int, digest: str | None) -> None:
-    if path.is_symlink() or not path.is_file():
-        raise DamageError(f"{path.name} is missing or not a plain file")
-    if (actual := path.stat().st_size) != size:
-        raise DamageError(f"{path.name} has {actual} bytes, the manifest says {size}")
-    with path.open("rb") as file:
-        if digest is not None and hashlib.file_digest(file, "sha256").hexdigest() != digest:
-            raise DamageError(f"{path.name} does not match its SHA-256 in the manifest")

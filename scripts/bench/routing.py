@@ -23,8 +23,7 @@ from crystalline_ray.bench.work import STANDARD
 from crystalline_ray.bench.worker import as_worker, measuring_core
 from crystalline_ray.config import Config, load_config
 from crystalline_ray.crystal.routing import Router
-from crystalline_ray.data.batches import TrainBatches
-from crystalline_ray.data.shards import TokenArray
+from crystalline_ray.data.batches import TokenArray, TrainBatches
 from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.layout import ParameterLayout, initialise
 from crystalline_ray.model.transformer import Transformer

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from crystalline_ray.config import Config
 from crystalline_ray.crystal.routing import Router, Routes
-from crystalline_ray.data.batches import TrainBatches
-from crystalline_ray.data.shards import TokenArray
+from crystalline_ray.data.batches import TokenArray, TrainBatches
 from crystalline_ray.lattice.integers import Integers
 from crystalline_ray.lattice.symmetry import symmetry_groups
 from crystalline_ray.spheres import hooks

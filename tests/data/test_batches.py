@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crystalline_ray.data.batches import TrainBatches, ValidationBatches
-from crystalline_ray.data.shards import TokenArray
+from crystalline_ray.data.batches import TokenArray, TrainBatches, ValidationBatches
 from tests.helpers.examples import examples
 
 SHAPES = {"seq_len": st.integers(1, 9), "batch_size": st.integers(1, 7)}

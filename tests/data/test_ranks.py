@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crystalline_ray.data import batches as batches_module
 from crystalline_ray.data import dataset as dataset_module
-from crystalline_ray.data import shards
+from crystalline_ray.data.batches import map_shard, renumber_shard, write_shard
 from crystalline_ray.data.bpe import END_OF_TEXT, BpeTokenizer
 from crystalline_ray.data.config import DataConfig
 from crystalline_ray.data.dataset import FORMAT, Dataset, frequency_ranks, open_dataset, prepare
 from crystalline_ray.data.documents import only_texts, split
-from crystalline_ray.data.shards import map_shard, renumber_shard, write_shard
 from crystalline_ray.data.tokenizer import CharTokenizer, Tokenizer, parse_tokenizer, train_tokenizer
 from crystalline_ray.errors import DataError
 from crystalline_ray.storage import sealed
@@ -187,7 +187,7 @@ def test_groups_have_equal_sizes_and_their_share_of_the_text(prepared: Dataset) 
 def test_a_file_of_tokens_is_renumbered_block_by_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: np.dtype
 ) -> None:
-    monkeypatch.setattr(shards, "_AT_ONCE", 7)
+    monkeypatch.setattr(batches_module, "_AT_ONCE", 7)
     tokens = np.random.default_rng(1).integers(0, 50, 100).astype(dtype)
     new_ids = np.random.default_rng(2).permutation(50)
     path = tmp_path / "x.arrow"
@@ -201,7 +201,7 @@ def test_a_file_of_tokens_is_renumbered_block_by_block(
 def test_ranks_count_over_all_files_of_the_training_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = make(tmp_path, tokenizer="bpe", vocab_size=300)
     expected = whole.train.read(0, len(whole.train)).tolist()
-    monkeypatch.setattr(shards, "SHARD_TOKENS", 97)
+    monkeypatch.setattr(batches_module, "SHARD_TOKENS", 97)
     (tmp_path / "again").mkdir()
     parted = make(tmp_path / "again", tokenizer="bpe", vocab_size=300)
     assert len(list(parted.folder.glob("train-*.arrow"))) == -(-len(expected) // 97) > 10

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crystalline_ray.data import shards as shards_module
-from crystalline_ray.data.shards import TokenArray, map_shard, token_dtype, write_shard, write_shards
+from crystalline_ray.data import batches as batches_module
+from crystalline_ray.data.batches import TokenArray, map_shard, token_dtype, write_shard, write_shards
 from tests.helpers.examples import examples
 
 
@@ -21,7 +21,7 @@ def test_tokens_come_back_over_several_files_without_a_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: np.dtype
 ) -> None:
     tokens = np.random.default_rng(1).integers(0, np.iinfo(dtype).max, 1050, np.int64).astype(dtype)
-    monkeypatch.setattr(shards_module, "SHARD_TOKENS", 100)
+    monkeypatch.setattr(batches_module, "SHARD_TOKENS", 100)
     paths = write_shards(tmp_path, "train", dtype, np.array_split(tokens, [0, 7, 250, 251, 900]))
     assert paths == [tmp_path / f"train-{number:05d}.arrow" for number in range(11)]
     shards = [map_shard(path) for path in paths]
@@ -36,7 +36,7 @@ def test_tokens_come_back_over_several_files_without_a_copy(
 
 
 def test_full_last_file_is_not_followed_by_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards_module, "SHARD_TOKENS", 5)
+    monkeypatch.setattr(batches_module, "SHARD_TOKENS", 5)
     assert len(write_shards(tmp_path, "train", np.uint16, [np.arange(10, dtype=np.int32)])) == 2
 
 
@@ -53,7 +53,7 @@ def test_reading_any_range(sizes: list[int], data: st.DataObject) -> None:
 
 
 def test_parts_are_all_tokens_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards_module, "_AT_ONCE", 4)
+    monkeypatch.setattr(batches_module, "_AT_ONCE", 4)
     tokens = np.arange(23, dtype=np.uint16)
     parts = list(TokenArray(np.split(tokens, [9, 10, 18]), np.uint16).parts())
     assert [part.size for part in parts] == [4, 4, 1, 1, 4, 4, 4, 1]

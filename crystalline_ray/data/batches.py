@@ -18,7 +18,6 @@ from numpy.typing import DTypeLike, NDArray
 from crystalline_ray.streams import Purpose, generator
 
 SHARD_TOKENS = 16 << 20
-_COLUMN = "tokens"
 _AT_ONCE = 1 << 20  # tokens: NumPy widens an index array to eight bytes each
 _BLOCK = 512  # positions of an epoch whose windows are computed at once: amortises NumPy's cost per call
 IGNORED = -1  # target of a position that counts for nothing
@@ -32,7 +31,7 @@ def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
 
 def write_shard(path: Path, tokens: NDArray[np.unsignedinteger]) -> None:
     """Write `tokens` (n,) to an Arrow IPC file with one column and one record batch."""
-    batch = pa.record_batch([pa.array(tokens)], names=[_COLUMN])
+    batch = pa.record_batch([pa.array(tokens)], names=["tokens"])
     with path.open("wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
 

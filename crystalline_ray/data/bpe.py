@@ -35,7 +35,7 @@ class BpeTokenizer(TokenizerBase):
         self._library = library = Library.from_str(text)
         self._library.encode_special_tokens = True  # text that spells "<|endoftext|>" does not end anything
         self.vocab_size: int = library.get_vocab_size()
-        # The library spells bytes as GPT-2 did: printable Latin-1 stands for itself, U+0100 on for the others, in order.
+        # The library spells bytes as GPT-2 did: printable Latin-1 is itself, the others in order from U+0100 on.
         characters = sorted(pre_tokenizers.ByteLevel.alphabet())
         in_order = sorted(range(NUM_BYTES), key=lambda byte: chr(byte) not in characters)
         stand_ins = dict(zip(characters, in_order, strict=True))

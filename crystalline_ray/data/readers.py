@@ -167,7 +167,6 @@ def read_integers(path: Path, data: DataConfig) -> list[Ids]:
     .npy: one row of integers, or a document a row. .bin: integers of `bin_dtype`, little-endian. .arrow: an IPC file
     with one column, or one called `text_column`, of integers, or of lists of integers, a document each. Beside x.npy
     and x.bin, `x.offsets.npy` may say where documents begin and the last one ends: document i is x[o[i] : o[i + 1]].
-
     Raises DataError if the file or its offsets are something else, and OSError.
     """
     suffix, offsets = path.suffix.lower(), path.with_name(path.stem + OFFSETS)

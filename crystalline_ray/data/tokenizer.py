@@ -53,8 +53,7 @@ class _SymbolTokenizer(TokenizerBase):
     @abstractmethod
     def _read(document: Document) -> Ids: ...
 
-    @staticmethod
-    def _name(symbol: int) -> str:
+    def _name(self, symbol: int) -> str:
         return str(symbol)
 
 
@@ -91,8 +90,7 @@ class CharTokenizer(_SymbolTokenizer):
         (text,) = only_texts([document])
         return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
-    @staticmethod
-    def _name(symbol: int) -> str:
+    def _name(self, symbol: int) -> str:
         return f"{chr(symbol)!r} (U+{symbol:04X})"
 
 
@@ -109,7 +107,7 @@ class IntegerTokenizer(_SymbolTokenizer):
 
     @classmethod
     def train(cls, documents: Sequence[Document], vocab_size: int | None, end_token: int | None) -> Self:
-        """Take the ids below `vocab_size`, or up to the highest found; raises TokenizerError for others and for texts."""
+        """Take the ids below `vocab_size`, or up to the highest; raises TokenizerError for others and texts."""
         if any(isinstance(document, str) for document in documents):
             raise TokenizerError("tokenizer = 'none' learns from integers, not from text")
         highest = max(end_token or 0, *(int(np.max(cls._read(document))) for document in documents))

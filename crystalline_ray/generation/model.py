@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from crystalline_ray.config import load_config
-from crystalline_ray.data.batches import ValidationBatches
+from crystalline_ray.data.batches import TokenArray, ValidationBatches
 from crystalline_ray.data.corpus import Corpus, text_corpus
 from crystalline_ray.data.dataset import prepare
-from crystalline_ray.data.shards import TokenArray
 from crystalline_ray.data.tokenizer import parse_tokenizer
 from crystalline_ray.engine.process import one_worker_thread
 from crystalline_ray.errors import CheckpointError, ConfigError, DataError, InputError

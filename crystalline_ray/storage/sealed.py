@@ -92,10 +92,7 @@ class Store:
             yield Path(folder)
 
     def publish(self, staged: Path, name: str, *, keep_intact: bool = False) -> None:
-        """Let readers find a sealed folder as `name`; one that is there is replaced, or kept if it is intact.
-
-        Readers find the old one or the new one, but for a moment neither where the file system has no renames.
-        """
+        """Let readers find a sealed folder as `name`; one that is there is replaced, or with `keep_intact` stays."""
         if keep_intact:
             with suppress(DamageError), self.opened(name):
                 return

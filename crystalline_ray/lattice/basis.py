@@ -4,27 +4,22 @@ Functions take integer arrays of any width, or object arrays of Python integers,
 They give back int64 arrays where all entries fit, object arrays of Python integers otherwise.
 """
 
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Basis = npt.NDArray[Any]
-Rows = list[list[int]]
-
-_INT64 = 1 << 63
 
 
-def integer_rows(basis: npt.ArrayLike) -> Rows:
-    """Return the rows of `basis` (m, n) as Python integers; ValueError unless it has 1 <= m <= n rows of integers."""
-    array = exact_array(basis)
-    if array.ndim != 2 or not 1 <= array.shape[0] <= array.shape[1]:
-        raise ValueError(f"a basis is m rows of n integers, 1 <= m <= n, got an array of shape {array.shape}")
-    for entry in array.flat:
+def integer_rows(basis: npt.ArrayLike) -> Basis:
+    """Return `basis` (m, n) as Python integers; ValueError unless it has 1 <= m <= n rows of integers."""
+    rows = exact_array(basis)
+    if rows.ndim != 2 or not 1 <= rows.shape[0] <= rows.shape[1]:
+        raise ValueError(f"a basis is m rows of n integers, 1 <= m <= n, got an array of shape {rows.shape}")
+    for entry in rows.flat:
         if type(entry) is not int:
             raise ValueError(f"the entries of a basis must be integers, got {entry!r}")
-    rows: Rows = array.tolist()
     return rows
 
 
@@ -35,54 +30,30 @@ def exact_array(values: npt.ArrayLike) -> Basis:
     return array
 
 
-def integer_array(rows: Rows | list[int]) -> Basis:
-    """Return rows, or one row, of Python integers as an int64 array if they fit and as an object array otherwise."""
-    array = np.array(rows, dtype=object)
-    fits = all(-_INT64 <= entry < _INT64 for entry in array.flat)
-    return array.astype(np.int64) if fits else array
+def integer_array(exact: Basis) -> Basis:
+    """Return Python integers as an int64 array if they fit, and as they are otherwise."""
+    try:
+        return exact.astype(np.int64)
+    except OverflowError:
+        return exact
 
 
-def inner(first: list[int], second: list[int]) -> int:
-    """Return the inner product of two vectors."""
-    return sum(a * b for a, b in zip(first, second, strict=True))
-
-
-class GramSchmidt:
-    """The integral form of an orthogonalisation without normalisation: all of it in integers.
+def gram_schmidt(rows: Basis, target: Basis | None = None) -> tuple[list[int], Basis]:
+    """Return d and lambda, all integers, of the orthogonalisation of m rows, and of a target that may follow them.
 
     With b*_i the part of row i orthogonal to the rows before it and mu_ij = <b_i, b*_j> / |b*_j|^2: d_i is the product
-    of |b*_k|^2 over k < i, so |b*_i|^2 = d_(i + 1) / d_i, and lambda_ij = d_(j + 1) mu_ij, which is an integer too. De
-    Weger, "Solving exponential diophantine equations using lattice basis reduction algorithms", J. Number Theory 26
-    (1987); Cohen, "A Course in Computational Algebraic Number Theory", section 2.6.3.
+    of |b*_k|^2 over k < i, so |b*_i|^2 = d_(i + 1) / d_i, and lambda_ij = d_(j + 1) mu_ij for j < i (de Weger, "Solving
+    exponential diophantine equations using lattice basis reduction algorithms", J. Number Theory 26, 1987). They are
+    what fraction-free elimination makes of the Gram matrix (Bareiss, Math. Comp. 22, 1968).
 
-    Raises ValueError if a row, but for the `target` that may follow the rows, depends on those before it.
-
-    Attributes:
-        d: m + 1 integers, and one for the target; positive, but that one is 0 if the target depends on the rows.
-        lam: m rows, and one for the target; lam[i][j] for j < i.
+    Raises ValueError if a row depends on those before it; if the target does, the last d is 0.
     """
-
-    def __init__(self, rows: Rows, target: list[int] | None = None) -> None:
-        self.d = [1]
-        self.lam: Rows = []
-        vectors = rows if target is None else [*rows, target]
-        for i, vector in enumerate(vectors):
-            own: list[int] = []
-            for j in range(i + 1):
-                u = inner(vector, vectors[j])
-                earlier = self.lam[j] if j < i else own
-                for k in range(j):
-                    u = (self.d[k + 1] * u - own[k] * earlier[k]) // self.d[k]
-                own.append(u)
-            self.d.append(own.pop())
-            self.lam.append(own)
-            if self.d[-1] == 0 and i < len(rows):
-                raise ValueError(f"row {i} of the basis depends on the rows before it")
-
-    def mu(self, i: int, j: int) -> Fraction:
-        """Return mu_ij for j < i."""
-        return Fraction(self.lam[i][j], self.d[j + 1])
-
-    def squared_length(self, i: int) -> Fraction:
-        """Return |b*_i|^2."""
-        return Fraction(self.d[i + 1], self.d[i])
+    vectors = rows if target is None else np.vstack((rows, target))
+    lam, d = vectors @ vectors.T, [1]
+    for k in range(len(vectors)):
+        d.append(lam[k, k])
+        if d[-1] == 0 and k < len(rows):
+            raise ValueError(f"row {k} of the basis depends on the rows before it")
+        column, rest = lam[k + 1 :, k], lam[k + 1 :, k + 1 :]
+        rest[:] = (d[k + 1] * rest - np.outer(column, column)) // d[k]
+    return d, lam

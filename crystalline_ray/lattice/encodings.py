@@ -12,45 +12,25 @@ from crystalline_ray.lattice.integers import IntegerInput, Integers, checked_int
 
 _END_OF_PRIMES = 1 << 32
 _END_OF_RANKS = 1 << 61
-_END_OF_COORDINATES = 1 << 29
-
-
-def primes_below(limit: int) -> Integers:
-    """Return all primes below `limit`, ascending, int64 (P,), by the sieve of Eratosthenes over odd numbers."""
-    prime = np.ones(max(limit, 0) // 2, np.bool_)  # prime[i] stands for 2 i + 1, but prime[0] for 2
-    for odd in range(3, math.isqrt(max(limit - 1, 0)) + 1, 2):
-        if prime[odd // 2]:
-            prime[odd * odd // 2 :: odd] = False
-    primes = 2 * np.flatnonzero(prime) + 1
-    primes[:1] = 2
-    return primes[primes < limit]
-
-
-def first_primes(count: int) -> Integers:
-    """Return the first `count` primes, int64 (count,).
-
-    The n-th prime is below n (ln n + ln ln n) for n >= 6: Rosser and Schoenfeld, "Approximate formulas for some
-    functions of prime numbers", Illinois J. Math. 6 (1962), corollary of theorem 3.
-    """
-    logarithm = math.log(max(count, 6))
-    return primes_below(math.ceil(max(count, 6) * (logarithm + math.log(logarithm))) + 1)[: max(count, 0)]
 
 
 def prime_encoding(ranks: IntegerInput) -> Integers:
-    """Return the primes that stand for `ranks`, integers of any shape; ValueError if one is negative."""
+    """Return the primes that stand for `ranks`, integers of any shape; ValueError if one is negative.
+
+    By the sieve of Eratosthenes over odd numbers. The n-th prime is below n (ln n + ln ln n) for n >= 6: Rosser and
+    Schoenfeld, "Approximate formulas for some functions of prime numbers", Illinois J. Math. 6 (1962), corollary of
+    theorem 3.
+    """
     checked = checked_integers(ranks, "ranks", _END_OF_PRIMES)
-    return first_primes(int(checked.max(initial=-1)) + 1)[checked]
-
-
-def prime_decoding(primes: IntegerInput) -> Integers:
-    """Return the ranks that `primes`, of any shape, stand for; ValueError if one of the numbers is not a prime."""
-    checked = checked_integers(primes, "primes", _END_OF_PRIMES)
-    known = primes_below(int(checked.max(initial=2)) + 1)
-    ranks = np.minimum(np.searchsorted(known, checked), len(known) - 1)
-    others = checked[known[ranks] != checked]
-    if others.size:
-        raise ValueError(f"only primes stand for ranks, got {others[0]}")
-    return ranks
+    count = max(int(checked.max(initial=0)) + 1, 6)
+    end = math.ceil(count * (math.log(count) + math.log(math.log(count))))
+    is_prime = np.ones(end // 2, np.bool_)  # is_prime[i] stands for 2 i + 1, but is_prime[0] for 2
+    for odd in range(3, math.isqrt(end) + 1, 2):
+        if is_prime[odd // 2]:
+            is_prime[odd * odd // 2 :: odd] = False
+    primes = 2 * np.flatnonzero(is_prime) + 1
+    primes[0] = 2
+    return primes[checked]
 
 
 def ulam_coordinates(ranks: IntegerInput) -> Integers:
@@ -71,15 +51,8 @@ def ulam_coordinates(ranks: IntegerInput) -> Integers:
 
 
 def ulam_ranks(coordinates: Integers) -> Integers:
-    """Return the ranks int64 (...) at the points (..., 2), the inverse of `ulam_coordinates`.
-
-    ValueError unless they are integers of absolute value below 2**29.
-    """
-    points = np.asarray(coordinates)
-    if points.shape[-1:] != (2,):
-        raise ValueError(f"points of the spiral have two coordinates, got shape {points.shape}")
-    checked_integers(np.abs(points), "absolute coordinates", _END_OF_COORDINATES)
-    x, y = np.moveaxis(points.astype(np.int64), -1, 0)
+    """Return the ranks (...) at points (..., 2), absolute coordinates below 2**29: `ulam_coordinates` undone."""
+    x, y = np.moveaxis(coordinates, -1, 0)
     ring = np.maximum(np.abs(x), np.abs(y))
     on_sides = [y == -ring, x == -ring, y == ring]
     left = np.select(on_sides, [ring - x, 3 * ring + y, 5 * ring + x], 7 * ring - y)

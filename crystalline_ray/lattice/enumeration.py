@@ -13,9 +13,7 @@ import numpy as np
 from crystalline_ray.lattice.integers import Floats
 
 _BLOCK = 1024
-
-_MARGIN = 1e-9
-"""Relative to the bound: more than rounding can add to the length of a vector that should be inside."""
+_MARGIN = 1e-9  # relative to the bound: more than rounding can add to the length of a vector that should be inside
 
 
 def enumerate_within(
@@ -23,49 +21,29 @@ def enumerate_within(
 ) -> None:
     """Pass all integer vectors x with sum_i lengths_i (x_i + sum_(j > i) x_j mu_ji - target_i)^2 <= bound to `visit`.
 
-    Some that are longer by rounding, relatively 1e-9 at most, are passed too: the visitor has to look exactly.
-
-    Args:
-        mu, lengths: Gram-Schmidt coefficients, (m, m) unit lower triangular, and squared lengths (m,).
-        target: (m,), coefficients of the target in terms of the orthogonalised vectors.
-        bound: where the ellipsoid ends at first.
-        half: whether one of x and -x is enough, and 0 is not wanted; the target must then be 0.
-        visit: takes vectors (K, m), shortest first, and returns the bound from then on, never a larger one.
+    mu (m, m) are Gram-Schmidt coefficients, of which those below the diagonal are read, lengths (m,) squared lengths,
+    and target (m,) the coefficients of the target in terms of the orthogonalised vectors. With `half`, one of x and -x
+    is enough, and 0 is not wanted; the target must then be 0. `visit` takes vectors (K, m), shortest first, some of
+    them longer by rounding, relatively 1e-9 at most, and returns the bound from then on, never a larger one.
     """
-    size = len(lengths)
     stack: list[tuple[Floats, Floats]] = [(np.empty((1, 0)), np.zeros(1))]
     while stack:
         chosen, partial = stack.pop()
-        inside = partial <= bound * (1 + _MARGIN)
-        chosen, partial = chosen[inside], partial[inside]
-        if not len(chosen):
-            continue
-        level = size - chosen.shape[1] - 1
-        chosen, partial = _extend(chosen, partial, mu[level + 1 :, level], lengths[level], target[level], bound, half)
-        if half and level == 0:
-            nonzero = chosen.any(axis=1)
-            chosen, partial = chosen[nonzero], partial[nonzero]
+        level = len(lengths) - chosen.shape[1] - 1
+        centre, room = target[level] - chosen @ mu[level + 1 :, level], bound * (1 + _MARGIN) - partial
+        reach = np.sqrt(np.maximum(room, 0.0) / lengths[level])
+        low, high = np.ceil(centre - reach), np.floor(centre + reach)
+        if half:
+            low = np.where(chosen.any(axis=1), low, np.maximum(low, float(level == 0)))
+        counts = np.where(room >= 0, np.maximum(high - low + 1, 0), 0).astype(np.int64)
+        parent = np.repeat(np.arange(len(chosen)), counts)
+        step = np.arange(len(parent)) - np.repeat(np.cumsum(counts) - counts, counts)
+        value = low[parent] + step
+        partial = partial[parent] + lengths[level] * (value - centre[parent]) ** 2
         order = np.argsort(partial, kind="stable")
-        chosen, partial = chosen[order], partial[order]
+        chosen, partial = np.concatenate((value[:, None], chosen[parent]), axis=1)[order], partial[order]
         if level > 0:
             starts = range(0, len(chosen), _BLOCK)
             stack.extend((chosen[i : i + _BLOCK], partial[i : i + _BLOCK]) for i in reversed(starts))
         elif len(chosen):
             bound = visit(chosen)
-
-
-def _extend(
-    chosen: Floats, partial: Floats, mu: Floats, length: float, target: float, bound: float, half: bool
-) -> tuple[Floats, Floats]:
-    """Put each value of the next coordinate that keeps within the bound in front of the chosen ones (K, c)."""
-    centre = target - chosen @ mu
-    reach = np.sqrt(np.maximum(bound * (1 + _MARGIN) - partial, 0.0) / length)
-    low, high = np.ceil(centre - reach), np.floor(centre + reach)
-    if half:
-        low = np.where(chosen.any(axis=1), low, np.maximum(low, 0.0))
-    counts = np.maximum(high - low + 1, 0).astype(np.int64)
-    parent = np.repeat(np.arange(len(chosen)), counts)
-    step = np.arange(len(parent)) - np.repeat(np.cumsum(counts) - counts, counts)
-    value = low[parent] + step
-    extended = np.concatenate((value[:, None], chosen[parent]), axis=1)
-    return extended, partial[parent] + length * (value - centre[parent]) ** 2

@@ -1,4 +1,4 @@
-"""The nearest point of Z^n, D_n (integer points with an even sum) and E8 (D8, and D8 moved by 1/2 in all coordinates),
+"""The nearest point of D_n (integer points with an even sum) and E8 (D8, and D8 moved by 1/2 in all coordinates),
 and Voronoi codes of such points: four bits a coordinate.
 
 Nearest points: Conway and Sloane, "Fast quantizing and decoding algorithms for lattice quantizers and codes", IEEE
@@ -41,20 +41,13 @@ Planes = npt.NDArray[np.float32]
 _Flags = npt.NDArray[np.bool_]
 
 
-def nearest_z(x: Floats, out: Floats) -> None:
-    """out = the nearest point of Z^n to each row of x; halves go to the even number. x, out (N, n); out may be x.
+def nearest_d(x: Floats, out: Floats) -> None:
+    """out = the nearest point of D_n to each row of x. x, out (N, n); out may be x.
+
+    Which of several points that are equally near, up to the rounding of x's dtype, depends on the vector alone.
 
     Raises ValueError unless x and out have one shape and are both float32 or both float64, and unless the values of x
     are finite and at most min(2**20, 2**24 / n) in absolute value; then part of `out` may have been written.
-    """
-    for rounded, _, _, _, points in _blocks(x, out):
-        np.copyto(points, rounded.T)
-
-
-def nearest_d(x: Floats, out: Floats) -> None:
-    """out = the nearest point of D_n to each row of x, otherwise as `nearest_z`.
-
-    Which of several points that are equally near, up to the rounding of x's dtype, depends on the vector alone.
     """
     for rounded, sign, error, odd, points in _blocks(x, out):
         worst = np.maximum.reduce(error, axis=0)
@@ -133,16 +126,17 @@ def _first_equal(planes: Floats, target: Floats, wanted: _Flags) -> Iterator[_Fl
 
 @dataclass(frozen=True)
 class VoronoiCode:
-    """The code of one lattice, for arrays of R vectors in n planes: (n, R), C-contiguous; `volume` is its cell's."""
+    """The code of one lattice, for arrays of R vectors in n = `dimension` planes: (n, R), C-contiguous.
+
+    `nearest` writes to out (R, n) the nearest points of x (R, n). `gauge` writes that of x (n, R) to out (R,), with
+    scratch (n, R); it is not finite where a coordinate is not. `to_digits` makes points, in place, their coordinates in
+    the basis, integers that are not reduced, and `from_digits` the points again.
+    """
 
     dimension: int
-    volume: float
     nearest: Callable[[Planes, Planes], None]
-    """Writes to out (R, n) the nearest points of x (R, n)."""
     gauge: Callable[[Planes, Planes, Planes], None]
-    """Writes the gauge of x (n, R) to out (R,), with scratch (n, R); not finite where a coordinate is not."""
     to_digits: Callable[[Planes], None]
-    """Makes points, in place, their coordinates in the basis: integers, not reduced."""
     from_digits: Callable[[Planes], None]
 
     def encode(self, x: Planes) -> None:
@@ -157,11 +151,6 @@ class VoronoiCode:
         self.nearest(scratch.T, scratch.T)
         np.multiply(scratch, MODULUS, out=scratch)
         np.subtract(digits, scratch, out=digits)
-
-
-def _gauge_z(x: Planes, out: Planes, scratch: Planes) -> None:
-    np.abs(x[0], out=out)
-    np.multiply(out, 2, out=out)
 
 
 def _gauge_d3(x: Planes, out: Planes, scratch: Planes) -> None:
@@ -185,10 +174,6 @@ def _gauge_e8(x: Planes, out: Planes, scratch: Planes) -> None:
     np.multiply(half, 0.5, out=half)
     np.subtract(half, odd * np.minimum.reduce(scratch, axis=0), out=half)
     np.maximum(out, half, out=out)
-
-
-def _same(points: Planes) -> None:
-    """The coordinates in Z are the integers themselves."""
 
 
 def _digits_d3(points: Planes) -> None:
@@ -217,7 +202,6 @@ def _points_e8(digits: Planes) -> None:
 
 
 VORONOI_CODES = {
-    "z": VoronoiCode(1, 1.0, nearest_z, _gauge_z, _same, _same),
-    "d3": VoronoiCode(3, 2.0, nearest_d, _gauge_d3, _digits_d3, _points_d3),
-    "e8": VoronoiCode(8, 1.0, nearest_e8, _gauge_e8, _digits_e8, _points_e8),
+    "d3": VoronoiCode(3, nearest_d, _gauge_d3, _digits_d3, _points_d3),
+    "e8": VoronoiCode(8, nearest_e8, _gauge_e8, _digits_e8, _points_e8),
 }

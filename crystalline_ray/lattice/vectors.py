@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from crystalline_ray.lattice.basis import Basis, GramSchmidt, Rows, exact_array, inner, integer_array, integer_rows
+from crystalline_ray.lattice.basis import Basis, exact_array, gram_schmidt, integer_array, integer_rows
 from crystalline_ray.lattice.enumeration import enumerate_within
 from crystalline_ray.lattice.integers import Floats
-from crystalline_ray.lattice.reduction import lll_floating
+from crystalline_ray.lattice.reduction import lll
 
 
 class LatticeVector(NamedTuple):
@@ -28,14 +28,12 @@ def shortest_vector(basis: npt.ArrayLike) -> LatticeVector:
 
     Its first nonzero coordinate is positive. ValueError if the basis is misshapen, not of integers, or dependent.
     """
-    reduced = lll_floating(basis)
-    rows: Rows = reduced.basis.tolist()
-    lengths = [inner(row, row) for row in rows]
-    first = [int(i == lengths.index(min(lengths))) for i in range(len(rows))]
-    shortest = _Search(rows, [0] * len(rows[0]), 1, first).best(reduced.transform, excluding_zero=True)
-    if next(entry for entry in shortest.vector if entry) < 0:
-        return LatticeVector(*(integer_array([-entry for entry in part.tolist()]) for part in shortest))
-    return shortest
+    rows, transform = (part.astype(object) for part in lll(basis))
+    shortest = np.arange(len(rows)) == (rows * rows).sum(axis=1).argmin()
+    best = _closest(rows, np.zeros_like(rows[0]), shortest.astype(np.int64).astype(object), excluding_zero=True)
+    if next(entry for entry in best @ rows if entry) < 0:
+        best = -best
+    return LatticeVector(integer_array(best @ rows), integer_array(best @ transform))
 
 
 def nearest_plane(basis: npt.ArrayLike, target: npt.ArrayLike) -> LatticeVector:
@@ -47,9 +45,8 @@ def nearest_plane(basis: npt.ArrayLike, target: npt.ArrayLike) -> LatticeVector:
     of |b*_i|^2. ValueError if the basis or the target is misshapen, not of integers or finite numbers, or dependent.
     """
     rows = integer_rows(basis)
-    coefficients = _nearest_plane(rows, *_rational_target(target, len(rows[0])))
-    vector = [inner(coefficients, list(column)) for column in zip(*rows, strict=True)]
-    return LatticeVector(integer_array(vector), integer_array(coefficients))
+    coefficients = _near(*_scaled(rows, target))
+    return LatticeVector(integer_array(coefficients @ rows), integer_array(coefficients))
 
 
 def closest_vector(basis: npt.ArrayLike, target: npt.ArrayLike) -> LatticeVector:
@@ -58,81 +55,58 @@ def closest_vector(basis: npt.ArrayLike, target: npt.ArrayLike) -> LatticeVector
     Distances are compared exactly. Which of several closest vectors it is depends on basis and target alone.
     Raises as `nearest_plane`.
     """
-    reduced = lll_floating(basis)
-    rows: Rows = reduced.basis.tolist()
-    goal, denominator = _rational_target(target, len(rows[0]))
-    search = _Search(rows, goal, denominator, _nearest_plane(rows, goal, denominator))
-    return search.best(reduced.transform, excluding_zero=False)
+    rows, transform = (part.astype(object) for part in lll(basis))
+    scaled, goal = _scaled(rows, target)
+    near = _near(scaled, goal)
+    # Far from the origin, float64 would not resolve the differences: the enumeration begins where `near` ends.
+    best = near + _closest(scaled, goal - near @ scaled, np.zeros_like(near), excluding_zero=False)
+    return LatticeVector(integer_array(best @ rows), integer_array(best @ transform))
 
 
-class _Search:
-    """Looks for the lattice vector closest to goal / denominator; `first` are the coefficients of one near it."""
-
-    def __init__(self, rows: Rows, goal: list[int], denominator: int, first: list[int]) -> None:
-        self._rows, self._denominator = np.array(rows, dtype=object), denominator
-        # Far from the origin, float64 would not resolve the differences: the enumeration begins where `first` ends.
-        self._origin = np.array([0] * len(rows) if not any(goal) else first, dtype=object)
-        self._goal = np.array(goal, dtype=object) - denominator * (self._origin @ self._rows)
-        self._form = GramSchmidt(rows, self._goal.tolist())
-        self._best = np.array(first, dtype=object) - self._origin
-        self._distance = self._distances(self._best[None])[0]
-        # divides the differences between the squared distances of any two lattice vectors
-        gram, products, scale = self._rows @ self._rows.T, self._rows @ self._goal, denominator
-        squares = scale * scale * gram
-        self._step = math.gcd(*squares.diagonal(), *(2 * squares).flat, *(2 * scale * products))
-
-    def best(self, transform: Basis, excluding_zero: bool) -> LatticeVector:
-        """Return the best vector; `transform` makes the rows out of the basis that its coefficients are for."""
-        size, form = len(self._rows), self._form
-        mu: Floats = np.eye(size)
-        for i in range(size):
-            mu[i, :i] = [float(form.mu(i, j)) for j in range(i)]
-        lengths = np.array([form.d[i + 1] / (form.d[i] * form.d[1]) for i in range(size)])
-        target = np.array([float(form.mu(size, j) / self._denominator) for j in range(size)])
-        enumerate_within(mu, lengths, target, self._bound(), excluding_zero, self._visit)
-        coefficients = self._origin + self._best
-        vector, own = coefficients @ self._rows, coefficients @ transform.astype(object)
-        return LatticeVector(integer_array(vector.tolist()), integer_array(own.tolist()))
-
-    def _visit(self, candidates: Floats) -> float:
-        exact = candidates.astype(np.int64).astype(object)
-        distances = self._distances(exact)
-        nearest = int(np.argmin(distances))
-        if distances[nearest] < self._distance:
-            self._best, self._distance = exact[nearest], distances[nearest]
-        return self._bound()
-
-    def _distances(self, coefficients: Basis) -> Basis:
-        """Return the squared distances (K,) of K vectors from the goal, times denominator^2: integers."""
-        offsets = self._denominator * (coefficients @ self._rows) - self._goal
-        return np.asarray((offsets * offsets).sum(axis=1))
-
-    def _bound(self) -> float:
-        """Return what a better vector's squared distance is at most, within the span, in units of |b_1|^2."""
-        outside = self._form.squared_length(len(self._rows))
-        return float((self._distance - self._step - outside) / (self._denominator**2 * self._form.d[1]))
-
-
-def _nearest_plane(rows: Rows, goal: list[int], denominator: int) -> list[int]:
-    """Return the coefficients of Babai's point for the target goal / denominator."""
-    form, size = GramSchmidt(rows, goal), len(rows)
-    offsets = [form.mu(size, j) / denominator for j in range(size)]
-    coefficients = [0] * size
-    for i in range(size - 1, -1, -1):
-        coefficients[i] = math.floor(offsets[i] + Fraction(1, 2))
-        for j in range(i):
-            offsets[j] -= coefficients[i] * form.mu(i, j)
-    return coefficients
-
-
-def _rational_target(target: npt.ArrayLike, size: int) -> tuple[list[int], int]:
-    """Return integers and the denominator that makes the target, exactly, of them."""
-    array = exact_array(target)
+def _scaled(rows: Basis, target: npt.ArrayLike) -> tuple[Basis, Basis]:
+    """Return the rows and the target, both times what makes integers of the target's coordinates."""
+    array, size = exact_array(target), rows.shape[1]
     if array.shape != (size,):
         raise ValueError(f"a target in a space of {size} dimensions has shape ({size},), got {array.shape}")
     try:
         fractions = [Fraction(entry) for entry in array.tolist()]
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"the coordinates of a target must be finite numbers, got {array.tolist()}") from error
-    denominator = math.lcm(*(entry.denominator for entry in fractions))
-    return [int(entry * denominator) for entry in fractions], denominator
+    scale = math.lcm(*(entry.denominator for entry in fractions))
+    return scale * rows, np.array([int(entry * scale) for entry in fractions], dtype=object)
+
+
+def _near(rows: Basis, goal: Basis) -> Basis:
+    """Return the coefficients of Babai's point."""
+    d, lam = gram_schmidt(rows, goal)
+    left, coefficients = lam[-1], np.zeros(len(rows), dtype=object)
+    for i in reversed(range(len(rows))):
+        coefficients[i] = (2 * left[i] + d[i + 1]) // (2 * d[i + 1])
+        left[:i] -= coefficients[i] * lam[i, :i]
+    return coefficients
+
+
+def _closest(rows: Basis, goal: Basis, best: Basis, *, excluding_zero: bool) -> Basis:
+    """Return the coefficients of the vector closest to the goal; `best` are those of one near it."""
+    size, gram = len(rows), rows @ rows.T
+    d, lam = gram_schmidt(rows, goal)
+    # divides the differences between the squared distances of any two lattice vectors
+    step = math.gcd(*gram.diagonal(), *(2 * gram).flat, *(2 * (rows @ goal)))
+    distance = ((best @ rows - goal) ** 2).sum()
+
+    def bound() -> float:
+        """Return what a better vector's squared distance is at most, within the span, in units of |b_1|^2."""
+        return float(((distance - step) * d[size] - d[size + 1]) / (d[size] * d[1]))
+
+    def visit(candidates: Floats) -> float:
+        nonlocal best, distance
+        exact = candidates.astype(np.int64).astype(object)
+        distances = ((exact @ rows - goal) ** 2).sum(axis=1)
+        if distances.min() < distance:
+            best, distance = exact[distances.argmin()], distances.min()
+        return bound()
+
+    mu: Floats = (np.tril(lam[:, :size], -1) / np.array(d[1 : size + 1], dtype=object)).astype(np.float64)
+    lengths = np.array([d[i + 1] / (d[i] * d[1]) for i in range(size)])
+    enumerate_within(mu[:size], lengths, mu[size], bound(), excluding_zero, visit)
+    return best

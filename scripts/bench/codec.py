@@ -28,7 +28,7 @@ from crystalline_ray.config import Config
 from crystalline_ray.crystal.codes import SPAN, Bfloat16Codec, Codec, LatticeCodec
 from crystalline_ray.data.dataset import prepare
 from crystalline_ray.engine.local import LocalEngine
-from crystalline_ray.lattice.quantize import VORONOI_CODES
+from crystalline_ray.lattice.quantize import VORONOI_CODES, VoronoiCode
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.layout import initialise
 from crystalline_ray.screen import figures
@@ -38,6 +38,15 @@ from crystalline_ray.training.resolve import plan_for, specify
 STEPS = 50
 SPANS = 16
 VECTORS = 200_000
+SCALAR = VoronoiCode(
+    dimension=1,
+    nearest=lambda x, out: np.copyto(out, np.rint(x)),
+    gauge=lambda x, out, scratch: np.copyto(out, 2 * np.abs(x[0])),
+    to_digits=lambda points: None,
+    from_digits=lambda digits: None,
+)
+CODES = {"z": SCALAR, **VORONOI_CODES}
+VOLUMES = {"z": 1.0, "d3": 2.0, "e8": 1.0}
 KNOWN_MOMENTS = {"z": 1 / 12, "d3": 0.0787, "e8": 0.0717}
 NAMES = {"z": "scalar", "d3": "D3", "e8": "E8", "bfloat16": "bfloat16"}
 
@@ -70,11 +79,11 @@ def group_gradient(steps: int) -> Floats:
 
 def second_moment(name: str) -> float:
     """Measure the normalised second moment of a lattice: normal vectors far wider than its cell."""
-    code = VORONOI_CODES[name]
+    code = CODES[name]
     x = 8 * np.random.Generator(np.random.Philox(2)).standard_normal((VECTORS, code.dimension), dtype=np.float32)
     points = np.empty_like(x)
     code.nearest(x, points)
-    return float(np.square(x - points, dtype=np.float64).mean() / code.volume ** (2 / code.dimension))
+    return float(np.square(x - points, dtype=np.float64).mean() / VOLUMES[name] ** (2 / code.dimension))
 
 
 def error(codec: Codec, values: Floats) -> float:
@@ -107,7 +116,7 @@ def measure(rounds: int) -> list[dict[str, Any]]:
     """Return the figures of each code."""
     normal = np.random.Generator(np.random.Philox(1)).standard_normal(SPANS * SPAN, dtype=np.float32)
     gradient = group_gradient(STEPS)
-    codecs: dict[str, Codec] = {name: LatticeCodec(code) for name, code in VORONOI_CODES.items()}
+    codecs: dict[str, Codec] = {name: LatticeCodec(code) for name, code in CODES.items()}
     codecs["bfloat16"] = Bfloat16Codec()
     rates = speeds(codecs, normal[:SPAN], rounds)
     return [

@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.lattice import quantize
-from crystalline_ray.lattice.quantize import LARGEST_VALUE, nearest_d, nearest_e8, nearest_z
+from crystalline_ray.lattice.quantize import LARGEST_VALUE, nearest_d, nearest_e8
 from crystalline_ray.lattice.vectors import closest_vector
 from tests.helpers.bases import d_lattice, e8_doubled
 from tests.helpers.examples import examples
 
 Quantiser = Callable[[np.ndarray, np.ndarray], None]
-QUANTISERS = pytest.mark.parametrize("quantiser", [nearest_z, nearest_d, nearest_e8])
+QUANTISERS = pytest.mark.parametrize("quantiser", [nearest_d, nearest_e8])
 
 
 def nearest(quantiser: Quantiser, x: np.ndarray) -> np.ndarray:
@@ -90,7 +90,6 @@ def test_the_quantisers_agree_with_the_general_search(quantiser: Quantiser, basi
 @pytest.mark.parametrize(
     ("quantiser", "size", "volume", "moment"),
     [
-        (nearest_z, 8, 1, 1 / 12),
         (nearest_d, 3, 2, 0.078745),
         (nearest_d, 4, 2, 0.076603),
         (nearest_e8, 8, 1, 929 / 12960),
@@ -145,7 +144,7 @@ def test_values_at_the_limit(quantiser: Quantiser) -> None:
     x[1] *= -1
     x[1, 3] += 1.25
     points = nearest(quantiser, x)
-    assert quantiser is nearest_z or in_e8(points).all()
+    assert in_e8(points).all()
     assert (squared_distances(x, points) <= 1).all()
 
 

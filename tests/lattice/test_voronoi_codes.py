@@ -14,8 +14,6 @@ CODES = pytest.mark.parametrize("name", sorted(VORONOI_CODES))
 
 
 def shortest_vectors(name: str) -> np.ndarray:
-    if name == "z":
-        return np.array([[1.0], [-1.0]])
     size = VORONOI_CODES[name].dimension
     vectors = [v for v in itertools.product((-1.0, 0.0, 1.0), repeat=size) if sum(map(abs, v)) == 2]
     if name == "e8":
@@ -38,8 +36,6 @@ def gauge(code: VoronoiCode, x: np.ndarray) -> np.ndarray:
 
 def in_lattice(name: str, points: np.ndarray) -> np.ndarray:
     whole = (points == np.rint(points)).all(axis=0)
-    if name == "z":
-        return whole
     halves = (points - 0.5 == np.rint(points - 0.5)).all(axis=0) if name == "e8" else False
     return (whole | halves) & (points.sum(axis=0) % 2 == 0)
 

@@ -7,13 +7,14 @@ neighbours of v. Neighbours are mutual, so that with the adjacency A, N = A / n 
 what has been divided by n: both directions gather through the same indices, each sum in the order of the columns.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from crystalline_ray.kernels.workspace import Array, Indices, Space, row_blocks, rows_per_block
-from crystalline_ray.lattice.fcc import contact_counts, contact_neighbours, fcc_points
+from crystalline_ray.lattice.fcc import contact_neighbours, fcc_points
 
 
 class Neighbours(NamedTuple):
@@ -39,68 +40,55 @@ class Mixing:
         self.products = space.buffer("products", vocab_size)
 
     def forward(self, embedding: Array, alpha: Array) -> Array:
-        """Return the mixed table of embedding (V, C) and alpha (1,), valid until the next call."""
-        mixing_forward(embedding, alpha.item(), crystal_neighbours(len(embedding), embedding.dtype.char), self)
+        """Return M of embedding (V, C) and alpha (1,), valid until the next call; with an alpha of 0, E to the bit."""
+        neighbours = crystal_neighbours(len(embedding), embedding.dtype.char)
+        np.copyto(self.table, embedding)
+        if alpha.item() != 0.0:
+            for rows, sums in self._sums(embedding, neighbours):
+                np.multiply(sums, neighbours.inverse_counts[rows], out=sums)
+                np.multiply(sums, alpha.item(), out=sums)
+                np.add(self.table[rows], sums, out=self.table[rows])
         return self.table
 
     def backward(self, dtable: Array, embedding: Array, alpha: Array, dalpha: Array) -> None:
-        """Turn dtable (V, C) from the gradient of the mixed table into that of the embedding; overwrite dalpha (1,)."""
+        """Turn dtable (V, C) from the gradient of M into that of the embedding; overwrite dalpha (1,).
+
+        With G = N.T @ dtable they are dtable + alpha * G, to the bit dtable if alpha is 0, and the sum of G * E.
+        """
         neighbours = crystal_neighbours(len(embedding), embedding.dtype.char)
-        dalpha[0] = mixing_backward(dtable, embedding, alpha.item(), neighbours, self)
+        np.multiply(dtable, neighbours.inverse_counts, out=self.table)
+        for rows, sums in self._sums(self.table, neighbours):
+            np.vecdot(sums, embedding[rows], out=self.products[rows])
+            if alpha.item() != 0.0:
+                np.multiply(sums, alpha.item(), out=sums)
+                np.add(dtable[rows], sums, out=dtable[rows])
+        dalpha[0] = float(np.add.reduce(self.products))
+
+    def _sums(self, table: Array, neighbours: Neighbours) -> Iterator[tuple[slice, Array]]:
+        """Yield blocks of tokens, and the sums of the table's rows (V, C) over their neighbours."""
+        for rows in row_blocks(len(table), self.rows.shape[1]):
+            sums, gathered = self.rows[:, : rows.stop - rows.start]
+            sums.fill(0.0)
+            for column, present in zip(neighbours.columns, neighbours.present, strict=True):
+                np.take(table, column[rows], axis=0, out=gathered, mode="clip")
+                if rows.stop > neighbours.interior:
+                    np.multiply(gathered, present[rows], out=gathered)
+                np.add(sums, gathered, out=sums)
+            yield rows, sums
 
 
 @lru_cache(maxsize=4)
 def crystal_neighbours(vocab_size: int, dtype: str) -> Neighbours:
     """Return the contact neighbours of V tokens; dtype is a NumPy character code."""
     indices = contact_neighbours(fcc_points(vocab_size))
-    counts = contact_counts(indices)
-    full = counts == indices.shape[1]
+    present = indices >= 0
+    counts, full = present.sum(axis=1), present.all(axis=1)
     neighbours = Neighbours(
         columns=np.ascontiguousarray(np.maximum(indices, 0).T, np.int64),
-        present=np.ascontiguousarray((indices >= 0).T, dtype)[..., None],
+        present=np.ascontiguousarray(present.T, dtype)[..., None],
         inverse_counts=(1.0 / counts).astype(dtype)[:, None],
         interior=vocab_size if full.all() else int(np.argmin(full)),
     )
     for array in neighbours[:3]:
         array.flags.writeable = False
     return neighbours
-
-
-def mixing_forward(embedding: Array, alpha: float, neighbours: Neighbours, buffers: Mixing) -> None:
-    """buffers.table = embedding (V, C) + alpha * mean of the neighbours' rows; with an alpha of 0 to the bit."""
-    np.copyto(buffers.table, embedding)
-    if alpha == 0.0:
-        return
-    for rows in row_blocks(len(embedding), buffers.rows.shape[1]):
-        sums = _neighbour_sums(embedding, neighbours, rows, buffers.rows)
-        np.multiply(sums, neighbours.inverse_counts[rows], out=sums)
-        np.multiply(sums, alpha, out=sums)
-        np.add(buffers.table[rows], sums, out=buffers.table[rows])
-
-
-def mixing_backward(dtable: Array, embedding: Array, alpha: float, neighbours: Neighbours, buffers: Mixing) -> float:
-    """Turn dtable (V, C) from the gradient of the mixed table into that of the embedding; return that of alpha.
-
-    With G = N.T @ dtable they are dtable + alpha * G, to the bit dtable if alpha is 0, and the sum of G * embedding.
-    """
-    np.multiply(dtable, neighbours.inverse_counts, out=buffers.table)
-    for rows in row_blocks(len(embedding), buffers.rows.shape[1]):
-        sums = _neighbour_sums(buffers.table, neighbours, rows, buffers.rows)
-        np.vecdot(sums, embedding[rows], out=buffers.products[rows])
-        if alpha != 0.0:
-            np.multiply(sums, alpha, out=sums)
-            np.add(dtable[rows], sums, out=dtable[rows])
-    return float(np.add.reduce(buffers.products))
-
-
-def _neighbour_sums(table: Array, neighbours: Neighbours, rows: slice, scratch: Array) -> Array:
-    """Return the sums of the table's rows (V, C) over the neighbours of some tokens, in scratch (2, R, C)."""
-    count = rows.stop - rows.start
-    sums, gathered = scratch[0, :count], scratch[1, :count]
-    sums.fill(0.0)
-    for column, present in zip(neighbours.columns, neighbours.present, strict=True):
-        np.take(table, column[rows], axis=0, out=gathered, mode="clip")
-        if rows.stop > neighbours.interior:
-            np.multiply(gathered, present[rows], out=gathered)
-        np.add(sums, gathered, out=sums)
-    return sums

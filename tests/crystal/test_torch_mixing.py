@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crystalline_ray.crystal.mixing import mixing_backward, mixing_forward
-from tests.helpers.mixing_problem import buffers_of, mean_matrix, neighbours_of
+from tests.helpers.mixing_problem import mean_matrix, mixing_of
 from tests.helpers.model_shapes import gpt2_shape
 
 torch = pytest.importorskip("torch")
@@ -18,12 +17,11 @@ def test_table_and_gradients_equal_autograd(vocab: int, width: int, alpha: float
     theirs, their_alpha = torch.tensor(table, requires_grad=True), torch.tensor(alpha, dtype=float, requires_grad=True)
     mixed = theirs + their_alpha * (torch.tensor(mean_matrix(vocab)) @ theirs)
     (mixed * torch.tensor(dout)).sum().backward()
-    neighbours, buffers = neighbours_of(vocab, np.float64), buffers_of(vocab, width, np.float64)
-    mixing_forward(table, alpha, neighbours, buffers)
-    np.testing.assert_allclose(buffers.table, mixed.detach().numpy(), atol=1e-13)
-    dalpha = mixing_backward(dout, table, alpha, neighbours, buffers)
+    mixing, own_alpha, dalpha = mixing_of(vocab, width, np.float64), np.array([alpha]), np.full(1, np.nan)
+    np.testing.assert_allclose(mixing.forward(table, own_alpha), mixed.detach().numpy(), atol=1e-13)
+    mixing.backward(dout, table, own_alpha, dalpha)
     np.testing.assert_allclose(dout, theirs.grad.numpy(), atol=1e-13)
-    assert dalpha == pytest.approx(their_alpha.grad.item(), rel=1e-11)
+    assert dalpha[0] == pytest.approx(their_alpha.grad.item(), rel=1e-11)
 
 
 @pytest.mark.parametrize("positions", ["learned", "rotary", "clock"])

@@ -16,12 +16,11 @@ import base64
 import heapq
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
 
-from crystalline_ray.lattice.integers import Floats, Integers, checked_count
+from crystalline_ray.lattice.integers import Floats, Integers
 from crystalline_ray.lattice.symmetry import GROUPS, group_members
 
 FAN_OUT = 12
@@ -36,30 +35,17 @@ Branch: TypeAlias = "int | list[Branch]"
 
 @dataclass(frozen=True)
 class TokenTree:
-    """The tree over V tokens with D levels, R branches and M nodes; all arrays int64 and not to be written to.
+    """The tree over V tokens with D levels, R branches and M nodes; all arrays int64 and not to be written to."""
 
-    Attributes:
-        places: (V,) the place of each token among the leaves, from left to right.
-        leaves: (V,) the branch that ends in each token.
-        first_branches: (D, V) the first branch of the node that the path to a place passes on each level, -1 below the
-            end of the path.
-        choices: (D, V) which of the node's branches the path takes, 0 below the end of the path.
-        parents: (R,) the branch above each one, -1 at the root.
-        below: (R,) the first branch of the node under each one, ~token where it ends in a token.
-        node_stops: (R,) the branch after the last one of the node each belongs to.
-        node_starts: (M,) the first branch of each node.
-        level_starts: (D + 1,) the first branch of each level, and R.
-    """
-
-    places: Integers
-    leaves: Integers
-    first_branches: Integers
-    choices: Integers
-    parents: Integers
-    below: Integers
-    node_stops: Integers
-    node_starts: Integers
-    level_starts: Integers
+    places: Integers  # (V,) the place of each token among the leaves, from left to right
+    leaves: Integers  # (V,) the branch that ends in each token
+    first_branches: Integers  # (D, V) the first branch of the node that the path to a place passes on each level, or -1
+    choices: Integers  # (D, V) which of that node's branches the path takes, 0 below the end of the path
+    parents: Integers  # (R,) the branch above each one, -1 at the root
+    below: Integers  # (R,) the first branch of the node under each one, ~token where it ends in a token
+    node_stops: Integers  # (R,) the branch after the last one of the node each belongs to
+    node_starts: Integers  # (M,) the first branch of each node
+    level_starts: Integers  # (D + 1,) the first branch of each level, and R
 
     @property
     def num_branches(self) -> int:
@@ -84,12 +70,11 @@ def token_tree(vocab_size: int, outline: str = SHELLS) -> TokenTree:
 
     Raises ValueError if they are fewer than 2 or the outline is not one of a tree over them.
     """
-    if checked_count(vocab_size, "vocab_size") < 2:
+    if vocab_size < 2:
         raise ValueError(f"a tree needs at least 2 tokens, got vocab_size {vocab_size}")
-    if outline != SHELLS:
-        return _tabulate(*read_outline(outline, vocab_size))
-    groups = _groups(vocab_size)
-    return _tabulate(np.concatenate(groups), _even_counts(np.array(list(map(len, groups)))))
+    if outline == SHELLS:
+        outline = write_outline(SHELLS, [_clusters(members) for members in _groups(vocab_size)])
+    return _tabulate(*read_outline(outline, vocab_size))
 
 
 def write_outline(name: str, root: list[Branch]) -> str:
@@ -168,45 +153,25 @@ def _level_bounds(counts: Integers) -> list[int]:
     return sorted(set(bounds))
 
 
-def _even_counts(sizes: Integers) -> Integers:
-    """Return how many branches the root and each branch have where parts of these sizes are split evenly."""
-    counts = [np.array([len(sizes)])]
-    while sizes.size:
-        counts.append(np.where(sizes > 1, np.minimum(sizes, FAN_OUT), 0))
-        own = counts[-1][sizes > 1]
-        size, count, part = np.repeat(sizes[sizes > 1], own), np.repeat(own, own), _count_up(own)
-        sizes = (part + 1) * size // count - part * size // count
-    return np.concatenate(counts)
-
-
 def _tabulate(tokens: Integers, counts: Integers) -> TokenTree:
-    vocab_size, is_leaf = len(tokens), counts[1:] == 0
-    sizes, above = counts[counts > 0], np.flatnonzero(counts) - 1
-    node_starts = np.cumsum(sizes) - sizes
+    above, sizes, ends = np.flatnonzero(counts) - 1, counts[counts > 0], np.flatnonzero(counts[1:] == 0)
+    node_starts, bounds = np.cumsum(sizes) - sizes, _level_bounds(counts)
     firsts, parents = np.repeat(node_starts, sizes), np.repeat(above, sizes)
-    bounds = _level_bounds(counts)
-    levels = [slice(start, stop) for start, stop in pairwise(bounds)]
-    widths = is_leaf.astype(np.int64)  # how many tokens are below each branch
-    for level in reversed(levels[1:]):
-        np.add.at(widths, parents[level], widths[level])
-    before = np.cumsum(widths) - widths
-    starts = before - before[firsts]  # the place of the first token below each branch, at first within its node
-    for level in levels[1:]:
-        starts[level] += starts[parents[level]]
-    first_branches, choices = np.full((len(levels), vocab_size), -1), np.zeros((len(levels), vocab_size), np.int64)
-    for depth, level in enumerate(levels):
-        branches = np.repeat(np.arange(level.start, level.stop), widths[level])
-        places = starts[branches] + _count_up(widths[level])
-        first_branches[depth, places] = firsts[branches]
-        choices[depth, places] = branches - firsts[branches]
-    ends, below = np.flatnonzero(is_leaf), np.empty_like(parents)
-    last_tokens = tokens[starts[ends]]
-    below[above[1:]], below[ends] = node_starts[1:], ~last_tokens
+    paths, climbed = np.full((len(bounds) - 1, len(tokens)), -1), ends.copy()
+    for level in reversed(range(len(paths))):
+        here = climbed >= bounds[level]
+        paths[level, here] = climbed[here]
+        climbed[here] = parents[climbed[here]]
+    order = np.lexsort(paths[::-1])  # from left to right
+    paths, ends = paths[:, order], ends[order]
+    first_branches = np.where(paths >= 0, firsts[paths], -1)
+    below = np.empty_like(parents)
+    below[above[1:]], below[ends] = node_starts[1:], ~tokens
     tree = TokenTree(
         places=np.argsort(tokens),
-        leaves=ends[np.argsort(last_tokens)],
+        leaves=ends[np.argsort(tokens)],
         first_branches=first_branches,
-        choices=choices,
+        choices=np.where(paths >= 0, paths - first_branches, 0),
         parents=parents,
         below=below,
         node_stops=firsts + np.repeat(sizes, sizes),
@@ -216,11 +181,6 @@ def _tabulate(tokens: Integers, counts: Integers) -> TokenTree:
     for array in vars(tree).values():
         array.flags.writeable = False
     return tree
-
-
-def _count_up(counts: Integers) -> Integers:
-    """Return 0, 1, ... count - 1 for each count, one after the other."""
-    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def _groups(vocab_size: int) -> list[Integers]:
@@ -241,11 +201,13 @@ def _huffman(members: Integers, counts: Integers) -> Branch:
     return waiting[0][2]
 
 
-def _clusters(members: Integers, features: Floats) -> Branch:
+def _clusters(members: Integers, features: Floats | None = None) -> Branch:
+    """Split the members evenly: in the order of their ranks, or with features along principal axes."""
     if len(members) <= FAN_OUT:
         return members.tolist() if len(members) > 1 else members.item()
     sizes = np.diff(np.arange(FAN_OUT + 1) * len(members) // FAN_OUT)
-    return [_clusters(part, features) for part in _cut(members, sizes, features)]
+    parts = np.split(members, np.cumsum(sizes)[:-1]) if features is None else _cut(members, sizes, features)
+    return [_clusters(part, features) for part in parts]
 
 
 def _cut(members: Integers, sizes: Integers, features: Floats) -> list[Integers]:

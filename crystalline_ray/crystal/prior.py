@@ -28,52 +28,32 @@ class LaplacianPrior:
     """
 
     def __init__(self, weight: float, similar: SimilarRanks, table: slice, segment: slice) -> None:
-        self._table, vocab_size = table, len(similar.ranks)
-        self._width = (table.stop - table.start) // vocab_size
-        # in items of the token table
-        self._start, stop = max(segment.start - table.start, 0), min(segment.stop, table.stop) - table.start
-        self._size = max(stop - self._start, 0)
-        self._before = max(table.start - segment.start, 0)
-        if self._size:
-            self._first = self._start // self._width
-            starts, columns, values = laplacian_rows(similar, self._first, -(-stop // self._width))
-            self._product = SparseProduct(starts, columns, (2.0 * weight * values).astype(np.float32), self._width)
+        self._table, self._offset = table, table.start - segment.start
+        self._width = (table.stop - table.start) // len(similar.ranks)
+        first = max(-self._offset, 0) // self._width
+        last = -((table.start - min(segment.stop, table.stop)) // self._width)
+        self._blocks: list[tuple[int, Indices, Floats]] = []
+        if first < last:
+            starts, columns, values = laplacian_rows(similar, first, last)
+            values = (2.0 * weight * values).astype(np.float32)
+            for rows in _runs(starts, BLOCK_BYTES // (self._width * values.itemsize)):
+                block = _dense(starts[rows.start : rows.stop + 1], columns, values)
+                self._blocks.append((first + rows.start, *block))
+        most = max((len(present) for _, present, _ in self._blocks), default=0)
+        self._gathered = np.empty((most, self._width), np.float32)
+        self._product = np.empty((_MOST_ROWS, self._width), np.float32)
 
     def write(self, weights: Floats, gradient: Floats) -> None:
         """Overwrite the segment's gradient with 2 lambda L E, and with zeros beside the token table."""
         gradient.fill(0.0)
-        if not self._size:
-            return
-        own = gradient[self._before : self._before + self._size]
-        for rows, product in self._product.blocks(weights[self._table].reshape(-1, self._width)):
-            place = (self._first + rows.start) * self._width - self._start
-            part = product.reshape(-1)[max(-place, 0) : self._size - place]
-            own[max(place, 0) : max(place, 0) + part.size] = part
-
-
-class SparseProduct:
-    """Multiplies rows of a sparse matrix (R, V) with dense matrices (V, C = width), some rows at a time.
-
-    Entries starts[n] to starts[n + 1], at least one, are those of row n; columns, in a row each at most once, and
-    values (entries,), of the dtype of the products, say what they are.
-    """
-
-    def __init__(self, starts: Indices, columns: Indices, values: Array, width: int) -> None:
-        self._blocks = [
-            (rows, *_dense(starts[rows.start : rows.stop + 1], columns, values))
-            for rows in _blocks(starts, BLOCK_BYTES // (width * values.itemsize))
-        ]
-        most = max(len(present) for _, present, _ in self._blocks)
-        self._gathered = np.empty((most, width), values.dtype)
-        self._product = np.empty((_MOST_ROWS, width), values.dtype)
-
-    def blocks(self, x: Array) -> Iterator[tuple[slice, Array]]:
-        """Yield which rows, and their product with x (V, C), which is valid until the next one."""
-        for rows, present, block in self._blocks:
+        embedding = weights[self._table].reshape(-1, self._width)
+        for row, present, block in self._blocks:
             gathered, product = self._gathered[: len(present)], self._product[: len(block)]
-            np.take(x, present, axis=0, out=gathered, mode="clip")
+            np.take(embedding, present, axis=0, out=gathered, mode="clip")
             gemm.multiply(block, gathered, product)
-            yield rows, product
+            place = self._offset + row * self._width
+            part = product.reshape(-1)[max(-place, 0) : gradient.size - place]
+            gradient[max(place, 0) : max(place, 0) + part.size] = part
 
 
 def _dense(starts: Indices, columns: Indices, values: Array) -> tuple[Indices, Array]:
@@ -85,7 +65,7 @@ def _dense(starts: Indices, columns: Indices, values: Array) -> tuple[Indices, A
     return present, block
 
 
-def _blocks(starts: Indices, most: int) -> Iterator[slice]:
+def _runs(starts: Indices, most: int) -> Iterator[slice]:
     """Cut the rows into runs of at most `most` entries, unless one row has more."""
     row, last = 0, len(starts) - 1
     while row < last:

@@ -23,10 +23,6 @@ class Routes(NamedTuple):
     affinity: Integers
     groups: Integers
 
-    def by_group(self) -> Integers:
-        """Return the sequences (n,) of group 0, then those of group 1, ..., each group's in ascending order."""
-        return np.argsort(self.groups, kind="stable")
-
 
 class Router:
     """Finds routes of sequences over the ranks below `vocab_size`."""

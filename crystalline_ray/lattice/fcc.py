@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from crystalline_ray.lattice.integers import Integers, checked_count
+from crystalline_ray.lattice.integers import Integers
 
 Int32 = npt.NDArray[np.int32]
 
@@ -24,17 +24,13 @@ CONTACTS: Int32 = np.array(
 class Shells(NamedTuple):
     """The points of a crystal by distance from the origin; distances at which the lattice has none are not counted."""
 
-    shell: Int32
-    """(n,), the number of each point's shell: 0 at the origin, 1 at its contact neighbours, and so on."""
-    sizes: Integers
-    """(S,), points of the crystal per shell; the last shell need not be complete."""
-    squared_radii: Integers
-    """(S,), even numbers, ascending."""
+    shell: Int32  # (n,) the number of each point's shell: 0 at the origin, 1 at its contact neighbours, and so on
+    sizes: Integers  # (S,) points of the crystal per shell; the last shell need not be complete
+    squared_radii: Integers  # (S,) even numbers, ascending
 
 
 def fcc_points(count: int) -> Int32:
-    """Return the first `count` points, int32 (count, 3); ValueError unless there is at least one."""
-    checked_count(count, "count of lattice points")
+    """Return the first `count` points, int32 (count, 3)."""
     # No place is farther than 1 from a point, so a ball of radius r holds no fewer points than one of radius r - 1 has
     # unit cells, of volume 2.
     radius = math.ceil((3 * 2 * count / (4 * math.pi)) ** (1 / 3)) + 1
@@ -62,8 +58,3 @@ def contact_neighbours(points: Int32) -> Int32:
     index = np.full((2 * reach + 1,) * 3, -1, np.int32)
     index[tuple((points + reach).T)] = np.arange(len(points), dtype=np.int32)
     return np.asarray(index[tuple(np.moveaxis(points[:, None] + (CONTACTS + np.int32(reach)), -1, 0))])
-
-
-def contact_counts(neighbours: Int32) -> Int32:
-    """Return how many of its neighbours (n, 12) each point has within the crystal, int32 (n,)."""
-    return np.asarray((neighbours >= 0).sum(axis=1, dtype=np.int32))

@@ -19,10 +19,3 @@ def checked_integers(values: IntegerInput, name: str, end: int) -> Integers:
     if outside.size:
         raise ValueError(f"{name} must be in [0, {end}), got {outside[0]}")
     return array.astype(np.int64)
-
-
-def checked_count(count: int, name: str) -> int:
-    """Return `count`; ValueError unless it is at least 1."""
-    if count < 1:
-        raise ValueError(f"{name} must be at least 1, got {count}")
-    return count

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crystalline_ray.lattice.encodings import ulam_coordinates, ulam_ranks
-from crystalline_ray.lattice.integers import Floats, IntegerInput, Integers, checked_count, checked_integers
+from crystalline_ray.lattice.integers import Floats, IntegerInput, Integers, checked_integers
 
 GCD_WEIGHT = 0.7
 ULAM_WEIGHT = 0.3
@@ -31,10 +31,8 @@ _ROUNDING = 1 + 1e-12
 class SimilarRanks(NamedTuple):
     """The k most similar other ranks of each of V ranks: a sparse matrix with k entries in every row."""
 
-    ranks: npt.NDArray[np.int32]
-    """(V, k), most similar first, equally similar ones in ascending order."""
-    weights: Floats
-    """(V, k), their similarities, scaled so that each row sums to 1."""
+    ranks: npt.NDArray[np.int32]  # (V, k) most similar first, equally similar ones in ascending order
+    weights: Floats  # (V, k) their similarities, scaled so that each row sums to 1
 
 
 _Candidates = tuple[Integers, npt.NDArray[np.bool_], Integers]
@@ -53,7 +51,7 @@ def similarity(first: IntegerInput, second: IntegerInput) -> Floats:
 
 def similarity_row(rank: int, vocab_size: int) -> Floats:
     """Return K of one rank and every rank below vocab_size, itself included: float64 (V,). Raises as `similarity`."""
-    return similarity(rank, np.arange(checked_count(vocab_size, "vocab_size")))
+    return similarity(rank, np.arange(vocab_size))
 
 
 def crystalline_score(predicted: IntegerInput, targets: IntegerInput) -> float:

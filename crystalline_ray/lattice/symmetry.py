@@ -6,7 +6,7 @@ as frequencies fall with the rank, their share of the text.
 
 import numpy as np
 
-from crystalline_ray.lattice.integers import Floats, IntegerInput, Integers, checked_count, checked_integers
+from crystalline_ray.lattice.integers import Floats, IntegerInput, Integers, checked_integers
 
 GROUPS = 12
 
@@ -20,14 +20,14 @@ def symmetry_groups(ranks: IntegerInput) -> Integers:
 
 def group_members(group: int, vocab_size: int) -> Integers:
     """Return the ranks of one group below vocab_size, ascending; ValueError if the group is outside [0, 12)."""
-    rows = np.arange(-(-checked_count(vocab_size, "vocab_size") // GROUPS))
+    rows = np.arange(-(-vocab_size // GROUPS))
     ranks = GROUPS * rows + _turn(rows, checked_integers(group, "symmetry groups", GROUPS))
     return ranks[ranks < vocab_size]
 
 
 def group_sizes(vocab_size: int) -> Integers:
     """Return how many of the ranks below vocab_size each group has, int64 (12,); no two differ by more than 1."""
-    return np.bincount(symmetry_groups(np.arange(checked_count(vocab_size, "vocab_size"))), minlength=GROUPS)
+    return np.bincount(symmetry_groups(np.arange(vocab_size)), minlength=GROUPS)
 
 
 def group_shares(counts: Integers) -> Floats:

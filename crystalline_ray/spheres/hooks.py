@@ -157,7 +157,7 @@ class RoutedBatches:
 
     def _windows_by_group(self, step: int) -> Integers:
         windows, routes = find_routes(step, self._steps, self._batches, self._router)
-        return windows[routes.by_group()]
+        return windows[np.argsort(routes.groups, kind="stable")]
 
 
 def _similar(memory: Memory) -> SimilarRanks:

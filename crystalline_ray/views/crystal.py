@@ -8,7 +8,7 @@ import numpy.typing as npt
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from crystalline_ray.lattice.fcc import Int32, contact_counts, contact_neighbours, fcc_points, fcc_shells
+from crystalline_ray.lattice.fcc import Int32, contact_neighbours, fcc_points, fcc_shells
 from crystalline_ray.lattice.symmetry import group_sizes
 from crystalline_ray.screen import figures
 from crystalline_ray.streams import Purpose, generator
@@ -63,7 +63,7 @@ def describe_crystal(vocab_size: int, embeddings: Floats | None = None) -> Cryst
     """Return the crystal of a vocabulary whose ids are ranks; with embeddings (V, C), also how near neighbours lie."""
     points = fcc_points(vocab_size)
     shells, neighbours = fcc_shells(points), contact_neighbours(points)
-    contacts = np.bincount(shells.shell, contact_counts(neighbours)) / shells.sizes
+    contacts = np.bincount(shells.shell, (neighbours >= 0).sum(axis=1)) / shells.sizes
     distances = np.full((2, len(contacts)), np.nan)
     if embeddings is not None:
         distances = _distances_by_shell(embeddings, neighbours, shells.shell)

@@ -2,11 +2,15 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from crystalline_ray.crystal import prior
 from crystalline_ray.crystal.prior import LaplacianPrior
 from crystalline_ray.kernels.optimizers import MOMENTS
 from crystalline_ray.lattice.similarity import SimilarRanks, similar_ranks
 from crystalline_ray.spheres.segment_owner import Prior, SegmentOwner
+from tests.helpers.examples import examples
 from tests.helpers.segments import LAYOUT, SHAPE, filled_memory, run_of
 
 WEIGHT = 0.01
@@ -31,8 +35,8 @@ def test_the_parts_of_all_segments_are_the_gradient() -> None:
     bounds = LAYOUT.segments(12)
     table_size = SHAPE.vocab_size * SHAPE.embed_dim
     assert any(part.start % SHAPE.embed_dim for part in bounds if part.start < table_size), "no row is cut"
-    for number, prior in priors_of(tuple(range(12))).items():
-        prior(weights, gradient[bounds[number]])
+    for number, write in priors_of(tuple(range(12))).items():
+        write(weights, gradient[bounds[number]])
     views = LAYOUT.views(gradient)
     got = views.pop("wte.weight").astype(np.float64)
     assert not any(view.any() for view in views.values())
@@ -50,6 +54,28 @@ def test_the_parts_of_all_segments_are_the_gradient() -> None:
         assert got[place] == pytest.approx(slope, rel=1e-4, abs=1e-6)
 
 
+@examples(40)
+@given(st.integers(2, 60), st.integers(1, 30), st.integers(1, 400), st.data())
+def test_a_segment_has_its_part_of_the_dense_product(vocab: int, width: int, block: int, data: st.DataObject) -> None:
+    rng, similar = np.random.default_rng(vocab), similar_ranks(vocab, min(5, vocab - 1))
+    shares = np.zeros((vocab, vocab))
+    np.put_along_axis(shares, similar.ranks, similar.weights, axis=1)
+    laplacian = np.diag((shares + shares.T).sum(axis=1)) - shares - shares.T
+    weights = rng.standard_normal(vocab * width + 20).astype(np.float32)
+    table = slice(7, 7 + vocab * width)
+    expected = np.zeros(weights.size)
+    expected[table] = (0.5 * laplacian @ weights[table].reshape(vocab, width)).ravel()
+    start = data.draw(st.integers(0, weights.size - 1))
+    segment = slice(start, data.draw(st.integers(start, weights.size)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prior, "BLOCK_BYTES", 4 * block)  # down to one row at a time
+        own = LaplacianPrior(0.5, similar, table, segment)
+    for _ in range(2):
+        gradient = np.full(segment.stop - segment.start, np.nan, np.float32)
+        own.write(weights, gradient)
+        np.testing.assert_allclose(gradient, expected[segment], atol=1e-5)
+
+
 @pytest.mark.parametrize("groups", [range(12), range(2), range(1)])
 def test_the_norm_is_of_the_sum_with_the_prior_whoever_owns_what(groups: range) -> None:
     memory, found = filled_memory(*MOMENTS["adamw"]), []
@@ -64,11 +90,11 @@ def test_the_norm_is_of_the_sum_with_the_prior_whoever_owns_what(groups: range) 
         found.append(([squares[number] for number in range(12)], memory.weights(4).tobytes()))
     assert found[0] == found[1]
     gradient = sum(memory.region(group).astype(np.float64) for group in groups)
-    prior = np.empty(LAYOUT.size, np.float32)
+    added = np.empty(LAYOUT.size, np.float32)
     for number, part in enumerate(LAYOUT.segments(12)):
-        priors_of((number,))[number](memory.weights(3), prior[part])
-    assert np.linalg.norm(prior) > 1e-3 * np.linalg.norm(gradient)
-    assert sum(found[0][0]) == pytest.approx(((gradient + prior) ** 2).sum(), rel=1e-6)
+        priors_of((number,))[number](memory.weights(3), added[part])
+    assert np.linalg.norm(added) > 1e-3 * np.linalg.norm(gradient)
+    assert sum(found[0][0]) == pytest.approx(((gradient + added) ** 2).sum(), rel=1e-6)
 
 
 def test_autograd_gives_the_same_gradient() -> None:

@@ -1,10 +1,9 @@
 import flint
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crystalline_ray.lattice.fcc import CONTACTS, contact_counts, contact_neighbours, fcc_points, fcc_shells
+from crystalline_ray.lattice.fcc import CONTACTS, contact_neighbours, fcc_points, fcc_shells
 from tests.helpers.examples import examples
 
 SIZES = st.integers(1, 1500)
@@ -65,9 +64,6 @@ def test_neighbours_touch_and_the_table_is_symmetric(count: int) -> None:
     places = {tuple(point) for point in points.tolist()}
     missing = points[:, None] + CONTACTS
     assert not any(tuple(place) in places for place in missing[table < 0].tolist())
-    counts = contact_counts(table)
-    assert counts.dtype == np.int32
-    assert counts.sum() == len(index)
     if count > 1:
         nearest_to_origin = np.where(table < 0, count, table).min(axis=1)
         assert (nearest_to_origin[1:] < np.arange(1, count)).all()
@@ -77,9 +73,4 @@ def test_contacts_are_the_twelve_kissing_spheres() -> None:
     assert len({tuple(offset) for offset in CONTACTS.tolist()}) == 12
     assert (np.abs(CONTACTS).sum(axis=1) == 2).all()
     assert (-CONTACTS[::-1] == CONTACTS).all()
-    assert (contact_counts(contact_neighbours(fcc_points(13))) == [12] + [5] * 12).all()
-
-
-def test_a_crystal_has_a_point() -> None:
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        fcc_points(0)
+    assert ((contact_neighbours(fcc_points(13)) >= 0).sum(axis=1) == [12] + [5] * 12).all()

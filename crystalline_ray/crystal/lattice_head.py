@@ -29,14 +29,14 @@ _ROWS_OF_ALL_SCORES = 64
 
 
 class LatticeHeadBuffers:
-    """Scratch of the lattice head for N rows, D levels and at most K branches of a node.
+    """A tree, and scratch of its head for N rows, D levels and at most K branches of a node.
 
     x, dx (N, C); product (N or K, C), whichever is more; scores, powers (D, N, K); totals, shift (D, N, 1); picked
     (D, N); wide (2, D, N), float64; own (D, N) and node_keys (N,), int64. count is how many rows have a target.
     """
 
-    def __init__(self, space: Space, rows: int, num_levels: int, width: int) -> None:
-        self.count = 0
+    def __init__(self, space: Space, rows: int, tree: TokenTree, width: int) -> None:
+        self.tree, self.count, num_levels = tree, 0, tree.num_levels
         self.x, self.dx = space.buffers("x dx", rows, width)
         self.product = space.buffer("product", max(rows, FAN_OUT), width)
         self.scores, self.powers = space.buffers("scores powers", num_levels, rows, FAN_OUT)
@@ -47,42 +47,40 @@ class LatticeHeadBuffers:
         self.node_keys = space.buffer("node_keys", rows, dtype=np.int64)
         self.runs = RunIndices(space.named("runs"), rows)
 
-    def sort(self, targets: Tokens, tree: TokenTree) -> None:
+    def sort(self, targets: Tokens) -> None:
         """Put rows in the order of their targets' places, those without a target last."""
         keys, self.count = self.runs.keys, int(np.count_nonzero(targets >= 0))
         np.copyto(self.node_keys, targets)
-        np.take(tree.places, self.node_keys, out=keys, mode="clip")
-        np.copyto(keys, len(tree.places), where=targets < 0)
+        np.take(self.tree.places, self.node_keys, out=keys, mode="clip")
+        np.copyto(keys, len(self.tree.places), where=targets < 0)
         sort_rows(keys, self.runs)
 
-    def nodes(self, tree: TokenTree, level: int) -> Iterator[tuple[slice, slice]]:
+    def nodes(self, level: int) -> Iterator[tuple[slice, slice]]:
         """Yield the sorted rows that pass each node of a level, and the node's rows of the table."""
         if self.count:
             keys = self.node_keys[: self.count]
-            np.take(tree.first_branches[level], self.runs.keys[: self.count], out=keys, mode="clip")
+            np.take(self.tree.first_branches[level], self.runs.keys[: self.count], out=keys, mode="clip")
             for rows, first in each_run(*find_runs(keys, self.runs), self.count):
                 if first >= 0:
-                    yield rows, slice(first, tree.node_stops.item(first))
+                    yield rows, slice(first, self.tree.node_stops.item(first))
 
 
-def lattice_head_forward(
-    x: Array, table: Array, targets: Tokens, tree: TokenTree, buffers: LatticeHeadBuffers
-) -> float:
+def lattice_head_forward(x: Array, table: Array, targets: Tokens, buffers: LatticeHeadBuffers) -> float:
     """Return the sum of -log p(target) in nats over the rows with a target >= 0.
 
     x (N, C); table (R, C); targets (N,) below V, which is the caller's to check. Leaves exponentials of the scores in
     buffers.powers and their sums in buffers.totals.
     """
     scores, keys = buffers.scores, buffers.runs.keys
-    buffers.sort(targets, tree)
+    buffers.sort(targets)
     np.take(x, buffers.runs.order, axis=0, out=buffers.x, mode="clip")
     # where a path has ended or a row has no target, one branch is certain; where a node has few, the rest is impossible
     scores.fill(-np.inf)
     scores[:, :, 0] = 0.0
     buffers.own.fill(0)
-    for level in range(len(scores)):
-        np.take(tree.choices[level], keys[: buffers.count], out=buffers.own[level, : buffers.count], mode="clip")
-        for rows, node in buffers.nodes(tree, level):
+    for level, choices in enumerate(buffers.tree.choices):
+        np.take(choices, keys[: buffers.count], out=buffers.own[level, : buffers.count], mode="clip")
+        for rows, node in buffers.nodes(level):
             gemm.multiply(buffers.x[rows], table[node].T, scores[level, rows, : node.stop - node.start])
         np.multiply(scores[level], _LOG2_E, out=scores[level])
     levels, count, fan_out = scores.shape
@@ -95,18 +93,12 @@ def lattice_head_forward(
 
 
 def lattice_head_forward_backward(
-    x: Array,
-    table: Array,
-    targets: Tokens,
-    scale: float,
-    tree: TokenTree,
-    buffers: LatticeHeadBuffers,
-    gradients: tuple[Array, Array],
+    x: Array, table: Array, targets: Tokens, scale: float, buffers: LatticeHeadBuffers, gradients: tuple[Array, Array]
 ) -> float:
     """Return what `lattice_head_forward` does; with gradients dx (N, C) and dtable (R, C), overwrite dx with scale *
     its gradient, and add that of the table to dtable: nothing to rows of nodes that no target passes.
     """
-    loss, (dx, dtable), scores = lattice_head_forward(x, table, targets, tree, buffers), gradients, buffers.scores
+    loss, (dx, dtable), scores = lattice_head_forward(x, table, targets, buffers), gradients, buffers.scores
     np.divide(scale, buffers.totals, out=buffers.totals)
     np.multiply(buffers.powers, buffers.totals, out=scores)
     flat = scores.reshape(-1)
@@ -114,7 +106,7 @@ def lattice_head_forward_backward(
     np.subtract(buffers.picked, scale, out=buffers.picked)
     flat[buffers.own.reshape(-1)] = buffers.picked.reshape(-1)
     for level in range(len(scores)):
-        for rows, node in buffers.nodes(tree, level):
+        for rows, node in buffers.nodes(level):
             dscores, own = scores[level, rows, : node.stop - node.start], (buffers.dx[rows], dtable[node])
             _node_backward(buffers.x[rows], table[node], dscores, own, buffers.product, first=level == 0)
     buffers.dx[buffers.count :] = 0.0

@@ -28,7 +28,7 @@ class LaplacianPrior:
     """
 
     def __init__(self, weight: float, similar: SimilarRanks, table: slice, segment: slice) -> None:
-        self._table, self._offset = table, table.start - segment.start
+        self._table, self._offset = table, table.start - segment.start  # where the table begins in the segment
         self._width = (table.stop - table.start) // len(similar.ranks)
         first = max(-self._offset, 0) // self._width
         last = -((table.start - min(segment.stop, table.stop)) // self._width)

@@ -35,11 +35,6 @@ class SimilarRanks(NamedTuple):
     weights: Floats  # (V, k) their similarities, scaled so that each row sums to 1
 
 
-_Candidates = tuple[Integers, npt.NDArray[np.bool_], Integers]
-"""All (rows, M): ranks that may be among the most similar ones of a row's rank, which of them are in the vocabulary and
-not listed twice, and how far they lie from it on the spiral, squared."""
-
-
 def similarity(first: IntegerInput, second: IntegerInput) -> Floats:
     """Return K of two ranks, or of arrays of ranks that broadcast against each other, in float64.
 
@@ -89,7 +84,7 @@ def similar_ranks(vocab_size: int, k: int, report: Callable[[int], None] | None 
         left, size = [], max(1, _BLOCK_PAIRS // pairs_per_row)
         for block in (rows[start : start + size] for start in range(0, len(rows), size)):
             others = _all_others(block, vocab_size) if is_last else _candidates(block, offsets, fractions, vocab_size)
-            left.append(_keep_largest(block, others, bound, found))
+            left.append(_keep_largest(block, *others, bound, found))
             done += len(block) - len(left[-1])
             if report:
                 report(done)
@@ -148,37 +143,35 @@ def _fractions(parts: int) -> Integers:
     return np.asarray(fractions[(np.gcd(numerator, denominator) == 1) & (numerator != denominator)])
 
 
-def _candidates(rows: Integers, offsets: Integers, fractions: Integers, vocab_size: int) -> _Candidates:
-    """Return ranks at the offsets from the row's rank on the spiral, then its products with the fractions."""
+def _candidates(rows: Integers, offsets: Integers, fractions: Integers, vocab_size: int) -> tuple[Integers, Floats]:
+    """Return ranks at the offsets from the row's rank on the spiral, then its products with the fractions, and K.
+
+    Both are (rows, M). Where a rank is not in the vocabulary, or listed twice, its similarity is -1 instead.
+    """
     lengths = _squared(offsets)
     places = ulam_coordinates(rows)
     near = ulam_ranks(places[:, None] + offsets)
     quotient, remainder = np.divmod((rows + 1)[:, None], fractions[:, 1])
     related = quotient * fractions[:, 0] - 1
-    usable = (remainder == 0) & (related < vocab_size)
-    row, column = np.nonzero(usable)
+    row, column = np.nonzero((remainder == 0) & (related < vocab_size))
     distances: Integers = np.zeros(related.shape, np.int64)
     distances[row, column] = _squared(ulam_coordinates(related[row, column]) - places[row])
-    return (
-        np.concatenate((near, related), axis=1),
-        np.concatenate((near < vocab_size, distances > lengths.max()), axis=1),
-        np.concatenate((np.broadcast_to(lengths, near.shape), distances), axis=1),
-    )
-
-
-def _all_others(rows: Integers, vocab_size: int) -> _Candidates:
-    ranks = np.broadcast_to(np.arange(vocab_size), (len(rows), vocab_size))
-    squared = _squared(ulam_coordinates(rows)[:, None] - ulam_coordinates(ranks[0]))
-    return ranks, ranks != rows[:, None], squared
-
-
-def _keep_largest(rows: Integers, given: _Candidates, bound: float, found: SimilarRanks) -> Integers:
-    """Store the k most similar candidates of each row whose k-th exceeds the bound; return the other rows."""
-    candidates, usable, squared = given
-    k = found.ranks.shape[1]
+    candidates = np.concatenate((near, related), axis=1)
+    squared = np.concatenate((np.broadcast_to(lengths, near.shape), distances), axis=1)
+    row, column = np.nonzero(np.concatenate((near < vocab_size, distances > lengths.max()), axis=1))
     values: Floats = np.full(candidates.shape, -1.0)
-    row, column = np.nonzero(usable)
     values[row, column] = _similarity(rows[row], candidates[row, column], squared[row, column])
+    return candidates, values
+
+
+def _all_others(rows: Integers, vocab_size: int) -> tuple[Integers, Floats]:
+    ranks = np.broadcast_to(np.arange(vocab_size), (len(rows), vocab_size))
+    return ranks, np.where(ranks == rows[:, None], -1.0, similarity(rows[:, None], ranks[0]))
+
+
+def _keep_largest(rows: Integers, candidates: Integers, values: Floats, bound: float, found: SimilarRanks) -> Integers:
+    """Store the k most similar candidates of each row whose k-th exceeds the bound; return the other rows."""
+    k = found.ranks.shape[1]
     least = np.partition(values, -k, axis=1)[:, -k] if k <= values.shape[1] else np.full(len(rows), -1.0)
     certain = least > bound
     row, column = np.nonzero((values >= least[:, None]) & certain[:, None])

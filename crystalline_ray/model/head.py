@@ -78,7 +78,7 @@ class LatticeHead:
         self.tree = token_tree(part.shape.vocab_size, part.head_tree)
         if self.tree.num_branches != _branches(part.shape):
             raise ConfigError(f"the head has {_branches(part.shape)} branches, its tree {self.tree.num_branches}")
-        self._buffers = LatticeHeadBuffers(space, rows, self.tree.num_levels, part.shape.embed_dim)
+        self._buffers = LatticeHeadBuffers(space, rows, self.tree, part.shape.embed_dim)
 
     @staticmethod
     def table(shape: ModelShape, tokens: Array, give: Give) -> Array:
@@ -87,13 +87,13 @@ class LatticeHead:
 
     def loss(self, x: Array, table: Array, targets: Tokens, likeliest: Likeliest) -> float:
         """See `FullHead.loss`."""
-        return lattice_head_forward(x, table, targets, self.tree, self._buffers)
+        return lattice_head_forward(x, table, targets, self._buffers)
 
     def loss_and_gradient(
         self, x: Array, table: Array, targets: Tokens, objective: Objective, gradients: tuple[Array, Array]
     ) -> float:
         """See `FullHead.loss_and_gradient`."""
-        return lattice_head_forward_backward(x, table, targets, objective.scale, self.tree, self._buffers, gradients)
+        return lattice_head_forward_backward(x, table, targets, objective.scale, self._buffers, gradients)
 
     def logits(self, x: Array, table: Array, out: Array) -> None:
         """See `FullHead.logits`."""

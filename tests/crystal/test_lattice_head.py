@@ -36,9 +36,9 @@ def test_loss_and_gradients_equal_those_of_a_walk_per_token(rows: int, vocab: in
     scratch = buffers(rows, tree, width, np.float64)
     before = np.random.default_rng(0).standard_normal(table.shape)
     own = np.full_like(x, np.nan), before.copy()
-    got = lattice_head_forward_backward(x, table, targets, 0.5, tree, scratch, own)
+    got = lattice_head_forward_backward(x, table, targets, 0.5, scratch, own)
     assert got == pytest.approx(loss, rel=1e-11, abs=1e-11)
-    assert lattice_head_forward(x, table, targets, tree, scratch) == got
+    assert lattice_head_forward(x, table, targets, scratch) == got
     for mine, reference in zip((own[0], own[1] - before), gradients, strict=True):
         np.testing.assert_allclose(mine, reference, atol=1e-12 * (1.0 + np.abs(reference).max()))
 
@@ -50,7 +50,7 @@ def test_float32_is_as_exact_as_its_digits(rows: int, vocab: int, width: int, si
     x, table, targets, tree = doubles[0].astype(np.float32), doubles[1].astype(np.float32), *doubles[2:]
     loss, *gradients = slow_loss_and_gradients(x, table, targets, 1.0, slow_paths(vocab))
     scratch, own = buffers(rows, tree, width, np.float32), (np.full_like(x, np.nan), np.zeros_like(table))
-    got = lattice_head_forward_backward(x, table, targets, 1.0, tree, scratch, own)
+    got = lattice_head_forward_backward(x, table, targets, 1.0, scratch, own)
     assert got == pytest.approx(loss, rel=1e-5, abs=1e-5)
     for mine, reference in zip(own, gradients, strict=True):
         # scores of up to 1000 keep four digits behind the point
@@ -68,7 +68,7 @@ def test_a_tree_of_uneven_depth_is_as_exact() -> None:
         targets[:1] = 0  # eleven levels below the branch of the root
         loss, *gradients = slow_loss_and_gradients(x, table, targets, 0.5, paths)
         scratch, own = buffers(rows, tree, 5, np.float64), (np.full_like(x, np.nan), np.zeros_like(table))
-        assert lattice_head_forward_backward(x, table, targets, 0.5, tree, scratch, own) == pytest.approx(loss)
+        assert lattice_head_forward_backward(x, table, targets, 0.5, scratch, own) == pytest.approx(loss)
         for mine, reference in zip(own, gradients, strict=True):
             np.testing.assert_allclose(mine, reference, atol=1e-12)
         logs = np.empty((rows, 30))
@@ -83,7 +83,7 @@ def test_gradients_equal_finite_differences(rows: int, vocab: int, width: int, s
     x, table, targets, tree = problem(rows, vocab, width, size)
     paths, (dx, dtable) = slow_paths(vocab), (np.full_like(x, np.nan), np.zeros_like(table))
     scratch = buffers(rows, tree, width, np.float64)
-    lattice_head_forward_backward(x, table, targets, 0.25, tree, scratch, (dx, dtable))
+    lattice_head_forward_backward(x, table, targets, 0.25, scratch, (dx, dtable))
 
     def loss() -> float:
         rows_with_target = np.flatnonzero(targets >= 0)
@@ -113,7 +113,7 @@ def test_log_probabilities_are_those_of_the_loss(rows: int, vocab: int, width: i
     x, table, targets, tree = problem(rows, vocab, width)
     out = np.empty((rows, vocab))
     lattice_log_probabilities(x, table, tree, out)
-    loss = lattice_head_forward(x, table, targets, tree, buffers(rows, tree, width, np.float64))
+    loss = lattice_head_forward(x, table, targets, buffers(rows, tree, width, np.float64))
     assert loss == pytest.approx(-out[np.arange(rows), targets][targets >= 0].sum(), rel=1e-12, abs=1e-12)
     np.testing.assert_allclose(np.exp(out).sum(axis=1), 1.0, rtol=1e-12)
 
@@ -122,12 +122,12 @@ def test_rows_without_a_target_count_for_nothing_whatever_they_hold() -> None:
     x, table, targets, tree = problem(9, 40, 4)
     dx, dtable = np.full_like(x, np.nan), np.zeros_like(table)
     scratch = buffers(9, tree, 4, np.float64)
-    assert lattice_head_forward_backward(x, table, np.full(9, -1), 1.0, tree, scratch, (dx, dtable)) == 0.0
+    assert lattice_head_forward_backward(x, table, np.full(9, -1), 1.0, scratch, (dx, dtable)) == 0.0
     assert not dx.any()
     assert not dtable.any()
     targets[:3] = 39, -1, 0
     x[1] = np.nan
-    assert np.isfinite(lattice_head_forward_backward(x, table, targets, 1.0, tree, scratch, (dx, dtable)))
+    assert np.isfinite(lattice_head_forward_backward(x, table, targets, 1.0, scratch, (dx, dtable)))
     assert not dx[1].any()
     assert np.isfinite(dtable).all()
 
@@ -136,7 +136,7 @@ def test_only_rows_of_nodes_on_a_path_have_a_gradient() -> None:
     x, table, _, tree = problem(3, 20_736, 5)
     targets = np.array([7, 20_000, 7])
     gradients = np.full_like(x, np.nan), np.zeros_like(table)
-    lattice_head_forward_backward(x, table, targets, 1.0, tree, buffers(3, tree, 5, np.float64), gradients)
+    lattice_head_forward_backward(x, table, targets, 1.0, buffers(3, tree, 5, np.float64), gradients)
     visited = np.zeros(len(table), np.bool_)
     paths = slow_paths(20_736)
     for target in targets:
@@ -153,7 +153,7 @@ def test_what_lies_in_buffers_moves_no_bit() -> None:
     scratch, results = buffers(60, tree, 7, np.float32), set()
     for other in (targets, targets[::-1], targets):  # the second call leaves other numbers everywhere
         own = np.full_like(x, np.nan), np.zeros_like(table)
-        loss = lattice_head_forward_backward(x, table, np.ascontiguousarray(other), 1.0, tree, scratch, own)
+        loss = lattice_head_forward_backward(x, table, np.ascontiguousarray(other), 1.0, scratch, own)
         results.add((loss, own[0].tobytes(), own[1].tobytes()))
     assert len(results) == 2
 
@@ -165,7 +165,7 @@ def test_mkl_computes_the_same() -> None:
     for library in ("numpy", "mkl"):
         own = np.full_like(x, np.nan), np.zeros_like(table)
         with gemm.using(library):
-            loss = lattice_head_forward_backward(x, table, targets, 1.0, tree, scratch, own)
+            loss = lattice_head_forward_backward(x, table, targets, 1.0, scratch, own)
         results.append((loss, *own))
     for numpys, mkls in zip(*results, strict=True):
         np.testing.assert_allclose(numpys, mkls, atol=1e-12)

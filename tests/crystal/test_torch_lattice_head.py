@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 def test_loss_and_gradients_equal_autograd(rows: int, vocab: int, width: int) -> None:
     x, table, targets, tree = problem(rows, vocab, width)
     own = np.full_like(x, np.nan), np.zeros_like(table)
-    loss = lattice_head_forward_backward(x, table, targets, 0.25, tree, buffers(rows, tree, width, np.float64), own)
+    loss = lattice_head_forward_backward(x, table, targets, 0.25, buffers(rows, tree, width, np.float64), own)
     theirs = torch.tensor(x, requires_grad=True), torch.tensor(table, requires_grad=True)
     paths, total = slow_paths(vocab), torch.zeros((), dtype=torch.float64)
     for row in np.flatnonzero(targets >= 0).tolist():

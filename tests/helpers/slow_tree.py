@@ -81,7 +81,7 @@ def slow_loss_and_gradients(
 
 
 def buffers(rows: int, tree: TokenTree, width: int, dtype: type) -> LatticeHeadBuffers:
-    return spoiled(lambda space: LatticeHeadBuffers(space, rows, tree.num_levels, width), dtype)
+    return spoiled(lambda space: LatticeHeadBuffers(space, rows, tree, width), dtype)
 
 
 def problem(

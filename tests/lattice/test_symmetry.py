@@ -56,18 +56,6 @@ def test_turning_around_balances_a_falling_frequency() -> None:
     assert np.ptp(shares) < np.ptp(plain) / 2
 
 
-@pytest.mark.parametrize("counts", [[], [0, 0], [3, -1], [[1, 2]]])
-def test_counts_of_no_text_are_refused(counts: list[int]) -> None:
-    with pytest.raises(ValueError, match="token counts"):
-        group_shares(np.array(counts, np.int64))
-
-
-@pytest.mark.parametrize("group", [12, -1])
-def test_groups_that_are_none_are_refused(group: int) -> None:
-    with pytest.raises(ValueError, match=r"symmetry groups .* got (12|-1)"):
-        group_members(group, 100)
-
-
 @pytest.mark.parametrize("rank", [-1, 12 * 2**58])
 def test_ranks_outside_the_rows_are_refused(rank: int) -> None:
     with pytest.raises(ValueError, match=f"ranks .* got {rank}"):

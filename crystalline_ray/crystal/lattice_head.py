@@ -107,8 +107,12 @@ def lattice_head_forward_backward(
     flat[buffers.own.reshape(-1)] = buffers.picked.reshape(-1)
     for level in range(len(scores)):
         for rows, node in buffers.nodes(level):
-            dscores, own = scores[level, rows, : node.stop - node.start], (buffers.dx[rows], dtable[node])
-            _node_backward(buffers.x[rows], table[node], dscores, own, buffers.product, first=level == 0)
+            dscores = scores[level, rows, : node.stop - node.start]
+            _add_product(dscores.T, buffers.x[rows], dtable[node], buffers.product)
+            if level == 0:
+                gemm.multiply(dscores, table[node], buffers.dx[rows])
+            else:
+                _add_product(dscores, table[node], buffers.dx[rows], buffers.product)
     buffers.dx[buffers.count :] = 0.0
     dx[buffers.runs.order] = buffers.dx
     return loss
@@ -180,22 +184,11 @@ def _log_probabilities(x: Array, table: Array, tree: TokenTree, first: int) -> n
     return logs
 
 
-def _node_backward(
-    x: Array, weight: Array, dscores: Array, gradients: tuple[Array, Array], product: Array, *, first: bool
-) -> None:
-    """Add to the gradients of x (n, C) and of a node's weight (K, C), but overwrite the first of x.
-
-    Small products are made in `product`, as large as either, and added: that takes less than a call that adds.
-    """
-    dx, dweight = gradients
-    weights_own = product[: len(weight)]
-    if len(x) == 1:  # BLAS has no advantage here, and NumPy's product is slow without one
-        np.multiply(dscores.T, x, out=weights_own)
+def _add_product(first: Array, second: Array, out: Array, scratch: Array) -> None:
+    """Add first (m, k) @ second (k, n) to out: by way of scratch, which takes less than a call that adds."""
+    product = scratch[: len(out)]
+    if len(second) == 1:  # BLAS has no advantage here, and NumPy's product is slow without one
+        np.multiply(first, second, out=product)
     else:
-        gemm.multiply(dscores.T, x, weights_own)
-    np.add(dweight, weights_own, out=dweight)
-    if first:
-        gemm.multiply(dscores, weight, dx)
-    else:
-        gemm.multiply(dscores, weight, product[: len(x)])
-        np.add(dx, product[: len(x)], out=dx)
+        gemm.multiply(first, second, product)
+    np.add(out, product, out=out)

@@ -35,40 +35,31 @@ class _Clock:
         self._within = 0.0
         self._multiplying = False
 
-    def kernel(self, name: str, function: _Function) -> _Function:
+    def timed(self, name: str, function: _Function, *, product: bool = False) -> _Function:
+        """Time a kernel, or a product for the kernel that asks for it; without one it is a kernel of its own."""
         own = self.times.setdefault(name, KernelTime())
 
         def timed(*arguments: Any, **options: Any) -> Any:
+            if product and self._multiplying:
+                return function(*arguments, **options)
             outer, before = self._current, self._within
-            self._current, self._within = own, 0.0
+            charged = own if outer is None or not product else outer
+            if charged is own:
+                self._current, self._within = own, 0.0
+            self._multiplying = product
             start = time.perf_counter()
             try:
                 return function(*arguments, **options)
             finally:
                 elapsed = time.perf_counter() - start
-                own.calls += 1
-                own.seconds += elapsed - self._within
-                self._current, self._within = outer, before + elapsed
-
-        return timed
-
-    def product(self, name: str, function: _Function) -> _Function:
-        """Time a product for the kernel that asks for it; one that no kernel asks for is a kernel of its own."""
-
-        def timed(*arguments: Any, **options: Any) -> Any:
-            if self._current is None:
-                return alone(*arguments, **options)
-            if self._multiplying:
-                return function(*arguments, **options)
-            self._multiplying = True
-            start = time.perf_counter()
-            try:
-                return function(*arguments, **options)
-            finally:
-                self._current.product_seconds += time.perf_counter() - start
                 self._multiplying = False
+                if product:
+                    charged.product_seconds += elapsed
+                if charged is own:
+                    own.calls += 1
+                    own.seconds += elapsed - self._within
+                    self._current, self._within = outer, before + elapsed
 
-        alone = self.kernel(name, timed)
         return timed
 
 
@@ -77,22 +68,22 @@ def timed_kernels() -> Iterator[dict[str, KernelTime]]:
     """Time every kernel for the duration, at the cost of two clock readings a call; yields the times by name.
 
     Kernels are the functions `*_forward`, `*_backward` and `*_update` that model, crystal and segment owners import
-    from the kernels by name, and the segment owners' `reduce`. Products are the functions of the gemm seam called
-    `*multiply*` or `*product*`; one that the model asks for without a kernel appears as a kernel itself. All names are
-    put back at the end.
+    from the kernels by name, and the segment owners' `reduce`. Products are the gemm seam's `multiply` and
+    `add_product`; one that the model asks for without a kernel appears as a kernel itself.
     """
     clock = _Clock()
-    owner = segment_owner.SegmentOwner
-    wrapped: list[tuple[Any, str, _Function]] = [(owner, "reduce", clock.kernel("segment_reduce", owner.reduce))]
-    for module in [module for name, module in sys.modules.items() if name.startswith(_CALLERS)]:
-        for name, function in inspect.getmembers(module, inspect.isfunction):
-            if function.__module__.startswith(_KERNELS) and name.endswith(("_forward", "_backward", "_update")):
-                wrapped.append((module, name, clock.kernel(name, function)))
-    for name, function in inspect.getmembers(gemm, inspect.isfunction):
-        if "multiply" in name or "product" in name:
-            wrapped.append((gemm, name, clock.product(f"gemm.{name}", function)))
     with ExitStack() as stack:
-        for place, name, timed in wrapped:
-            stack.callback(setattr, place, name, getattr(place, name))
-            setattr(place, name, timed)
+
+        def wrap(place: Any, name: str, shown: str, *, product: bool = False) -> None:
+            function = getattr(place, name)
+            stack.callback(setattr, place, name, function)
+            setattr(place, name, clock.timed(shown, function, product=product))
+
+        wrap(segment_owner.SegmentOwner, "reduce", "segment_reduce")
+        for name in ("multiply", "add_product"):
+            wrap(gemm, name, f"gemm.{name}", product=True)
+        for module in [module for name, module in sys.modules.items() if name.startswith(_CALLERS)]:
+            for name, function in inspect.getmembers(module, inspect.isfunction):
+                if function.__module__.startswith(_KERNELS) and name.endswith(("_forward", "_backward", "_update")):
+                    wrap(module, name, name)
         yield clock.times

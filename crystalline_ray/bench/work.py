@@ -1,6 +1,8 @@
 """The work of one leaf, for measuring: a micro-batch's gradient, clipping and AdamW in one process without Ray."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +18,6 @@ from crystalline_ray.kernels.workspace import aligned_zeros
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.layout import initialise
-from crystalline_ray.model.transformer import workspace_size
 from crystalline_ray.spheres.leaf import LeafSphere
 from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.messages import BatchMessage, Commit, UnitMessage
@@ -27,7 +28,6 @@ from crystalline_ray.spheres.sizing import memory_layout
 from crystalline_ray.streams import Purpose, generator
 
 _LEARNING_RATE = 1e-4
-_ZIPF_EXPONENT = 1.3
 
 
 class Work(NamedTuple):
@@ -45,12 +45,6 @@ class Work(NamedTuple):
     def tokens(self) -> int:
         """Tokens of a step."""
         return self.batch_size * self.shape.seq_len
-
-    @property
-    def workspace_bytes(self) -> int:
-        """Bytes that the leaf allocates for its own work, weights and gradient apart."""
-        bfloat16, tree = self.precision == "bfloat16", self.head_tree
-        return workspace_size(self.shape, self.batch_size, dropout=self.dropout, bfloat16=bfloat16, head_tree=tree)
 
 
 _SHAPE_A = ModelShape(vocab_size=1000, positions="learned", seq_len=64, embed_dim=128, num_layers=2, num_heads=4)
@@ -75,9 +69,9 @@ def find_work(model: str, *, environ: Mapping[str, str] | None = None, **fields:
     return (standard or Work(model, shape, config.batch_size, config.dropout))._replace(precision=precision, blas=blas)
 
 
-def zipf_batch(work: Work, seed: int = 1) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def zipf_batch(work: Work) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Return inputs and targets (B, T): few tokens are frequent and many rare, as in text."""
-    ranks = generator(seed, Purpose.SAMPLE, 0).zipf(_ZIPF_EXPONENT, (work.batch_size, work.shape.seq_len + 1)) - 1
+    ranks = generator(1, Purpose.SAMPLE, 0).zipf(1.3, (work.batch_size, work.shape.seq_len + 1)) - 1
     tokens = np.minimum(ranks, work.shape.vocab_size - 1).astype(np.int32)
     return np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
 
@@ -85,8 +79,8 @@ def zipf_batch(work: Work, seed: int = 1) -> tuple[NDArray[np.int32], NDArray[np
 def leaf_work(work: Work) -> Callable[[], float]:
     """Return a function that runs the next optimizer step and gives its loss in nats per token.
 
-    It is what the only leaf of a tree does, as its spheres do it: one micro-batch forward and backward, then as the
-    owner of all segments the norm, clipping and AdamW. Which BLAS computes is for the caller to set.
+    It does what the only leaf of a tree does: one micro-batch forward and backward, then as the owner of all segments
+    the norm, clipping and AdamW. Which BLAS computes is for the caller to set.
     """
     size, dropout, precision = work.batch_size, work.dropout, work.precision
     config = Config(batch_size=size, global_batch_size=size, dropout=dropout, precision=precision, seed=1)
@@ -96,17 +90,13 @@ def leaf_work(work: Work) -> Callable[[], float]:
     leaf = LeafSphere(run, memory)
     segments = SegmentOwner(range(SYMMETRY_GROUPS), run, memory)
     batch = BatchMessage(0, *zipf_batch(work), work.tokens)
-    version = 0
 
-    def step() -> float:
-        nonlocal version
-        total = leaf.compute(UnitMessage(version, version, 0, 1.0 / work.tokens, 0.0, (batch,)))
-        protocol = segments.commit(Commit(version, version, (0,), _LEARNING_RATE))
-        posts = next(protocol)
-        try:
-            protocol.send(list(posts.values()))
-        except StopIteration:
-            version += 1
-        return total.loss / work.tokens
+    def steps() -> Iterator[float]:
+        for version in count():
+            total = leaf.compute(UnitMessage(version, version, 0, 1.0 / work.tokens, 0.0, (batch,)))
+            protocol = segments.commit(Commit(version, version, (0,), _LEARNING_RATE))
+            with suppress(StopIteration):
+                protocol.send(list(next(protocol).values()))
+            yield total.loss / work.tokens
 
-    return step
+    return steps().__next__

@@ -154,14 +154,14 @@ def leaf_command(model: str, seconds: float, core: int | None, as_json: bool, **
     A step is one micro-batch forward and backward, clipping and AdamW. A is a small model (vocabulary 1000, width 128,
     2 layers, 4 heads, 16 sequences of 64), B a larger one (8192, 384, 6, 6, 8 sequences of 256).
     """
-    from crystalline_ray.bench.leaf import bench_leaf
+    from crystalline_ray.bench.leaf import bench_leaf, render
     from crystalline_ray.bench.work import find_work
     from crystalline_ray.screen import Screen
 
     work = find_work(model, environ=os.environ, **options.given_fields(fields))
     with Screen(json_output=True) as screen:
         figures = bench_leaf(work, seconds=seconds, core=core, progress=screen.terminal_progress)
-    options.print_result(figures, as_json)
+    options.print_result(figures, as_json, render)
 
 
 COMMANDS = (report_command, plan_command, lattice_command, doctor_command, bench_group)

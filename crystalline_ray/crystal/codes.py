@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from crystalline_ray.kernels.operands import round_to_bfloat16
+from crystalline_ray.kernels.gemm import round_to_bfloat16
 from crystalline_ray.kernels.workspace import row_blocks
 from crystalline_ray.lattice.quantize import LARGEST_GAUGE, MODULUS, VORONOI_CODES, VoronoiCode
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from crystalline_ray.errors import NonFiniteError
 from crystalline_ray.kernels import gemm
-from crystalline_ray.kernels.runs import RunIndices, each_run, find_runs, sort_rows
+from crystalline_ray.kernels.runs import RunIndices
 from crystalline_ray.kernels.softmax import exponentials, log2_losses
 from crystalline_ray.kernels.workspace import Array, Space, Tokens, row_blocks, row_starts
 from crystalline_ray.lattice.tree import FAN_OUT, TokenTree
@@ -32,7 +32,7 @@ class LatticeHeadBuffers:
     """A tree, and scratch of its head for N rows, D levels and at most K branches of a node.
 
     x, dx (N, C); product (N or K, C), whichever is more; scores, powers (D, N, K); totals, shift (D, N, 1); picked
-    (D, N); wide (2, D, N), float64; own (D, N) and node_keys (N,), int64. count is how many rows have a target.
+    (D, N); bits (D, N), float64; own (D, N) and node_keys (N,), int64. count is how many rows have a target.
     """
 
     def __init__(self, space: Space, rows: int, tree: TokenTree, width: int) -> None:
@@ -42,7 +42,7 @@ class LatticeHeadBuffers:
         self.scores, self.powers = space.buffers("scores powers", num_levels, rows, FAN_OUT)
         self.totals, self.shift = space.buffers("totals shift", num_levels, rows, 1)
         self.picked = space.buffer("picked", num_levels, rows)
-        self.wide = space.buffer("wide", 2, num_levels, rows, dtype=np.float64)
+        self.bits = space.buffer("bits", num_levels, rows, dtype=np.float64)
         self.own = space.buffer("own", num_levels, rows, dtype=np.int64)
         self.node_keys = space.buffer("node_keys", rows, dtype=np.int64)
         self.runs = RunIndices(space.named("runs"), rows)
@@ -53,14 +53,14 @@ class LatticeHeadBuffers:
         np.copyto(self.node_keys, targets)
         np.take(self.tree.places, self.node_keys, out=keys, mode="clip")
         np.copyto(keys, len(self.tree.places), where=targets < 0)
-        sort_rows(keys, self.runs)
+        self.runs.sort(keys)
 
     def nodes(self, level: int) -> Iterator[tuple[slice, slice]]:
         """Yield the sorted rows that pass each node of a level, and the node's rows of the table."""
         if self.count:
             keys = self.node_keys[: self.count]
             np.take(self.tree.first_branches[level], self.runs.keys[: self.count], out=keys, mode="clip")
-            for rows, first in each_run(*find_runs(keys, self.runs), self.count):
+            for rows, first in self.runs.each(keys):
                 if first >= 0:
                     yield rows, slice(first, self.tree.node_stops.item(first))
 
@@ -88,7 +88,7 @@ def lattice_head_forward(x: Array, table: Array, targets: Tokens, buffers: Latti
     np.take(scores.reshape(-1), buffers.own, out=buffers.picked, mode="clip")
     for level in range(levels):
         exponentials(scores[level], buffers.powers[level], buffers.totals[level], buffers.shift[level])
-    bits = log2_losses(buffers.totals[:, :, 0], buffers.shift[:, :, 0], buffers.picked, buffers.wide)
+    bits = log2_losses(buffers.totals[:, :, 0], buffers.shift[:, :, 0], buffers.picked, buffers.bits)
     return _LN_2 * float(bits.sum())
 
 

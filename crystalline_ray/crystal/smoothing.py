@@ -20,7 +20,7 @@ SmoothedBy = Literal["uniform"] | tuple[npt.NDArray[np.int32], npt.NDArray[np.fl
 class UniformSmoothing:
     """Q = 1 / V. It costs another pass over the logits."""
 
-    def backward(self, dlogits: Array, own: Indices, shares: Array) -> None:
+    def __call__(self, dlogits: Array, own: Indices, shares: Array) -> None:
         """Subtract shares * Q(target, .) from dlogits, as `kernels.head.Smoothing` says."""
         np.divide(shares, dlogits.shape[1], out=shares)
         np.subtract(dlogits, shares[:, None], out=dlogits)
@@ -41,7 +41,7 @@ class SparseSmoothing:
         self._places = space.buffer("places", rows, k, dtype=np.int64)
         self._ranks = space.buffer("ranks", rows, k, dtype=np.int32)
 
-    def backward(self, dlogits: Array, own: Indices, shares: Array) -> None:
+    def __call__(self, dlogits: Array, own: Indices, shares: Array) -> None:
         """Subtract shares * Q(target, .) from dlogits, as `kernels.head.Smoothing` says."""
         count, flat = len(own), dlogits.reshape(-1)
         tokens, ranks, starts = self._tokens[:count], self._ranks[:count], row_starts(*dlogits.shape)

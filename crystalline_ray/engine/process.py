@@ -9,7 +9,6 @@ from typing import Literal
 from crystalline_ray.engine.machine import proc_entry
 from crystalline_ray.errors import ConfigError, ResourceError
 from crystalline_ray.kernels import gemm
-from crystalline_ray.kernels.blas import mkl_library
 from crystalline_ray.kernels.denormals import flush_to_zero
 from crystalline_ray.spheres.config import ArithmeticConfig
 from crystalline_ray.spheres.run_spec import RunSpec
@@ -45,8 +44,8 @@ def chosen_arithmetic(config: ArithmeticConfig) -> tuple[Precision, gemm.Library
     """
     blas, precision, install = config.blas, config.precision, "pip install mkl"
     if blas == "auto":
-        blas = "mkl" if mkl_library() else "numpy"
-    if blas == "mkl" and mkl_library() is None:
+        blas = "mkl" if gemm.mkl_library() else "numpy"
+    if blas == "mkl" and gemm.mkl_library() is None:
         raise ConfigError(f"blas = 'mkl': Intel's MKL is not in this environment; {install}, or use numpy")
     if precision == "auto":
         precision = "bfloat16" if blas == "mkl" and _has_bfloat16() else "float32"

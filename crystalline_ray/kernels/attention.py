@@ -8,15 +8,15 @@ NeurIPS 2022, section 3.1).
 """
 
 import math
-from collections.abc import Iterator
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.dropout import Masks
 from crystalline_ray.kernels.softmax import exponentials, repeat_exponentials
-from crystalline_ray.kernels.workspace import Array, Space, row_blocks
+from crystalline_ray.kernels.workspace import Array, Pair, Space, row_blocks
 
 _QUERY_BLOCK = 64
 _TILE_BYTES = 512 * 1024
@@ -26,6 +26,7 @@ _WIDEST_MASK = 4 * _QUERY_BLOCK
 class AttentionBuffers:
     """Scratch of one tile, b sequences x h heads, and how the work is cut, which its shapes decide.
 
+    tiles are the sequences and heads that are worked on together, blocks the queries of a tile that are.
     scores, powers, masks (b * h * Q * T) for blocks of Q queries, masks empty without dropout; key_columns,
     value_columns (b, h, D, T); totals (b, h, T, 1); all others (b, h, T, D).
     """
@@ -37,6 +38,7 @@ class AttentionBuffers:
         b = _largest_divisor(batch, limit // heads) if h == heads else 1
         size, rows = b * h * queries * length, (b, h, length, head_dim)
         self.blocks = list(row_blocks(length, queries))
+        self.tiles = list(product(row_blocks(batch, b), row_blocks(heads, h)))
         self.factor = math.sqrt(math.log2(math.e) / math.sqrt(head_dim))
         self.scores, self.powers = space.buffers("scores powers", size)
         self.masks = space.buffer("masks", size if dropout else 0)
@@ -45,13 +47,6 @@ class AttentionBuffers:
         self.key_columns, self.value_columns = space.buffers("key_columns value_columns", b, h, head_dim, length)
         self.totals = space.buffer("totals", b, h, length, 1)
 
-    def tiles(self, batch: int, heads: int) -> Iterator[tuple[slice, slice]]:
-        """Yield which sequences and which heads are worked on together."""
-        b, h = self.keys.shape[:2]
-        for first_sequence in range(0, batch, b):
-            for first_head in range(0, heads, h):
-                yield slice(first_sequence, first_sequence + b), slice(first_head, first_head + h)
-
     def matrices(self, flat: Array, block: slice) -> Array:
         """View scratch as (b, h, n, stop): the n queries of a block against the keys up to its end."""
         b, h = self.keys.shape[:2]
@@ -59,18 +54,17 @@ class AttentionBuffers:
         return flat[: b * h * count * block.stop].reshape(b, h, count, block.stop)
 
 
-def attention_forward(
-    qkv: Array, out: Array, inverse_totals: Array, shift: Array, buffers: AttentionBuffers, masks: Masks | None
-) -> None:
+def attention_forward(qkv: Array, out: Array, kept: Pair, buffers: AttentionBuffers, masks: Masks | None) -> None:
     """out = softmax(q @ k.T / sqrt(D), causal) @ v, with dropout on the probabilities if there are masks.
 
-    qkv (B, T, 3 * H * D) holds queries, keys and values side by side; out (B, T, H * D). inverse_totals, shift (B, H,
-    T, 1) are kept for the backward pass: a probability is 2**(score / ln 2 - shift) * inverse_totals.
+    qkv (B, T, 3 * H * D) holds queries, keys and values side by side; out (B, T, H * D). Both of `kept`, inverse_totals
+    and shift (B, H, T, 1), are for the backward pass: a probability is 2**(score / ln 2 - shift) * inverse_totals.
     """
-    batch, heads = inverse_totals.shape[:2]
+    inverse_totals, shift = kept
+    heads = shift.shape[1]
     (q, k, v), (o,) = _by_head(qkv, 3, heads), _by_head(out, 1, heads)
     queries, key_columns, values = buffers.queries, buffers.key_columns, buffers.values
-    for number, tile in enumerate(buffers.tiles(batch, heads)):
+    for number, tile in enumerate(buffers.tiles):
         np.multiply(q[tile], buffers.factor, out=queries)
         np.multiply(k[tile].swapaxes(-1, -2), buffers.factor, out=key_columns)
         np.copyto(values, v[tile])
@@ -78,7 +72,8 @@ def attention_forward(
             block = (..., rows, slice(None))
             scores, powers = buffers.matrices(buffers.scores, rows), buffers.matrices(buffers.powers, rows)
             gemm.multiply(queries[block], key_columns[..., : rows.stop], scores)
-            exponentials(scores, powers, buffers.totals[block], shift[tile][block], _mask(scores))
+            triangle = _triangle(*scores.shape[-2:], scores.dtype.char)
+            exponentials(scores, powers, buffers.totals[block], shift[tile][block], triangle)
             if masks is not None:
                 masks.fill(scores, number * len(buffers.blocks) + index)
                 np.multiply(powers, scores, out=powers)
@@ -88,14 +83,7 @@ def attention_forward(
 
 
 def attention_backward(
-    dout: Array,
-    qkv: Array,
-    out: Array,
-    inverse_totals: Array,
-    shift: Array,
-    dqkv: Array,
-    buffers: AttentionBuffers,
-    masks: Masks | None,
+    dout: Array, qkv: Array, out: Array, kept: Pair, dqkv: Array, buffers: AttentionBuffers, masks: Masks | None
 ) -> None:
     """Overwrite dqkv (B, T, 3 * H * D); all else as the forward pass took and left it, dout shaped as out.
 
@@ -103,12 +91,13 @@ def attention_backward(
     gradient P * (g @ v.T - d). Queries and keys are both scaled by the root of what turns their products into scores in
     units of ln 2, and this gradient so that its products with them are dk and dq as they are.
     """
-    batch, heads = inverse_totals.shape[:2]
+    inverse_totals, shift = kept
+    heads = shift.shape[1]
     (q, k, v), (dq, dk, dv) = _by_head(qkv, 3, heads), _by_head(dqkv, 3, heads)
     (o,), (do,) = _by_head(out, 1, heads), _by_head(dout, 1, heads)
     blocks, factor, length = buffers.blocks, buffers.factor, q.shape[2]
     queries, keys, g, d = buffers.queries, buffers.keys, buffers.outputs, buffers.totals
-    for number, tile in enumerate(buffers.tiles(batch, heads)):
+    for number, tile in enumerate(buffers.tiles):
         np.multiply(q[tile], factor, out=queries)
         np.multiply(k[tile], factor, out=keys)
         np.copyto(buffers.key_columns, keys.swapaxes(-1, -2))
@@ -120,16 +109,17 @@ def attention_backward(
             block = (..., rows, slice(None))
             scores, powers = buffers.matrices(buffers.scores, rows), buffers.matrices(buffers.powers, rows)
             gemm.multiply(queries[block], buffers.key_columns[..., : rows.stop], scores)
-            repeat_exponentials(scores, powers, shift[tile][block], _mask(scores))
+            triangle = _triangle(*scores.shape[-2:], scores.dtype.char)
+            repeat_exponentials(scores, powers, shift[tile][block], triangle)
             gemm.multiply(g[block], buffers.value_columns[..., : rows.stop], scores)
             if masks is not None:
-                kept = buffers.matrices(buffers.masks, rows)
-                masks.fill(kept, number * len(blocks) + index)
-                np.multiply(scores, kept, out=scores)
+                mask = buffers.matrices(buffers.masks, rows)
+                masks.fill(mask, number * len(blocks) + index)
+                np.multiply(scores, mask, out=scores)
             np.subtract(scores, d[block], out=scores)
             np.multiply(scores, powers, out=scores)
             if masks is not None:
-                np.multiply(powers, kept, out=powers)
+                np.multiply(powers, mask, out=powers)
             gemm.multiply(scores, keys[..., : rows.stop, :], dq[tile][block])
             last = rows.stop == length  # the first that is worked on
             _accumulate(scores, queries[block], buffers.dkeys, buffers.products, first=last)
@@ -157,10 +147,6 @@ def _by_head(x: Array, parts: int, heads: int) -> Array:
 def _by_row(x: Array) -> Array:
     """View (b, h, T, D) as (b, T, h, D): NumPy goes through it in this order, in which rows of all heads lie."""
     return x.swapaxes(1, 2)
-
-
-def _mask(scores: Array) -> Array:
-    return _triangle(*scores.shape[-2:], scores.dtype.char)
 
 
 @lru_cache(maxsize=256)

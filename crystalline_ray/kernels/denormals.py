@@ -6,9 +6,7 @@ x86-64 and FPCR at byte 0 on 64-bit Arm.
 """
 
 import ctypes
-import ctypes.util
 import platform
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -41,14 +39,13 @@ def _swap(flags: int) -> int | None:
     environment = (ctypes.c_uint8 * _ENVIRONMENT_BYTES)()
     if libm.fegetenv(ctypes.byref(environment)) != 0:
         return None
-    (word,) = struct.unpack_from("<I", environment, offset)
-    struct.pack_into("<I", environment, offset, (word & ~mask) | (flags & mask))
-    return word & mask if libm.fesetenv(ctypes.byref(environment)) == 0 else None
+    word = ctypes.c_uint32.from_buffer(environment, offset)
+    before, word.value = word.value & mask, (word.value & ~mask) | (flags & mask)
+    return before if libm.fesetenv(ctypes.byref(environment)) == 0 else None
 
 
 @lru_cache(maxsize=1)
 def _libm() -> ctypes.CDLL | None:
     # NumPy probes the smallest denormal once; asking now keeps that probe out of the flushed state.
     _ = np.finfo(np.float32).smallest_subnormal, np.finfo(np.float64).smallest_subnormal
-    name = ctypes.util.find_library("m")
-    return ctypes.CDLL(name) if name is not None and platform.libc_ver()[0] == "glibc" else None
+    return ctypes.CDLL("libm.so.6") if platform.libc_ver()[0] == "glibc" else None

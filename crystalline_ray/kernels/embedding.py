@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from crystalline_ray.kernels.runs import RunIndices, find_runs, sort_rows
+from crystalline_ray.kernels.runs import RunIndices
 from crystalline_ray.kernels.workspace import Array, Indices, Tokens
 
 
@@ -32,8 +32,8 @@ def embedding_backward(
     if dpositions is not None:
         for sequence in dout:
             np.add(dpositions[:length], sequence, out=dpositions[:length])
-    order, keys = sort_rows(tokens.reshape(-1), indices)
-    starts, present = find_runs(keys, indices)
+    order, keys = indices.sort(tokens.reshape(-1))
+    starts, present = indices.find(keys)
     gathered, sums = scratch[0], scratch[1, : len(present)]
     np.take(dout.reshape(batch * length, width), order, axis=0, out=gathered, mode="clip")
     np.add.reduceat(gathered, starts, axis=0, out=sums)

@@ -6,13 +6,13 @@ pass with the same arithmetic for evaluation.
 """
 
 import math
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from crystalline_ray.kernels import gemm
-from crystalline_ray.kernels.operands import Operands, unrounded
 from crystalline_ray.kernels.softmax import exponentials, log2_losses
 from crystalline_ray.kernels.workspace import Array, Indices, Space, Tokens, row_blocks, row_starts, rows_per_block
 
@@ -22,15 +22,16 @@ _LOGITS_BYTES = 16 * 1024 * 1024
 _FEWEST_ROWS = 128
 
 
-class Smoothing(Protocol):
-    """Label smoothing: what takes a share of each target's probability and gives it to other tokens."""
+Likeliest = npt.NDArray[np.intp] | None
+"""Where the token with the largest logit of each row is put, of several the first."""
 
-    def backward(self, dlogits: Array, own: Indices, shares: Array) -> None:
-        """Subtract shares * Q(target, .) from dlogits (n, V), where the rows of Q sum to 1.
 
-        own (n,) is where the targets lie among the items of dlogits; shares (n,), which may be destroyed, is the
-        smoothing's weight times the scale of the gradient, 0 in rows without a target.
-        """
+Smoothing = Callable[[Array, Indices, Array], None]
+"""Label smoothing: (dlogits, own, shares) -> None subtracts shares * Q(target, .) from dlogits (n, V).
+
+The rows of Q sum to 1. own (n,) is where the targets lie among the items of dlogits; shares (n,), which may be
+destroyed, is the smoothing's weight times the scale of the gradient, 0 in rows without a target.
+"""
 
 
 class Objective(NamedTuple):
@@ -42,14 +43,14 @@ class Objective(NamedTuple):
 
 
 class HeadBuffers:
-    """Scratch of the head for blocks of R rows, of which the softmax is worked on r at a time.
+    """Scratch of the head for blocks of R rows, of which the softmax is worked on r at a time, and `operands`.
 
     R is large enough for efficient products, which sum the table's gradient over the blocks; r rows stay in the level-2
-    cache. inputs (R, C); logits (R, V); powers (r, V); totals, shift (R, 1); picked (2, R); places (R,), int64; wide
-    (2, R), float64.
+    cache. inputs (R, C); logits (R, V); powers (r, V); totals, shift (R, 1); picked (2, R); places (R,), int64; bits
+    (R,), float64.
     """
 
-    def __init__(self, space: Space, rows: int, vocab_size: int, width: int) -> None:
+    def __init__(self, space: Space, rows: int, vocab_size: int, width: int, *, bfloat16: bool = False) -> None:
         itemsize = space.dtype.itemsize
         block = min(rows, max(_FEWEST_ROWS, _LOGITS_BYTES // (vocab_size * itemsize)))
         self.inputs = space.buffer("inputs", block, width)
@@ -58,105 +59,75 @@ class HeadBuffers:
         self.totals, self.shift = space.buffers("totals shift", block, 1)
         self.picked = space.buffer("picked", 2, block)
         self.places = space.buffer("places", block, dtype=np.int64)
-        self.wide = space.buffer("wide", 2, block, dtype=np.float64)
+        self.bits = space.buffer("bits", block, dtype=np.float64)
+        sizes = block * max(vocab_size, width), vocab_size * width, block * width
+        self.operands = gemm.planned_operands(space.named("operands"), sizes, bfloat16=bfloat16)
 
 
-def head_forward(
-    x: Array,
-    table: Array,
-    targets: Tokens,
-    buffers: HeadBuffers,
-    operands: Operands = unrounded,
-    likeliest: npt.NDArray[np.intp] | None = None,
-) -> float:
+def head_forward(x: Array, table: Array, targets: Tokens, buffers: HeadBuffers, likeliest: Likeliest = None) -> float:
     """Return the sum of -log softmax(x @ table.T)[target] in nats over the rows with a target >= 0.
 
-    x (N, C); table (V, C); targets (N,) below V, which is the caller's to check. likeliest (N,) takes the token with
-    the largest logit of each row, of several the first.
+    x (N, C); table (V, C); targets (N,) below V, which is the caller's to check; likeliest (N,).
     """
-    factor = operands(table, 1)
-    loss = 0.0
+    loss, factor = 0.0, buffers.operands(table, 1)
     for rows in row_blocks(len(x), len(buffers.logits)):
         own = None if likeliest is None else likeliest[rows]
-        loss += _losses(x[rows], factor, targets[rows], buffers, None, operands, own)
+        loss += _losses(x[rows], factor, targets[rows], buffers, None, own)
     return loss
 
 
 def head_forward_backward(
-    x: Array,
-    table: Array,
-    targets: Tokens,
-    objective: Objective,
-    buffers: HeadBuffers,
-    gradients: tuple[Array, Array],
-    operands: Operands = unrounded,
+    x: Array, table: Array, targets: Tokens, objective: Objective, buffers: HeadBuffers, gradients: tuple[Array, Array]
 ) -> float:
     """Return what `head_forward` does; with gradients dx (N, C) and dtable (V, C), overwrite dx with the objective's
     gradient, and add that of the table to dtable.
 
     Smoothing of targets goes into the gradients alone; with none, or of weight 0, they are scale * those of the loss.
     """
-    loss, (dx, dtable), factor = 0.0, gradients, operands(table, 1)
+    operands, (dx, dtable), loss = buffers.operands, gradients, 0.0
+    factor = operands(table, 1)
     for rows in row_blocks(len(x), len(buffers.logits)):
-        loss += _losses(x[rows], factor, targets[rows], buffers, objective.scale, operands)
-        block = buffers.logits[: rows.stop - rows.start]
-        if objective.smoothing is not None and objective.weight:
-            _smooth(block, buffers, objective.smoothing, objective.weight)
-        dlogits, inputs = operands(block, 0), operands(x[rows], 2)
+        loss += _losses(x[rows], factor, targets[rows], buffers, objective, None)
+        dlogits, inputs = operands(buffers.logits[: rows.stop - rows.start], 0), operands(x[rows], 2)
         gemm.multiply(dlogits, factor, dx[rows])
         gemm.add_product(dlogits.T, inputs, dtable)
     return loss
 
 
 def _losses(
-    x: Array,
-    table: Array,
-    targets: Tokens,
-    buffers: HeadBuffers,
-    scale: float | None,
-    operands: Operands,
-    likeliest: npt.NDArray[np.intp] | None = None,
+    x: Array, table: Array, targets: Tokens, buffers: HeadBuffers, objective: Objective | None, likeliest: Likeliest
 ) -> float:
-    """Return the loss of one block; with a scale, leave scale * its gradient in the first rows of buffers.logits.
-
-    buffers.places are then those of the targets' items, of token 0 without a target, and the second of buffers.picked
-    is the scale, or 0 without a target.
-    """
+    """Return the loss of one block; leave the gradient of the objective in the first rows of buffers.logits."""
     count = len(x)
     inputs, logits = buffers.inputs[:count], buffers.logits[:count]
     totals, shift, (picked, scales) = buffers.totals[:count], buffers.shift[:count], buffers.picked[:, :count]
-    flat, own = logits.reshape(-1), buffers.places[:count]
+    flat, own = logits.reshape(-1), buffers.places[:count]  # own: the targets' items, token 0 without a target
     np.maximum(targets, 0, out=own)
     np.add(own, row_starts(*logits.shape), out=own)
     np.multiply(x, _LOG2_E, out=inputs)
-    gemm.multiply(operands(inputs, 0), table.T, logits)
+    gemm.multiply(buffers.operands(inputs, 0), table.T, logits)
     np.take(flat, own, out=picked, mode="clip")
-    if scale is not None:
+    if objective is not None:
         np.copyto(scales, targets >= 0)
-        np.multiply(scales, scale, out=scales)
+        np.multiply(scales, objective.scale, out=scales)
     for rows in row_blocks(count, len(buffers.powers)):
         block, powers = logits[rows], buffers.powers[: rows.stop - rows.start]
         if likeliest is not None:
             np.argmax(block, axis=1, out=likeliest[rows])
         exponentials(block, powers, totals[rows], shift[rows])
-        if scale is not None:
+        if objective is not None:
             np.multiply(powers, scales[rows, None] / totals[rows], out=block)
-    bits = log2_losses(totals[:, 0], shift[:, 0], picked, buffers.wide[:, :count])
+    bits = log2_losses(totals[:, 0], shift[:, 0], picked, buffers.bits[:count])
     np.copyto(bits, 0.0, where=targets < 0)  # a row without a target may hold anything, not only numbers
     loss = _LN_2 * float(bits.sum())
-    if scale is not None:
+    if objective is not None:
+        smoothing = objective.smoothing if objective.weight else None
         np.take(flat, own, out=picked, mode="clip")
         np.subtract(picked, scales, out=picked)
+        if smoothing is not None:
+            np.multiply(scales, objective.weight, out=scales)
+            np.add(picked, scales, out=picked)
         flat[own] = picked
+        if smoothing is not None:
+            smoothing(logits, own, scales)
     return loss
-
-
-def _smooth(dlogits: Array, buffers: HeadBuffers, smoothing: Smoothing, weight: float) -> None:
-    """Turn the gradient that `_losses` has left into that against smoothed targets."""
-    count, flat = len(dlogits), dlogits.reshape(-1)
-    own, (picked, shares) = buffers.places[:count], buffers.picked[:, :count]
-    np.multiply(shares, weight, out=shares)
-    np.take(flat, own, out=picked, mode="clip")
-    np.add(picked, shares, out=picked)
-    flat[own] = picked
-    smoothing.backward(dlogits, own, shares)

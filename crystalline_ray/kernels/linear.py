@@ -4,10 +4,8 @@ import numpy as np
 
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.dropout import Masks
-from crystalline_ray.kernels.operands import Operands, unrounded
-from crystalline_ray.kernels.workspace import Array
-
-Pair = tuple[Array, Array]
+from crystalline_ray.kernels.gemm import Operands, unrounded
+from crystalline_ray.kernels.workspace import Array, Pair
 
 
 def linear_forward(x: Array, weight: Array, bias: Array, out: Array, operands: Operands = unrounded) -> None:
@@ -17,17 +15,10 @@ def linear_forward(x: Array, weight: Array, bias: Array, out: Array, operands: O
 
 
 def linear_backward(
-    dout: Array,
-    x: Array,
-    weight: Array,
-    dx: Array,
-    dweight: Array,
-    dbias: Array,
-    scratch: Array,
-    operands: Operands = unrounded,
+    dout: Array, x: Array, weight: Array, dx: Array, gradients: Pair, scratch: Array, operands: Operands = unrounded
 ) -> None:
-    """Overwrite dx (N, I) and add to dweight (I, O) and dbias (O,), given dout (N, O); scratch (O or more,)."""
-    factor = operands(dout, 0)
+    """Overwrite dx (N, I), add to the gradients of weight and bias, given dout (N, O); scratch (O or more,)."""
+    (dweight, dbias), factor = gradients, operands(dout, 0)
     gemm.multiply(factor, operands(weight, 1).T, dx)
     gemm.add_product(operands(x, 1).T, factor, dweight)
     gemm.add_column_sums(dout, dbias, scratch[: len(dbias)])

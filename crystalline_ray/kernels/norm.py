@@ -10,10 +10,9 @@ well, which saves `normalise_backward` the subtraction of its mean.
 import numpy as np
 
 from crystalline_ray.kernels import gemm
-from crystalline_ray.kernels.workspace import Array, cache_blocks
+from crystalline_ray.kernels.workspace import Array, Pair, cache_blocks
 
-EPSILON = 1e-5
-"""Added to the variance, as in GPT-2."""
+_EPSILON = 1e-5  # added to the variance, as in GPT-2
 
 
 def normalise_forward(x: Array, normalised: Array, inverse_deviation: Array) -> None:
@@ -26,24 +25,22 @@ def normalise_forward(x: Array, normalised: Array, inverse_deviation: Array) -> 
         np.subtract(x[rows], scale, out=centred)
         np.vecdot(centred, centred, out=scale[:, 0])
         np.divide(scale, width, out=scale)
-        np.add(scale, EPSILON, out=scale)
+        np.add(scale, _EPSILON, out=scale)
         np.sqrt(scale, out=scale)
         np.reciprocal(scale, out=scale)
         np.multiply(centred, scale, out=centred)
 
 
-def normalise_backward(
-    dout: Array, normalised: Array, inverse_deviation: Array, dx: Array, scratch: Array, column: Array
-) -> None:
+def normalise_backward(dout: Array, kept: Pair, dx: Array, scratch: Pair) -> None:
     """Add the gradient of the input to dx, given that the rows of dout sum to 0; destroy dout.
 
-    dout, normalised, dx (N, C); inverse_deviation (N, 1); scratch (R, C) and column (R, 1) with R at least N or
+    dout, dx (N, C); kept is what the forward pass wrote; scratch (R, C) and (R, 1) with R at least N or
     `rows_per_block(C)`. With n = normalised: dx += inverse_deviation * (dout - n mean(dout n)).
     """
-    width = dout.shape[1]
+    width, (normalised, inverse_deviation) = dout.shape[1], kept
     for rows in cache_blocks(dout):
         block, unit = dout[rows], normalised[rows]
-        product, projection = scratch[: len(block)], column[: len(block)]
+        product, projection = (part[: len(block)] for part in scratch)
         np.vecdot(block, unit, out=projection[:, 0])
         np.divide(projection, width, out=projection)
         np.multiply(unit, projection, out=product)
@@ -63,17 +60,9 @@ def norm_forward(x: Array, gain: Array, bias: Array, out: Array, normalised: Arr
         np.add(out[rows], bias, out=out[rows])
 
 
-def norm_backward(
-    dout: Array,
-    normalised: Array,
-    inverse_deviation: Array,
-    gain: Array,
-    dx: Array,
-    dgain: Array,
-    dbias: Array,
-    scratch: tuple[Array, Array],
-) -> None:
-    """Add to dx, dgain and dbias; destroy dout. Shapes and scratch as in `normalise_backward`; gain (C,)."""
+def norm_backward(dout: Array, kept: Pair, gain: Array, dx: Array, gradients: Pair, scratch: Pair) -> None:
+    """Add to dx and to the gradients of gain and bias (C,); destroy dout. All else as in `normalise_backward`."""
+    (normalised, _), (dgain, dbias) = kept, gradients
     width, partial = dout.shape[1], np.empty_like(dgain)
     gemm.add_column_sums(dout, dbias, partial)
     for rows in cache_blocks(dout):
@@ -85,7 +74,7 @@ def norm_backward(
         gemm.row_sums(block, mean)
         np.divide(mean, width, out=mean)
         np.subtract(block, mean, out=block)
-    normalise_backward(dout, normalised, inverse_deviation, dx, *scratch)
+    normalise_backward(dout, kept, dx, scratch)
 
 
 def fold_norm_forward(gain: Array, shift: Array, weight: Array, bias: Array, folded: Array, folded_bias: Array) -> None:
@@ -101,14 +90,13 @@ def fold_norm_forward(gain: Array, shift: Array, weight: Array, bias: Array, fol
     gemm.add_product(shift[None], weight, folded_bias[None])
 
 
-def fold_norm_backward(
-    gain: Array, shift: Array, weight: Array, dgain: Array, dshift: Array, dweight: Array, dbias: Array
-) -> None:
-    """Turn dweight (I, O) from the gradient of the folded weight into that of `weight`; overwrite dgain, dshift (I,).
+def fold_norm_backward(norm: Pair, weight: Array, dnorm: Pair, dweight: Array, dbias: Array) -> None:
+    """Turn dweight (I, O) from the gradient of the folded weight into that of `weight`; overwrite that of gain, shift.
 
     dbias (O,) is the same for both biases. All of it is linear in dweight and dbias, so those of all parts of a
     micro-batch are added up first, and this is done once.
     """
+    (gain, shift), (dgain, dshift) = norm, dnorm
     np.vecdot(weight, dweight, out=dgain)
     gemm.multiply(weight, dbias[:, None], dshift[:, None])
     np.multiply(dweight, gain[:, None], out=dweight)

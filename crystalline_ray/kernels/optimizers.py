@@ -5,6 +5,7 @@ is interrupted can be repeated. All operations are element-wise: bits do not dep
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,16 @@ Floats = NDArray[np.float32]
 Versions = tuple[Floats, Floats]
 """A vector as it is read, and where it is written."""
 
+
+class Step(NamedTuple):
+    """An update: the gradient counts clip_coefficient times, the rate multiplies the decay, too; scratch (BLOCK,)."""
+
+    learning_rate: float
+    clip_coefficient: float
+    weight_decay: float
+    scratch: Floats
+
+
 # Eight float32 streams of this length fill a 1 MiB L2 cache; shorter blocks cost more in calls than they save.
 BLOCK = 32_768
 
@@ -28,30 +39,26 @@ def adamw_update(
     mean: Versions,
     square: Versions,
     gradient: Floats,
+    step: Step,
     *,
-    clip_coefficient: float,
     update: int,
-    learning_rate: float,
     betas: tuple[float, float],
     epsilon: float,
-    weight_decay: float,
-    scratch: Floats,
 ) -> None:
-    """Take an AdamW step (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2); all vectors (n,), scratch (BLOCK,).
+    """Take an AdamW step (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2); all vectors (n,).
 
-    gradient counts clip_coefficient times and is left as it is; mean and square are its exponential means. update is
-    the number of this update, from 1; learning_rate is scaled by the schedule, and multiplies the decay as well.
+    gradient is left as it is; mean and square are its exponential means; update is the number of this one, from 1.
     """
     beta1, beta2 = betas
     # sqrt(v / d) + epsilon = (sqrt(v) + epsilon sqrt(d)) / sqrt(d), so the bias correction d costs no pass over v
     root_correction = math.sqrt(1.0 - beta2**update)
-    eps, rate = epsilon * root_correction, learning_rate * root_correction / (1.0 - beta1**update)
-    keep = 1.0 - learning_rate * weight_decay
-    share = (1.0 - beta1) * clip_coefficient
+    eps, rate = epsilon * root_correction, step.learning_rate * root_correction / (1.0 - beta1**update)
+    keep = 1.0 - step.learning_rate * step.weight_decay
+    share = (1.0 - beta1) * step.clip_coefficient
     square_share = (1.0 - beta2) / (1.0 - beta1) ** 2  # share * g is at hand when its square is needed
     for block in row_blocks(gradient.size, BLOCK):
         m, v, w = mean[1][block], square[1][block], weights[1][block]
-        term = scratch[: m.size]
+        term = step.scratch[: m.size]
         np.multiply(gradient[block], share, out=term)
         np.multiply(mean[0][block], beta1, out=m)
         np.add(m, term, out=m)
@@ -67,26 +74,16 @@ def adamw_update(
         np.subtract(w, term, out=w)
 
 
-def sgd_update(
-    weights: Versions,
-    velocity: Versions,
-    gradient: Floats,
-    *,
-    clip_coefficient: float,
-    learning_rate: float,
-    momentum: float,
-    weight_decay: float,
-    scratch: Floats,
-) -> None:
+def sgd_update(weights: Versions, velocity: Versions, gradient: Floats, step: Step, *, momentum: float) -> None:
     """Take a step of SGD with momentum and decoupled weight decay (arXiv 1711.05101, algorithm 1).
 
     As `adamw_update`; momentum is the share of the last velocity that is kept: 0 gives plain SGD.
     """
-    rate, mu, clip = np.float32(learning_rate), np.float32(momentum), np.float32(clip_coefficient)
-    keep = np.float32(1.0 - learning_rate * weight_decay)
+    rate, mu, clip = np.float32(step.learning_rate), np.float32(momentum), np.float32(step.clip_coefficient)
+    keep = np.float32(1.0 - step.learning_rate * step.weight_decay)
     for block in row_blocks(gradient.size, BLOCK):
         v, w = velocity[1][block], weights[1][block]
-        term = scratch[: v.size]
+        term = step.scratch[: v.size]
         np.multiply(velocity[0][block], mu, out=v)
         np.multiply(gradient[block], clip, out=term)
         np.add(v, term, out=v)

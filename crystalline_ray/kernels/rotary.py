@@ -12,13 +12,12 @@ import numpy.typing as npt
 
 from crystalline_ray.kernels.workspace import Array
 
-_BASE = 10_000.0
 _ITERATOR_ITEMS = 512  # half of what `steady_state` sets, for complex numbers take twice the bytes
 
 
 def geometric_periods(pairs: int) -> npt.NDArray[np.float64]:
     """Return positions to one turn of a head's pairs of coordinates: 2 pi 10000^(pair / pairs), the paper's choice."""
-    return 2.0 * math.pi * _BASE ** (np.arange(pairs) / pairs)
+    return 2.0 * math.pi * 10_000.0 ** (np.arange(pairs) / pairs)
 
 
 def fill_rotations(rotations: Array, periods: npt.NDArray[np.float64]) -> None:
@@ -35,17 +34,13 @@ def fill_rotations(rotations: Array, periods: npt.NDArray[np.float64]) -> None:
 
 def rotary_forward(qkv: Array, rotations: Array) -> None:
     """Turn queries and keys in place: qkv (B, T, 3C) holds them and values side by side; rotations (2, T, 2C)."""
-    _turn(qkv, rotations[0])
+    kind = np.result_type(qkv, np.complex64)
+    turned, turns = qkv[..., : rotations.shape[-1]].view(kind), rotations[0].view(kind)
+    with np.errstate():  # on leaving, it restores the buffer's size
+        np.setbufsize(_ITERATOR_ITEMS)
+        np.multiply(turned, turns, out=turned)
 
 
 def rotary_backward(dqkv: Array, rotations: Array) -> None:
     """Turn the gradients of turned queries and keys in dqkv (B, T, 3C) back in place; rotations (2, T, 2C)."""
-    _turn(dqkv, rotations[1])
-
-
-def _turn(x: Array, factors: Array) -> None:
-    kind = np.result_type(x, np.complex64)
-    turned, turns = x[..., : factors.shape[-1]].view(kind), factors.view(kind)
-    with np.errstate():  # on leaving, it restores the buffer's size
-        np.setbufsize(_ITERATOR_ITEMS)
-        np.multiply(turned, turns, out=turned)
+    rotary_forward(dqkv, rotations[::-1])

@@ -45,19 +45,15 @@ def repeat_exponentials(scores: Array, out: Array, shift: Array, mask: Array | N
     _exponentiate(scores, out, mask)
 
 
-def log2_losses(totals: Array, shift: Array, picked: Array, wide: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return log2(totals) + shift - picked, -log2 p of the picked scores, in float64 in wide (2, ...).
+def log2_losses(totals: Array, shift: Array, picked: Array, bits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return bits = log2(totals) + shift - picked, -log2 p of the picked scores, computed in float64.
 
-    totals and shift are those of `exponentials`, all three of one shape, which is also that of wide[0].
+    All are of one shape; totals and shift are those of `exponentials`.
     """
-    bits: npt.NDArray[np.float64] = wide[0]
-    term = wide[1]
     np.copyto(bits, totals)
     np.log2(bits, out=bits)
-    for part, apply in ((shift, np.add), (picked, np.subtract)):
-        np.copyto(term, part)
-        apply(bits, term, out=bits)
-    return bits
+    np.add(bits, shift, out=bits)
+    return np.subtract(bits, picked, out=bits)
 
 
 def _exclude(scores: Array, mask: Array | None) -> None:

@@ -1,6 +1,7 @@
 """Buffers planned before the first step and allocated once, and the row blocks in which element-wise work runs."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,10 +14,8 @@ import numpy.typing as npt
 Array = npt.NDArray[np.floating[Any]]
 Indices = npt.NDArray[np.int64]
 Tokens = npt.NDArray[np.integer[Any]]
+Pair = tuple[Array, Array]
 Declared = TypeVar("Declared")
-
-CACHE_LINE = 64
-"""Bytes; every buffer of a plan starts on a multiple of it and takes a multiple of it."""
 
 BLOCK_BYTES = 128 * 1024
 """Bytes of one operand of element-wise work: four of them stay in a level-2 cache of 1 MiB with room to spare."""
@@ -24,6 +23,7 @@ BLOCK_BYTES = 128 * 1024
 Lifetime = tuple[str, ...]
 """When a buffer holds something: () always, ("blocks",) in a part of that, ("blocks", "Mlp") in a part of this part."""
 
+_CACHE_LINE = 64  # bytes; every buffer of a plan starts on a multiple of it and takes a multiple of it
 _ROWS_TOGETHER = 16
 _ITERATOR_ITEMS = 1024
 
@@ -39,15 +39,14 @@ class Buffer(NamedTuple):
     @property
     def num_bytes(self) -> int:
         """Bytes in whole cache lines."""
-        return -(-math.prod(self.shape) * self.dtype.itemsize // CACHE_LINE) * CACHE_LINE
+        return -(-math.prod(self.shape) * self.dtype.itemsize // _CACHE_LINE) * _CACHE_LINE
 
 
 @dataclass(frozen=True)
 class Space:
     """Where buffers are declared: each call of `buffer` is an entry of a plan and returns the entry's memory.
 
-    Attributes:
-        dtype: of every buffer that is not declared with another one.
+    `dtype` is that of every buffer that is not declared with another one.
     """
 
     _give: Callable[[Buffer], npt.NDArray[Any]]
@@ -56,11 +55,7 @@ class Space:
     _lifetime: Lifetime = ()
 
     def buffer(
-        self,
-        name: str,
-        *shape: int,
-        dtype: npt.DTypeLike | None = None,
-        fill: Callable[[npt.NDArray[Any]], None] | None = None,
+        self, name: str, *shape: int, dtype: npt.DTypeLike | None = None, fill: Callable[[Any], None] | None = None
     ) -> npt.NDArray[Any]:
         """Declare a buffer, which is zero at first; `fill` writes what a buffer that is kept begins with instead."""
         array = self._give(Buffer(self._name + name, shape, np.dtype(dtype or self.dtype), self._lifetime))
@@ -95,6 +90,7 @@ class Plan(Generic[Declared]):
 
     def __init__(self, declare: Callable[[Space], Declared], dtype: npt.DTypeLike) -> None:
         self.entries: list[Buffer] = []
+        self._bytes: Counter[Lifetime] = Counter()
         self._declare = declare
         self._dtype = np.dtype(dtype)
         declare(Space(self._note, self._dtype))
@@ -102,34 +98,28 @@ class Plan(Generic[Declared]):
     @property
     def num_bytes(self) -> int:
         """Bytes that `allocate` allocates."""
-        return self._bytes_within(())
+        return max((self._start(life) + own for life, own in self._bytes.items()), default=0)
 
     def allocate(self) -> Declared:
         """Return what the walk returns, its buffers in one zeroed, cache-line aligned allocation."""
-        memory, ends = aligned_zeros(self.num_bytes), dict[Lifetime, int]()
+        memory, ends = aligned_zeros(self.num_bytes), {life: self._start(life) for life in self._bytes}
 
         def give(entry: Buffer) -> npt.NDArray[Any]:
-            life = entry.lifetime
-            if life not in ends:  # behind all that lives longer
-                ends[life] = sum(self._own_bytes(life[:depth]) for depth in range(len(life)))
-            start, ends[life] = ends[life], ends[life] + entry.num_bytes
-            items = memory[start : ends[life]].view(entry.dtype)[: math.prod(entry.shape)]
-            return items.reshape(entry.shape)
+            start = ends[entry.lifetime]
+            ends[entry.lifetime] = stop = start + entry.num_bytes
+            return memory[start:stop].view(entry.dtype)[: math.prod(entry.shape)].reshape(entry.shape)
 
         return self._declare(Space(give, self._dtype))
 
     def _note(self, entry: Buffer) -> npt.NDArray[Any]:
         """Return a stand-in that has the buffer's shape and no memory."""
         self.entries.append(entry)
+        self._bytes[entry.lifetime] += entry.num_bytes
         return np.broadcast_to(np.zeros((), entry.dtype), entry.shape)
 
-    def _bytes_within(self, lifetime: Lifetime) -> int:
-        depth = len(lifetime)
-        parts = {own[: depth + 1] for *_, own in self.entries if len(own) > depth and own[:depth] == lifetime}
-        return self._own_bytes(lifetime) + max(map(self._bytes_within, parts), default=0)
-
-    def _own_bytes(self, lifetime: Lifetime) -> int:
-        return sum(entry.num_bytes for entry in self.entries if entry.lifetime == lifetime)
+    def _start(self, lifetime: Lifetime) -> int:
+        """Return where the buffers of a lifetime begin: behind all that lives longer."""
+        return sum(self._bytes[lifetime[:depth]] for depth in range(len(lifetime)))
 
 
 @contextmanager
@@ -145,8 +135,8 @@ def steady_state() -> Iterator[None]:
 
 def aligned_zeros(num_bytes: int) -> npt.NDArray[np.uint8]:
     """Return a zeroed buffer (num_bytes,) that starts on a cache line."""
-    raw = np.empty(num_bytes + CACHE_LINE, np.uint8)
-    start = -raw.ctypes.data % CACHE_LINE
+    raw = np.empty(num_bytes + _CACHE_LINE, np.uint8)
+    start = -raw.ctypes.data % _CACHE_LINE
     raw.fill(0)
     return raw[start : start + num_bytes]
 

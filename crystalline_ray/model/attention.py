@@ -66,12 +66,13 @@ class Attention(Branch):
         qkv, out = self._sequences(self.inner), self._sequences(self.outer)
         if self._rotations is not None:
             rotary_forward(qkv, self._rotations)
-        attention_forward(qkv, out, self._inverse_totals, self._shift, self._tile, masks[0])
+        attention_forward(qkv, out, (self._inverse_totals, self._shift), self._tile, masks[0])
 
     def work_backward(self, douter: Array, masks: SiteMasks) -> Array:
         """Return the gradient (N, 3C) of queries, keys and values before they were turned."""
         dout, qkv, out, dqkv = map(self._sequences, (douter, self.inner, self.outer, self._dinner))
-        attention_backward(dout, qkv, out, self._inverse_totals, self._shift, dqkv, self._tile, masks[0])
+        totals = self._inverse_totals, self._shift
+        attention_backward(dout, qkv, out, totals, dqkv, self._tile, masks[0])
         if self._rotations is not None:
             rotary_backward(dqkv, self._rotations)
         return self._dinner

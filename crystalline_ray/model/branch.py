@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from crystalline_ray.crystal.smoothing import SmoothedBy
 from crystalline_ray.kernels.dropout import Masks
+from crystalline_ray.kernels.gemm import planned_operands
 from crystalline_ray.kernels.linear import linear_backward, linear_forward, residual_backward, residual_forward
 from crystalline_ray.kernels.norm import fold_norm_backward, fold_norm_forward, normalise_backward, normalise_forward
-from crystalline_ray.kernels.operands import planned_operands
 from crystalline_ray.kernels.workspace import Array, Space, rows_per_block
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.config import ModelShape
@@ -160,7 +160,7 @@ class Branch(ABC):
 
     def unread(self, weights: BranchViews, gradient: BranchViews) -> None:
         """Turn what `backward` has added up over all rows into the gradient of the weights before `read`."""
-        fold_norm_backward(*weights.norm, weights.inner.weight, *gradient.norm, *gradient.inner)
+        fold_norm_backward(weights.norm, weights.inner.weight, gradient.norm, *gradient.inner)
 
     def forward(self, weights: BranchViews, stream: Stream, masks: SiteMasks) -> None:
         """Update stream.x in place, given weights that `read` has returned."""
@@ -174,7 +174,8 @@ class Branch(ABC):
         """Turn stream.x, the gradient of the branch's output, into that of its input; add to that of `weights`."""
         dout = residual_backward(stream.x, stream.branch, masks[-1], stream.rows)
         scratch = self._sums, self._operands
-        linear_backward(dout, self.outer, weights.outer.weight, self._douter, *gradient.outer, *scratch)
+        linear_backward(dout, self.outer, weights.outer.weight, self._douter, gradient.outer, *scratch)
         dinner = self.work_backward(self._douter, masks)
-        linear_backward(dinner, self.normalised, weights.inner.weight, stream.branch, *gradient.inner, *scratch)
-        normalise_backward(stream.branch, self.normalised, self.inverse_deviation, stream.x, stream.rows, stream.column)
+        linear_backward(dinner, self.normalised, weights.inner.weight, stream.branch, gradient.inner, *scratch)
+        left = self.normalised, self.inverse_deviation
+        normalise_backward(stream.branch, left, stream.x, (stream.rows, stream.column))

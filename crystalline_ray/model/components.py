@@ -111,7 +111,7 @@ class Components:
         stream, (at_embedding, *at_branches) = self._stream, masks
         stream.x.fill(0.0)
         kept, scratch = (self._normalised, self._inverse_deviation), (stream.rows, stream.column)
-        norm_backward(dout, *kept, views.norm.weight, stream.x, *gradients.norm, scratch)
+        norm_backward(dout, kept, views.norm.weight, stream.x, gradients.norm, scratch)
         branches = zip(self._branches, views.branches, gradients.branches, at_branches, strict=True)
         for branch, weights, gradient, own in reversed(list(branches)):
             branch.backward(weights, gradient, stream, own)

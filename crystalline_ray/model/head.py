@@ -18,7 +18,6 @@ from crystalline_ray.crystal.smoothing import smoothing
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.head import HeadBuffers, Objective, head_forward, head_forward_backward
-from crystalline_ray.kernels.operands import planned_operands
 from crystalline_ray.kernels.workspace import Array, Space, Tokens
 from crystalline_ray.lattice.tree import token_tree
 from crystalline_ray.model.branch import Declaration, Give, Part
@@ -35,11 +34,8 @@ class FullHead:
 
     def __init__(self, space: Space, part: Part, rows: int) -> None:
         vocab_size, width = part.shape.vocab_size, part.shape.embed_dim
-        self._buffers = HeadBuffers(space, rows, vocab_size, width)
-        block = len(self._buffers.logits)
-        sizes = block * max(vocab_size, width), vocab_size * width, block * width
-        self._operands = planned_operands(space, sizes, bfloat16=part.bfloat16)
-        self.smoothing = smoothing(part.smoothed_by, space.named("smoothing"), block)
+        self._buffers = HeadBuffers(space, rows, vocab_size, width, bfloat16=part.bfloat16)
+        self.smoothing = smoothing(part.smoothed_by, space.named("smoothing"), len(self._buffers.logits))
 
     @staticmethod
     def table(shape: ModelShape, tokens: Array, give: Give) -> Array:
@@ -51,13 +47,13 @@ class FullHead:
 
         The full head puts each row's likeliest token into `likeliest` (N,) meanwhile.
         """
-        return head_forward(x, table, targets, self._buffers, self._operands, likeliest)
+        return head_forward(x, table, targets, self._buffers, likeliest)
 
     def loss_and_gradient(
         self, x: Array, table: Array, targets: Tokens, objective: Objective, gradients: tuple[Array, Array]
     ) -> float:
         """Return what `loss` does; with gradients dx (N, C) and dtable (R, C), overwrite dx and add to dtable."""
-        return head_forward_backward(x, table, targets, objective, self._buffers, gradients, self._operands)
+        return head_forward_backward(x, table, targets, objective, self._buffers, gradients)
 
     def logits(self, x: Array, table: Array, out: Array) -> None:
         """out (N, V) = logits of x (N, C); of the lattice head, log-probabilities."""

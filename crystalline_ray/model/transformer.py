@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from crystalline_ray.crystal.smoothing import SmoothedBy
 from crystalline_ray.errors import ConfigError
-from crystalline_ray.kernels.blas import mkl_products
+from crystalline_ray.kernels.gemm import mkl_routines
 from crystalline_ray.kernels.head import Objective
 from crystalline_ray.kernels.workspace import Array, Plan, Tokens, row_blocks, steady_state
 from crystalline_ray.lattice.tree import SHELLS
@@ -83,7 +83,7 @@ class Transformer:
         if bfloat16:
             if np.dtype(dtype) != np.float32:
                 raise ConfigError(f"bfloat16 products need dtype float32, got {np.dtype(dtype)}")
-            mkl_products()
+            mkl_routines()
         self.shape = shape
         self.layout = ParameterLayout(shape)
         self.dtype: np.dtype[Any] = np.dtype(dtype)

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from crystalline_ray.kernels.optimizers import BLOCK, adamw_update, sgd_update
+from crystalline_ray.kernels.optimizers import BLOCK, Step, adamw_update, sgd_update
 from crystalline_ray.spheres.memory import Floats, Memory
 from crystalline_ray.spheres.messages import Commit
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
@@ -77,13 +77,11 @@ class SegmentOwner:
         vectors = [(memory.weights(version), memory.weights(version + 1)), *moments]
         for number, part in self._segments.items():
             for piece, decay in self._pieces[number]:
+                weight_decay = config.weight_decay if decay else 0.0
                 update(
                     *((before[piece], after[piece]) for before, after in vectors),
                     self._gradients[number][piece.start - part.start : piece.stop - part.start],
-                    clip_coefficient=clip_coefficient,
-                    learning_rate=learning_rate,
-                    weight_decay=config.weight_decay if decay else 0.0,
-                    scratch=self._scratch,
+                    Step(learning_rate, clip_coefficient, weight_decay, self._scratch),
                 )
 
     def _reduce_segment(self, number: int, groups: Sequence[int], version: int) -> float:

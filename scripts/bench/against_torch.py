@@ -32,7 +32,7 @@ from crystalline_ray.bench.work import STANDARD
 from crystalline_ray.bench.worker import measuring_core
 from crystalline_ray.engine.process import SINGLE_THREAD
 from crystalline_ray.errors import DeadlineError, InputError, SphereError
-from crystalline_ray.kernels.blas import mkl_library
+from crystalline_ray.kernels.gemm import mkl_library
 from crystalline_ray.training.console import Console
 
 WARM_UP_ROUNDS = 3

@@ -12,7 +12,7 @@ from crystalline_ray.crystal.lattice_head import (
     most_probable,
 )
 from crystalline_ray.kernels import gemm
-from crystalline_ray.kernels.blas import mkl_library
+from crystalline_ray.kernels.gemm import mkl_library
 from crystalline_ray.lattice.tree import Branch, token_tree, write_outline
 from tests.helpers.differences import numeric_gradient
 from tests.helpers.examples import examples

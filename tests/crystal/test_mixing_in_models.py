@@ -7,7 +7,7 @@ import pytest
 
 from crystalline_ray.crystal.mixing import Mixing, crystal_neighbours
 from crystalline_ray.generation.generator import Generator
-from crystalline_ray.kernels import blas
+from crystalline_ray.kernels import gemm
 from crystalline_ray.kernels.workspace import Plan
 from crystalline_ray.lattice.fcc import contact_neighbours, fcc_points
 from crystalline_ray.model.config import ModelShape
@@ -61,7 +61,7 @@ def test_mixing_adds_one_number_that_starts_at_zero_and_moves_no_other(plain: Mo
 
 
 @pytest.mark.parametrize("bfloat16", [False, pytest.param(True, marks=pytest.mark.skipif(
-    blas.mkl_library() is None, reason="MKL is not installed"))])  # fmt: skip
+    gemm.mkl_library() is None, reason="MKL is not installed"))])  # fmt: skip
 @pytest.mark.parametrize("plain", HEADS)
 def test_with_an_alpha_of_zero_all_but_its_gradient_are_the_bits_of_the_plain_model(
     plain: ModelShape, bfloat16: bool

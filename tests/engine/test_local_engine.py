@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from crystalline_ray.data.dataset import Dataset
 from crystalline_ray.engine.local import LocalEngine
 from crystalline_ray.kernels import gemm
-from crystalline_ray.kernels.blas import mkl_library
+from crystalline_ray.kernels.gemm import mkl_library
 from crystalline_ray.lattice.similarity import crystalline_score
 from crystalline_ray.model.layout import initialise, weights_digest
 from crystalline_ray.model.transformer import Transformer

@@ -13,7 +13,7 @@ from threadpoolctl import ThreadpoolController, threadpool_limits
 from crystalline_ray.engine.process import environment, one_worker_thread
 from crystalline_ray.errors import ResourceError
 from crystalline_ray.kernels import gemm
-from crystalline_ray.kernels.blas import mkl_library
+from crystalline_ray.kernels.gemm import mkl_library
 
 SECONDS = 120.0
 
@@ -49,7 +49,7 @@ def test_a_library_that_is_missing_is_said_and_changes_nothing(monkeypatch: pyte
     def absent() -> None:
         raise FileNotFoundError("no libmkl_rt")
 
-    monkeypatch.setattr("crystalline_ray.kernels.blas.mkl_products", absent)
+    monkeypatch.setattr("crystalline_ray.kernels.gemm.mkl_routines", absent)
     with pytest.raises(ResourceError, match="cannot compute with mkl: no libmkl_rt"), one_worker_thread("mkl"):
         pass
     assert not flushes_denormals()

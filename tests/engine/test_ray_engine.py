@@ -15,7 +15,7 @@ from crystalline_ray.data.dataset import Dataset
 from crystalline_ray.engine.local import LocalEngine
 from crystalline_ray.engine.ray.engine import RayEngine
 from crystalline_ray.errors import ResourceError, SphereError
-from crystalline_ray.kernels.blas import mkl_library
+from crystalline_ray.kernels.gemm import mkl_library
 from crystalline_ray.model.layout import initialise
 from crystalline_ray.spheres.messages import StepRequest
 from crystalline_ray.spheres.run_spec import RunSpec

@@ -28,12 +28,12 @@ class Attention:
 
     def forward(self) -> np.ndarray:
         with np.errstate(all="ignore"):
-            attention_forward(self.qkv, self.out, *self.kept, self.buffers, self.masks)
+            attention_forward(self.qkv, self.out, self.kept, self.buffers, self.masks)
         return self.out
 
     def backward(self) -> np.ndarray:
         with np.errstate(all="ignore"):
-            attention_backward(self.dout, self.qkv, self.out, *self.kept, self.dqkv, self.buffers, self.masks)
+            attention_backward(self.dout, self.qkv, self.out, self.kept, self.dqkv, self.buffers, self.masks)
         return self.dqkv
 
     def reference(self) -> np.ndarray:

@@ -42,17 +42,10 @@ class Layer:
         dweight, dbias = np.zeros_like(self.weight), np.zeros_like(self.bias)
         dnormalised, dx = np.empty_like(self.x), np.zeros_like(self.x)
         for rows in (slice(0, len(self.x) // 2), slice(len(self.x) // 2, None)):  # as two parts of a micro-batch
-            linear_backward(
-                self.dout[rows],
-                self.kept[0][rows],
-                self.folded[0],
-                dnormalised[rows],
-                dweight,
-                dbias,
-                np.empty_like(dbias),
-            )
-        fold_norm_backward(self.gain, self.shift, self.weight, dgain, dshift, dweight, dbias)
-        normalise_backward(dnormalised, *self.kept, dx, np.empty_like(dx), np.empty_like(dx[:, :1]))
+            dout, x, dx_part = self.dout[rows], self.kept[0][rows], dnormalised[rows]
+            linear_backward(dout, x, self.folded[0], dx_part, (dweight, dbias), np.empty_like(dbias))
+        fold_norm_backward((self.gain, self.shift), self.weight, (dgain, dshift), dweight, dbias)
+        normalise_backward(dnormalised, self.kept, dx, (np.empty_like(dx), np.empty_like(dx[:, :1])))
         return [dx, dgain, dshift, dweight, dbias]
 
     def reference(self) -> np.ndarray:

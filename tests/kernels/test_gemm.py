@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crystalline_ray.kernels import blas, gemm
+from crystalline_ray.kernels import gemm
 from tests.helpers.examples import examples
 
 SIZES = st.integers(1, 40)
@@ -56,10 +56,10 @@ def test_products_are_added_where_blas_cannot_address_an_operand() -> None:
 
 
 def test_the_library_numpy_uses_has_been_found() -> None:
-    assert blas.numpy_products() is not None
+    assert gemm.numpy_routines() is not None
 
 
-with_mkl = pytest.mark.skipif(blas.mkl_library() is None, reason="MKL is not installed")
+with_mkl = pytest.mark.skipif(gemm.mkl_library() is None, reason="MKL is not installed")
 
 
 @with_mkl
@@ -81,14 +81,15 @@ def test_products_by_mkl(m: int, n: int, k: int, flip_a: bool, flip_b: bool, dty
 
 
 def test_mkl_gets_the_products_that_are_large_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    asked, mkl = [], {"f": None}
 
-    class Recorder:
-        def gemm(self, a: np.ndarray, b: np.ndarray, out: np.ndarray, keep: float) -> bool:
+    def record(routines: object, a: np.ndarray, b: np.ndarray, out: np.ndarray, keep: float) -> bool:
+        if routines is mkl:
             asked.append((*a.shape, b.shape[1]))
-            return False
+        return False
 
-    monkeypatch.setattr(gemm, "_mkl", Recorder())
+    monkeypatch.setattr(gemm, "_mkl", mkl)
+    monkeypatch.setattr(gemm, "_call", record)
     for m, k, n in ((128, 128, 128), (64, 64, 64), (4096, 512, 12), (12, 512, 4096), (128, 512, 64)):
         a, b, out = np.ones((m, k), "f"), np.ones((k, n), "f"), np.empty((m, n), "f")
         gemm.multiply(a, b, out)
@@ -137,8 +138,8 @@ import sys, numpy as np
 from crystalline_ray.kernels import gemm
 a, b = np.random.default_rng(1).standard_normal((2, 600), np.float32)
 out = np.ones((3, 3), np.float32)
-gemm.use(sys.argv[1])
-gemm.add_product(a.reshape(3, 200), b.reshape(200, 3), out)  # MKL rounds it otherwise than NumPy's library
+with gemm.using(sys.argv[1]):
+    gemm.add_product(a.reshape(3, 200), b.reshape(200, 3), out)  # MKL rounds it otherwise than NumPy's library
 print(out.tobytes().hex())
 """
     arguments = [sys.executable, "-c", program]
@@ -156,8 +157,8 @@ def test_mkl_comes_without_threads_and_so_without_files_in_shared_memory() -> No
     program = """
 import numpy as np
 from crystalline_ray.kernels import gemm
-gemm.use("mkl")
-gemm.multiply(np.ones((256, 256), "f"), np.ones((256, 256), "f"), np.empty((256, 256), "f"))
+with gemm.using("mkl"):
+    gemm.multiply(np.ones((256, 256), "f"), np.ones((256, 256), "f"), np.empty((256, 256), "f"))
 print("libmkl_sequential" in (maps := open("/proc/self/maps").read()), "omp5" in maps)
 """
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)

@@ -28,7 +28,7 @@ def test_backward_equals_finite_differences() -> None:
     x, weight, bias, dout = (rng.standard_normal(shape) for shape in ((6, 3), (3, 5), 5, (6, 5)))
     before = rng.standard_normal(weight.shape), rng.standard_normal(bias.shape)
     dx, dweight, dbias = np.full_like(x, np.nan), before[0].copy(), before[1].copy()
-    linear_backward(dout, x, weight, dx, dweight, dbias, np.full(7, np.nan))
+    linear_backward(dout, x, weight, dx, (dweight, dbias), np.full(7, np.nan))
 
     def loss() -> float:
         return float((np.einsum("ni,io->no", x, weight) * dout + bias * dout).sum())

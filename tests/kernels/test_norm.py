@@ -39,7 +39,7 @@ def test_backward_equals_finite_differences(rows: int, width: int) -> None:
     gain, bias = rng.standard_normal((2, width))
     kept = forward(x, gain, bias)
     dx, dgain, dbias = dx_before.copy(), np.ones(width), np.full(width, 2.0)
-    norm_backward(dout.copy(), *kept[1:], gain, dx, dgain, dbias, (np.empty_like(x), np.empty((rows, 1))))
+    norm_backward(dout.copy(), kept[1:], gain, dx, (dgain, dbias), (np.empty_like(x), np.empty((rows, 1))))
 
     def loss() -> float:
         return float((reference(x, gain, bias) * dout).sum())
@@ -56,11 +56,11 @@ def test_many_blocks_give_what_one_block_gives() -> None:
     out, normalised, scale = forward(x, gain, bias)
     dx, dgain, dbias = np.zeros_like(x), np.zeros_like(gain), np.zeros_like(bias)
     scratch = np.empty((256, 128), np.float32), np.empty((256, 1), np.float32)
-    norm_backward(dout.copy(), normalised, scale, gain, dx, dgain, dbias, scratch)
+    norm_backward(dout.copy(), (normalised, scale), gain, dx, (dgain, dbias), scratch)
     for rows in (slice(0, 32), slice(1024, 1072)):
         part = forward(x[rows], gain, bias)
         np.testing.assert_allclose(part[0], out[rows], atol=1e-6)
         part_dx = np.zeros_like(x[rows])
-        norm_backward(dout[rows].copy(), *part[1:], gain, part_dx, gain * 0, bias * 0, scratch)
+        norm_backward(dout[rows].copy(), part[1:], gain, part_dx, (gain * 0, bias * 0), scratch)
         np.testing.assert_allclose(part_dx, dx[rows], atol=1e-5)
     np.testing.assert_allclose(dgain, (dout.astype(np.float64) * normalised).sum(axis=0), atol=1e-3)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crystalline_ray.kernels.operands import planned_operands, round_to_bfloat16, unrounded
+from crystalline_ray.kernels.gemm import planned_operands, round_to_bfloat16, unrounded
 from crystalline_ray.kernels.workspace import Plan
 from tests.helpers.examples import examples
 

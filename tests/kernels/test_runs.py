@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crystalline_ray.kernels.runs import RunIndices, each_run, find_runs, sort_rows
+from crystalline_ray.kernels.runs import RunIndices
 from tests.helpers.examples import examples
 from tests.helpers.spoiled import spoiled
 
@@ -15,17 +15,15 @@ def indices(rows: int) -> RunIndices:
 @given(st.lists(st.integers(0, 10**6) | st.integers(0, 5), min_size=1, max_size=400))
 def test_rows_are_sorted_and_cut_where_the_key_changes(row_keys: list[int]) -> None:
     array, scratch = np.array(row_keys, np.int32), indices(len(row_keys))
-    order, keys = sort_rows(array, scratch)
+    order, keys = scratch.sort(array)
     assert order.tolist() == sorted(range(len(array)), key=lambda row: row_keys[row])  # sorted() is stable, too
     assert keys.tolist() == sorted(row_keys)
-    starts, present = find_runs(keys, scratch)
+    _, present = scratch.find(keys)
     assert present.tolist() == sorted(set(row_keys))
-    runs = list(each_run(starts, present, len(array)))
+    runs = list(scratch.each(keys))
     assert [key for rows, key in runs for _ in range(rows.start, rows.stop)] == keys.tolist()
     assert len(runs) == len(set(row_keys))
 
 
 def test_a_part_of_the_rows_has_runs_of_its_own() -> None:
-    scratch = indices(6)
-    starts, present = find_runs(np.array([-1, 4, 4, 2]), scratch)
-    assert list(each_run(starts, present, 4)) == [(slice(0, 1), -1), (slice(1, 3), 4), (slice(3, 4), 2)]
+    assert list(indices(6).each(np.array([-1, 4, 4, 2]))) == [(slice(0, 1), -1), (slice(1, 3), 4), (slice(3, 4), 2)]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.errors import ConfigError
-from crystalline_ray.kernels import blas, gemm, workspace
+from crystalline_ray.kernels import gemm, workspace
 from crystalline_ray.lattice.similarity import similar_ranks
 from crystalline_ray.lattice.tree import write_outline
 from crystalline_ray.model import transformer
@@ -400,7 +400,7 @@ def test_a_larger_batch_needs_no_more_products_per_token(monkeypatch: pytest.Mon
     assert per_token[-1] < per_token[0] / 4
 
 
-with_mkl = pytest.mark.skipif(blas.mkl_library() is None, reason="MKL is not installed")
+with_mkl = pytest.mark.skipif(gemm.mkl_library() is None, reason="MKL is not installed")
 
 
 def gradient_of(model: Transformer, weights: np.ndarray, tokens: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
@@ -420,7 +420,7 @@ ROUNDED_SHAPES = model_shapes(
 def test_float32_gradients_are_within_1e_5_of_float64(shape: ModelShape, batch: int, mkl: bool) -> None:
     """Relative to the largest element of each tensor, at odd shapes: context 1, one head, widths of no round size."""
     weights, tokens = weights_of(shape), tokens_of(shape, batch, ignored=0.0)
-    with gemm.using("mkl" if mkl and blas.mkl_library() else "numpy"):
+    with gemm.using("mkl" if mkl and gemm.mkl_library() else "numpy"):
         single = gradient_of(Transformer(shape, batch), weights, tokens)
     double = gradient_of(Transformer(shape, batch, dtype=np.float64), weights, tokens)
     table = slice(0, shape.vocab_size * shape.embed_dim)

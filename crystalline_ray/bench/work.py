@@ -1,7 +1,7 @@
 """The work of one leaf, for measuring: a micro-batch's gradient, clipping and AdamW in one process without Ray."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.layout import initialise
 from crystalline_ray.spheres.leaf import LeafSphere
 from crystalline_ray.spheres.memory import Memory
-from crystalline_ray.spheres.messages import BatchMessage, Commit, UnitMessage
+from crystalline_ray.spheres.messages import BatchMessage, UnitMessage
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, plan_spheres
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.segment_owner import SegmentOwner
@@ -94,9 +94,8 @@ def leaf_work(work: Work) -> Callable[[], float]:
     def steps() -> Iterator[float]:
         for version in count():
             total = leaf.compute(UnitMessage(version, version, 0, 1.0 / work.tokens, 0.0, (batch,)))
-            protocol = segments.commit(Commit(version, version, (0,), _LEARNING_RATE))
-            with suppress(StopIteration):
-                protocol.send(list(next(protocol).values()))
+            norm = math.sqrt(sum(segments.reduce(1, version).values()))
+            segments.apply(version, _LEARNING_RATE, segments.clip_coefficient(norm))
             yield total.loss / work.tokens
 
     return steps().__next__

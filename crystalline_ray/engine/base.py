@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
-from crystalline_ray.errors import ConfigError
+from crystalline_ray.errors import ConfigError, SphereError
 from crystalline_ray.progress import Progress
 from crystalline_ray.spheres.config import TreeConfig
+from crystalline_ray.spheres.ledger import Ledger
 from crystalline_ray.spheres.memory import Memory
-from crystalline_ray.spheres.messages import EvaluationRequest, EvaluationResult, StepRequest, StepResult
+from crystalline_ray.spheres.messages import EvaluationRequest, EvaluationResult, StepResult, StepsRequest
 from crystalline_ray.spheres.plan import Role
 from crystalline_ray.spheres.run_spec import RunSpec
-from crystalline_ray.spheres.segment_owner import CommitProtocol, Squares
 
 ROOT = 0
 """Id of the sphere that answers the driver."""
@@ -38,28 +38,44 @@ class SphereStats:
 class Engine(ABC):
     """Hosts the spheres of one run; a context manager that leaves nothing behind.
 
-    Weights and moments must be in `memory` before the first step. `report_waiting` is called about once a second with a
+    Weights and moments must be in `memory` before the first step. `longest_window` steps may be ordered at once, where
+    an order costs time. `report_waiting` is called about once a second with a
     sphere and the seconds of silence, once a step or an evaluation has made no progress for five seconds.
     """
 
     memory: Memory
+    longest_window = 1
     report_waiting: Callable[[str, float], None] = staticmethod(lambda sphere, seconds: None)
 
     @abstractmethod
     def start(self, progress: Progress) -> None:
         """Make all spheres. Raises CrystallineError if one could not be made, or not in time."""
 
-    def step(self, request: StepRequest) -> StepResult:
-        """Run one optimizer step; afterwards version + 1 is in `memory` if it was applied.
+    def run_steps(self, request: StepsRequest) -> Iterator[StepResult]:
+        """Run optimizer steps, at most `longest_window`, then yield what each gave.
 
-        Raises SphereError if a sphere died or is silent; the last committed version is intact.
+        Raises SphereError if a sphere died or is silent, after it yielded what the steps before that gave: the version
+        after the last of them is in `memory`, intact.
         """
-        result: StepResult = self._ask(request)
-        return result
+        failure: SphereError | None = None
+        try:
+            self._ask(request)
+        except SphereError as error:
+            failure = error
+        ledger = Ledger(self.memory)
+        for step in range(request.step, request.step + len(request.rates)):
+            if (result := ledger.result(step)) is None:
+                break
+            yield result
+        if failure:
+            raise type(failure)(f"step {step}: {failure}") from failure
 
     def evaluate(self, request: EvaluationRequest) -> EvaluationResult:
-        """Return the validation loss. Raises SphereError as `step`."""
-        result: EvaluationResult = self._ask(request)
+        """Return the validation loss. Raises SphereError as `run_steps`."""
+        try:
+            result: EvaluationResult = self._ask(request)
+        except SphereError as error:
+            raise type(error)(f"step {request.step}: {error}") from error
         return result
 
     @abstractmethod
@@ -77,8 +93,8 @@ class Engine(ABC):
         self.close()
 
     @abstractmethod
-    def _ask(self, request: StepRequest | EvaluationRequest) -> Any:
-        """Let the root answer a request."""
+    def _ask(self, request: StepsRequest | EvaluationRequest) -> Any:
+        """Let the root answer a request; when it raises, no sphere writes to `memory` any more."""
 
 
 def refuse_clusters(config: TreeConfig) -> None:
@@ -108,12 +124,3 @@ def open_engine(run: RunSpec, progress: Progress) -> Iterator[Engine]:
         progress("Starting Ray", 1, 1)
         with RayEngine(run, arenas) as engine:
             yield engine
-
-
-def finish(commit: CommitProtocol, squares: Squares) -> Any:
-    """Resume a commit with the squares of all segments; return its report."""
-    try:
-        commit.send(squares)
-    except StopIteration as end:
-        return end.value
-    raise RuntimeError("a commit waits for the others once")

@@ -7,22 +7,21 @@ from collections.abc import Callable, Collection, Generator
 from contextlib import ExitStack
 from typing import Any
 
-from crystalline_ray.engine.base import ROOT, Engine, SphereStats, finish
+from crystalline_ray.engine.base import ROOT, Engine, SphereStats
 from crystalline_ray.engine.process import one_worker_thread
 from crystalline_ray.progress import Progress
 from crystalline_ray.spheres import hooks, messages, sizing
 from crystalline_ray.spheres.memory import Memory
-from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 from crystalline_ray.spheres.run_spec import RunSpec
-from crystalline_ray.spheres.segment_owner import CommitProtocol, Posts
 from crystalline_ray.spheres.sphere import Sphere
+from crystalline_ray.spheres.step import Protocol
 
 
 class LocalEngine(Engine):
     """Hosts the spheres of a run in the calling thread, and is the link between them.
 
-    The receiver of a message acts at once; the reply waits until it is asked for. Commits of level-1 spheres halt where
-    they wait for one another; all go on when the first reply is asked for.
+    The receiver of a message acts at once; the reply waits until it is asked for. Level-1 spheres halt where they wait
+    for one another; all go on when the first reply is asked for.
     """
 
     def __init__(self, run: RunSpec) -> None:
@@ -35,7 +34,7 @@ class LocalEngine(Engine):
         self._settings = ExitStack()
         self._tickets = itertools.count()
         self._replies: dict[int, Any] = {}
-        self._halted: dict[int, tuple[int, CommitProtocol, Posts]] = {}
+        self._halted: dict[int, tuple[int, Protocol]] = {}
 
     def start(self, progress: Progress) -> None:
         """Make all spheres."""
@@ -65,7 +64,7 @@ class LocalEngine(Engine):
         ticket = next(self._tickets)
         reply = self._charge(sphere, self._spheres[sphere].handle, message)
         if isinstance(reply, Generator):
-            self._halted[ticket] = sphere, reply, self._charge(sphere, next, reply)
+            self._advance(ticket, sphere, reply)
         else:
             self._replies[ticket] = reply
         return ticket
@@ -73,19 +72,24 @@ class LocalEngine(Engine):
     def receive(self, tickets: Collection[int]) -> tuple[int, Any]:
         """Return the first of the tickets and its reply."""
         ticket = next(iter(tickets))
-        if ticket in self._halted:
-            found = {number: square for *_, posts in self._halted.values() for number, square in posts.items()}
-            squares = [found[number] for number in range(SYMMETRY_GROUPS)]
-            for other, (sphere, commit, _) in self._halted.items():
-                self._replies[other] = self._charge(sphere, finish, commit, squares)
-            self._halted.clear()
+        while ticket in self._halted:
+            halted, self._halted = self._halted, {}
+            for other, (sphere, protocol) in halted.items():
+                self._advance(other, sphere, protocol)
         return ticket, self._replies.pop(ticket)
 
     def beat(self) -> None:
         """Nobody watches: who is late here is the caller."""
 
-    def _ask(self, request: messages.StepRequest | messages.EvaluationRequest) -> Any:
+    def _ask(self, request: messages.StepsRequest | messages.EvaluationRequest) -> Any:
         return self._charge(ROOT, self._spheres[ROOT].handle, request)
+
+    def _advance(self, ticket: int, sphere: int, protocol: Protocol) -> None:
+        """Let a level-1 sphere go on to the next mark, at which all others will be when it goes on from there."""
+        if self._charge(sphere, next, protocol, None) is None:
+            self._replies[ticket] = None
+        else:
+            self._halted[ticket] = sphere, protocol
 
     def _charge(self, sphere: int, action: Callable[..., Any], *arguments: object) -> Any:
         """Charge a sphere the thread's time, less that of the spheres it called."""

@@ -2,8 +2,9 @@
 
 Micro-batches of a step are numbered 0, 1, ...; number m belongs to symmetry group m mod 12. A group's
 micro-batches in ascending order are cut into units of `sum_unit`; the gradients inside a unit are
-added in order by one worker, the units of a group in order by its control, and the groups in order
-by the owners of the segments. None of that depends on the shape of the tree.
+added in order by one worker, the units of a group in order by its control, and the groups in a fixed tree,
+((0+1+2) + (3+4+5)) + ((6+7+8) + (9+10+11)), by the owners of the segments. None of that depends on the tree of spheres;
+but where a node has all groups of a branch, the branch's sum is all that leaves it.
 """
 
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crystalline_ray.spheres.memory import Memory
+from crystalline_ray.spheres.memory import Floats, Memory
 from crystalline_ray.spheres.messages import Total
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 
@@ -38,6 +39,34 @@ def group_units(group: int, micro_batches: int, sum_unit: int) -> tuple[Unit, ..
         Unit(group, position, tuple(own[start : start + sum_unit]))
         for position, start in enumerate(range(0, len(own), sum_unit))
     )
+
+
+_SMALLEST_BRANCH = 3
+
+BRANCH_LEVELS = 3
+"""Levels of the tree over the groups, and so the arrays that `sum_groups` needs."""
+
+
+def sum_groups(addends: Sequence[Floats], out: Sequence[Floats]) -> Floats:
+    """Add what groups 0, 1, ... give, at most twelve arrays, in the fixed tree of the groups.
+
+    `out` are `BRANCH_LEVELS` arrays of the same shape. Returns the first of them, or the addend if there is only one.
+    """
+    return _sum_branch(addends, out, SYMMETRY_GROUPS)
+
+
+def _sum_branch(addends: Sequence[Floats], out: Sequence[Floats], size: int) -> Floats:
+    """Add a branch of `size` groups, of which the last may be missing: halves down to three groups, those in order."""
+    if size == _SMALLEST_BRANCH:
+        total, *others = addends
+        for addend in others:
+            total = np.add(total, addend, out=out[0])
+        return total
+    half = size // 2
+    total = _sum_branch(addends[:half], out, half)
+    if len(addends) <= half:
+        return total
+    return np.add(total, _sum_branch(addends[half:], out[1:], half), out=out[0])
 
 
 def add_up(

@@ -7,7 +7,7 @@ is the leaf beside it in the same process.
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,10 @@ from crystalline_ray.spheres import messages
 from crystalline_ray.spheres.canonical_sum import Admit, Unit, add_up, group_units
 from crystalline_ray.spheres.hooks import GroupCoder, RoutedBatches
 from crystalline_ray.spheres.memory import Memory
-from crystalline_ray.spheres.messages import BatchMessage, EvaluationResult, UnitMessage, Worker
+from crystalline_ray.spheres.messages import BatchMessage, EvaluationResult, UnitMessage
 from crystalline_ray.spheres.plan import SphereSpec
 from crystalline_ray.spheres.run_spec import RunSpec
+from crystalline_ray.spheres.sharing import Worker, share_work
 from crystalline_ray.spheres.sizing import UNITS_PER_WORKER, gradient_slots
 
 Fill = Callable[[int, messages.Tokens, messages.Tokens], int]
@@ -95,18 +96,19 @@ class ControlSphere(_Control):
         self._ahead: dict[int, BatchMessage] = {}
         self._chunk = max(len(run.plan.children(worker.sphere)) for worker in self._own) or 1
         self._coder = GroupCoder(spec.groups, run, memory)
+        self._workers = lru_cache(maxsize=2)(partial(share_work, run.plan, sum_unit=run.config.sum_unit))
 
-    def run_step(self, order: messages.StepOrder) -> dict[int, messages.Total]:
+    def sum_gradients(self, step: int, version: int, smoothing_weight: float) -> dict[int, messages.Total]:
         """Bring each group's gradient into its accumulator, as coded; return its total; raises as `Link.receive`."""
         steps, config = self._run.steps, self._run.config
-        micro_batches, scale = steps.micro_batches(order.step), 1.0 / steps.tokens(order.step)
+        micro_batches, scale = steps.micro_batches(step), 1.0 / steps.tokens(step)
         groups = (group_units(group, micro_batches, config.sum_unit) for group in self._spec.groups)
         units = [unit for units in groups for unit in units]
-        first = order.step * config.micro_batches
+        first = step * config.micro_batches
 
         def message(unit: Unit, region: int) -> UnitMessage:
             batches = tuple(self._take(first + number) for number in unit.micro_batches)
-            return UnitMessage(order.step, order.version, region, scale, order.smoothing_weight, batches)
+            return UnitMessage(step, version, region, scale, smoothing_weight, batches)
 
         def read_next_step() -> None:
             if self._spec.role == "leaf":
@@ -115,10 +117,11 @@ class ControlSphere(_Control):
                 if number not in self._ahead:
                     self._ahead[number] = self._read(self._fill_training, number)
 
-        run = partial(self._dispatch, workers=order.workers, idle=read_next_step)
+        workers = self._workers(micro_batches)[self._spec.id]
+        run = partial(self._dispatch, workers=workers, idle=read_next_step)
         sums = add_up(units, self._memory, self._slots, message, run)
         self.batches += sum(len(unit.micro_batches) for unit in units)
-        self._coder.encode(micro_batches, order.version)
+        self._coder.encode(micro_batches, version)
         return sums
 
     def evaluate(self, order: messages.EvaluationRequest) -> EvaluationResult:

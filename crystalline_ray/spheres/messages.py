@@ -35,20 +35,27 @@ class Order:
     version: int
 
 
-@dataclass(frozen=True, slots=True)
-class StepRequest(Order):
-    """Driver to root: run one optimizer step, with a learning rate and a weight of smoothing already scheduled."""
+class Rates(NamedTuple):
+    """The settings of one step that a schedule decides."""
 
     learning_rate: float
     smoothing_weight: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
+class StepsRequest(Order):
+    """Driver to root, root to level 1: run optimizer steps one after another, from `step` on, with these rates."""
+
+    rates: tuple[Rates, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
-    """Root to driver: the result of a step; the update was not applied if anything was non-finite.
+    """The result of a step, for the driver; the update was not applied if anything was non-finite.
 
     The loss is the mean negative log-likelihood in nats per target token, the norm is global, L2, before clipping and
     NaN if the loss was not finite, and the bytes are those of all groups' gradients as codes, see `hooks.code_bytes`.
+    `end` is when the step was finished, in seconds of this machine's monotonic clock.
     """
 
     step: int
@@ -57,22 +64,7 @@ class StepResult:
     gradient_norm: float
     applied: bool
     gradient_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Worker:
-    """A child or a borrowed sphere, which may take `quota` units of a step, None for any number."""
-
-    sphere: int
-    quota: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StepOrder(Order):
-    """Root to level 1: bring your groups' gradients into their accumulators with these workers, your own first."""
-
-    smoothing_weight: float
-    workers: tuple[Worker, ...]
+    end: float
 
 
 class Total(NamedTuple):
@@ -80,17 +72,6 @@ class Total(NamedTuple):
 
     loss: float
     tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Commit(Order):
-    """Root to level 1: all losses are finite; add the groups up in this order, agree on the norm, update, return it.
-
-    There is no update if the norm is not finite.
-    """
-
-    groups: tuple[int, ...]
-    learning_rate: float
 
 
 @dataclass(frozen=True, slots=True)

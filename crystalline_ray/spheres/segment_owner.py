@@ -1,21 +1,15 @@
 """Segment owners: each of the twelve parameter segments is reduced and updated by exactly one level-1 sphere."""
 
-import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 
 from crystalline_ray.kernels.optimizers import BLOCK, Step, adamw_update, sgd_update
+from crystalline_ray.spheres.canonical_sum import BRANCH_LEVELS, sum_groups
 from crystalline_ray.spheres.memory import Floats, Memory
-from crystalline_ray.spheres.messages import Commit
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 from crystalline_ray.spheres.run_spec import RunSpec
-
-# The squared L2 norms of the owned segments of the summed gradient by segment, and those of all twelve in order.
-Posts = dict[int, float]
-Squares = list[float]
-CommitProtocol = Generator[Posts, Squares, float]
 
 Prior = Callable[[Floats, Floats], None]
 """Overwrites a segment's gradient, given all weights, with what belongs to no micro-batch."""
@@ -45,27 +39,20 @@ class SegmentOwner:
         self._gradients: dict[int, Floats] = {}
         self._config, self._memory = run.config, memory
         self._scratch = np.empty(BLOCK, np.float32)
+        self._branches = np.empty((BRANCH_LEVELS, _BLOCK), np.float32)
 
-    def commit(self, order: Commit) -> CommitProtocol:
-        """Reduce the segments, agree with the other owners on the norm, update; repeatable, as it reads one version.
-
-        It yields what it has to make known and is resumed with the squares of all segments; the engine carries them.
-        """
-        squares = yield self.reduce(order.groups, order.version)
-        norm = math.sqrt(sum(squares))
-        if math.isfinite(norm):
-            limit = self._config.clip_norm
-            coefficient = min(1.0, limit / (norm + _CLIP_EPSILON)) if limit else 1.0
-            self.apply(order.version, order.learning_rate, coefficient)
-        return norm
-
-    def reduce(self, groups: Sequence[int], version: int) -> Posts:
-        """Add the accumulators of `groups` in order, after any prior; return the segments' squared L2 norms."""
-        with np.errstate(over="ignore", invalid="ignore"):  # the vote on the norm finds what is not finite
+    def reduce(self, groups: int, version: int) -> dict[int, float]:
+        """Add the first `groups` accumulators in their tree, and any prior; return the segments' squared L2 norms."""
+        with np.errstate(over="ignore", invalid="ignore"):  # the norm tells what is not finite
             return {number: self._reduce_segment(number, groups, version) for number in self._segments}
 
+    def clip_coefficient(self, norm: float) -> float:
+        """Return the factor that clips a gradient of this L2 norm."""
+        limit = self._config.clip_norm
+        return min(1.0, limit / (norm + _CLIP_EPSILON)) if limit else 1.0
+
     def apply(self, version: int, learning_rate: float, clip_coefficient: float) -> None:
-        """Update the segments from `version` to `version + 1` with the gradient last reduced."""
+        """Update the segments from `version` to `version + 1` with the gradient last reduced; may be repeated."""
         memory, config = self._memory, self._config
         update: Callable[..., None]
         if config.optimizer == "sgd":
@@ -84,19 +71,22 @@ class SegmentOwner:
                     Step(learning_rate, clip_coefficient, weight_decay, self._scratch),
                 )
 
-    def _reduce_segment(self, number: int, groups: Sequence[int], version: int) -> float:
+    def _reduce_segment(self, number: int, groups: int, version: int) -> float:
         part, total = self._segments[number], self._sums[number]
-        addends = [self._memory.region(group)[part] for group in groups]
-        if prior := self._priors.get(number):
+        addends = [self._memory.region(group)[part] for group in range(groups)]
+        prior = self._priors.get(number)
+        if prior:
             prior(self._memory.weights(version), total)
-            addends.insert(0, total)
-        if len(addends) == 1:
+        elif groups == 1:
             total = addends[0]
         self._gradients[number] = total
         square = 0.0
         for start in range(0, total.size, _BLOCK):
-            block, *others = (addend[start : start + _BLOCK] for addend in addends)
-            for other in others:
-                block = np.add(block, other, out=total[start : start + _BLOCK])
+            block = total[start : start + _BLOCK]
+            first, *others = (scratch[: block.size] for scratch in self._branches)
+            blocks = [addend[start : start + _BLOCK] for addend in addends]
+            added = sum_groups(blocks, [first if prior else block, *others])
+            if prior:
+                np.add(block, added, out=block)
             square += float(np.dot(block, block))
         return square

@@ -5,6 +5,7 @@ import numpy as np
 from crystalline_ray.kernels.optimizers import MOMENTS
 from crystalline_ray.model.transformer import workspace_size
 from crystalline_ray.spheres import hooks
+from crystalline_ray.spheres.ledger import ledger_part
 from crystalline_ray.spheres.memory import MemoryLayout, training_parts
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 from crystalline_ray.spheres.run_spec import RunSpec
@@ -17,7 +18,7 @@ def memory_layout(run: RunSpec) -> MemoryLayout:
     """Return the parts of the memory that the spheres of one node share."""
     regions = run.steps.groups + sum(map(len, gradient_slots(run).values()))
     parts = training_parts(run.layout.size, MOMENTS[run.config.optimizer], regions)
-    return MemoryLayout((*parts, *hooks.memory_parts(run)))
+    return MemoryLayout((*parts, ledger_part(), *hooks.memory_parts(run)))
 
 
 def gradient_slots(run: RunSpec) -> dict[int, range]:

@@ -11,6 +11,7 @@ from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.root import RootSphere
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.segment_owner import SegmentOwner
+from crystalline_ray.spheres.step import Level1Sphere
 
 
 class Sphere:
@@ -22,15 +23,12 @@ class Sphere:
         self._counted: RootSphere | ControlSphere | DeepControlSphere | LeafSphere
         if spec.role == "root":
             root = self._counted = RootSphere(run, link)
-            self._handlers = {messages.StepRequest: root.step, messages.EvaluationRequest: root.evaluate}
+            self._handlers = {messages.StepsRequest: root.run_steps, messages.EvaluationRequest: root.evaluate}
         if spec.level == 1:
             control = self._counted = ControlSphere(spec, run, memory, link)
             owner = SegmentOwner(spec.groups, run, memory, laplacian_priors(run, memory, spec.groups))
-            self._handlers = {
-                messages.StepOrder: control.run_step,
-                messages.Commit: owner.commit,
-                messages.EvaluationRequest: control.evaluate,
-            }
+            level1 = Level1Sphere(run, spec.groups, control, owner, memory)
+            self._handlers = {messages.StepsRequest: level1.run_steps, messages.EvaluationRequest: control.evaluate}
         if spec.role == "leaf" or spec.level > 1:
             worker = self._counted = (
                 LeafSphere(run, memory, link.beat)
@@ -45,5 +43,5 @@ class Sphere:
         return self._counted.batches
 
     def handle(self, message: object) -> Any:
-        """Act on a message and return the reply, or for a commit the protocol that the engine has to drive."""
+        """Act on a message and return the reply, or for steps the protocol that the engine has to drive."""
         return self._handlers[type(message)](message)

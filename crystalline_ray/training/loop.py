@@ -11,7 +11,7 @@ from crystalline_ray.data.dataset import Dataset
 from crystalline_ray.engine.base import Engine
 from crystalline_ray.errors import NonFiniteError, SphereError
 from crystalline_ray.progress import Progress
-from crystalline_ray.spheres.messages import EvaluationRequest, EvaluationResult, StepRequest, StepResult
+from crystalline_ray.spheres.messages import EvaluationRequest, EvaluationResult, Rates, StepResult, StepsRequest
 from crystalline_ray.spheres.run_spec import RunOf
 from crystalline_ray.training.events import Interrupted, Recovered, SaveDue, Stepped, Subscriber, Validated
 from crystalline_ray.training.interruption import Interruption
@@ -23,6 +23,8 @@ from crystalline_ray.training.state import Meter, TrainingState
 _MOST_SKIPPED_IN_A_ROW = 10
 # Rounds of all leaves between two reports of how far a validation is: seconds, and little waiting at the seams.
 _ROUNDS_PER_REPORT = 8
+# Steps are ordered together if they take no longer than this: a signal waits for the last of them.
+_WINDOW_SECONDS = 0.25
 
 
 @dataclass
@@ -56,7 +58,7 @@ class TrainingLoop:
             self._validate()
         try:
             while self.state.step < self.state.total_steps and self.interruption.signal is None:
-                self._step()
+                self._run_window()
             if self.interruption.signal is None:
                 self._validate()
                 self._validate_at_the_end()
@@ -68,14 +70,37 @@ class TrainingLoop:
             raise type(error)(f"{error}; step {self.state.step} is saved, go on from there with: {again}") from error
         self.say(SaveDue(self.state, wait=True))
 
-    def _step(self) -> None:
+    def _run_window(self) -> None:
+        """Run the steps until something is due, in one order to the spheres if they take no longer than a moment."""
         config, before = self.run.config, self.state
-        rate = learning_rate(config, before.step, before.total_steps)
-        weight = smoothing_weight(config, before.step, before.total_steps)
-        result = self.engine.step(StepRequest(before.step, before.version, rate, weight))
-        self.state = self._after(result)
-        self.meter.update(result.loss, result.tokens)
-        self.say(Stepped(self.state, result, rate, self.meter))
+        steps, total = range(before.step, self._end_of_window()), before.total_steps
+        rates = [Rates(learning_rate(config, step, total), smoothing_weight(config, step, total)) for step in steps]
+        done: list[tuple[TrainingState, StepResult, Rates]] = []
+        try:
+            request = StepsRequest(before.step, before.version, tuple(rates))
+            for result, rate in zip(self.engine.run_steps(request), rates, strict=False):
+                self.state = self._after(result)
+                done.append((self.state, result, rate))
+        finally:  # steps before one that failed count; the state is ahead of what is said, as the memory is
+            for state, result, rate in done:
+                self.meter.update(result.loss, result.tokens, result.end)
+                self.say(Stepped(state, result, rate.learning_rate, self.meter))
+        for _, result, _ in done:
+            self._judge(result)
+        if (step := self.state.step) < total:
+            if step % config.eval_every == 0:
+                self._validate()
+            if step % config.checkpoint_every == 0:
+                self.say(SaveDue(self.state))
+
+    def _end_of_window(self) -> int:
+        """Return the first step not to order yet: something is due before it, or a signal would wait too long."""
+        config, step, total = self.run.config, self.state.step, self.state.total_steps
+        due = [total, *(step - step % every + every for every in (config.eval_every, config.checkpoint_every))]
+        steps = int(_WINDOW_SECONDS * self.meter.steps_per_second)
+        return min(*due, step + min(max(1, steps), self.engine.longest_window))
+
+    def _judge(self, result: StepResult) -> None:
         self._skipped_in_a_row = 0 if result.applied else self._skipped_in_a_row + 1
         if not result.applied:
             self.say(Recovered(result.step, f"step {result.step}: loss or gradient not finite, update skipped"))
@@ -84,12 +109,6 @@ class TrainingLoop:
                 f"{self._skipped_in_a_row} updates in a row were not finite, the last at step {result.step}: the run "
                 "has diverged; resume from an earlier checkpoint or start again with a lower learning_rate"
             )
-        done = self.state.step
-        if done < self.state.total_steps:
-            if done % config.eval_every == 0:
-                self._validate()
-            if done % config.checkpoint_every == 0:
-                self.say(SaveDue(self.state))
 
     def _after(self, result: StepResult) -> TrainingState:
         run, before = self.run, self.state
@@ -101,7 +120,7 @@ class TrainingLoop:
             "tokens_seen": before.tokens_seen + result.tokens,
             "skipped_steps": before.skipped_steps + (not result.applied),
             "train_loss": result.loss if math.isfinite(result.loss) else before.train_loss,
-            "elapsed_seconds": time.monotonic() - self._started,
+            "elapsed_seconds": result.end - self._started,
             "is_best": False,
         }
         return before.model_copy(update=changed)

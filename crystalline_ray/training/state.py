@@ -64,14 +64,13 @@ class Meter:
         # (seconds, seconds of training, tokens) after each of the last steps
         self._marks = deque([(self._start, 0.0, 0)], maxlen=self._WINDOW + 1)
 
-    def update(self, loss: float, tokens: int) -> None:
-        """Count one finished step: its loss in nats per token (left out if not finite) and its target tokens."""
+    def update(self, loss: float, tokens: int, now: float) -> None:
+        """Count a step finished at `now`: its loss in nats per token (left out if not finite), its target tokens."""
         self.steps_done += 1
         self._tokens += tokens
         if math.isfinite(loss):
             self._loss_sum = self._DECAY * self._loss_sum + loss
             self._loss_weight = self._DECAY * self._loss_weight + 1.0
-        now = self._clock()
         self._marks.append((now, now - self._start - self._paused_seconds, self._tokens))
 
     @contextmanager
@@ -93,6 +92,12 @@ class Meter:
         """Target tokens per second of training over the last fifty steps; 0 before the first."""
         (_, start, tokens_before), (_, end, tokens) = self._marks[0], self._marks[-1]
         return (tokens - tokens_before) / (end - start) if end > start else 0.0
+
+    @property
+    def steps_per_second(self) -> float:
+        """Steps per second of training over the last fifty; 0 before the first."""
+        (_, start, _), (_, end, _) = self._marks[0], self._marks[-1]
+        return (len(self._marks) - 1) / (end - start) if end > start else 0.0
 
     @property
     def mean_tokens_per_second(self) -> float:

@@ -32,7 +32,7 @@ from crystalline_ray.lattice.quantize import VORONOI_CODES, VoronoiCode
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.layout import initialise
 from crystalline_ray.screen import figures
-from crystalline_ray.spheres.messages import StepRequest
+from crystalline_ray.spheres.messages import Rates, StepsRequest
 from crystalline_ray.training.resolve import plan_for, specify
 
 STEPS = 50
@@ -72,8 +72,7 @@ def group_gradient(steps: int) -> Floats:
         with LocalEngine(run) as engine:
             engine.memory.weights(0)[:] = initialise(run.layout, config.seed)
             engine.start(lambda *_: None)
-            for step in range(steps):
-                engine.step(StepRequest(step, step, config.learning_rate))
+            list(engine.run_steps(StepsRequest(0, 0, steps * (Rates(config.learning_rate),))))
             return engine.memory.region(0).copy()
 
 

@@ -35,7 +35,7 @@ from crystalline_ray.data.dataset import prepare
 from crystalline_ray.engine.local import LocalEngine
 from crystalline_ray.errors import CrystallineError, DeadlineError, SphereError
 from crystalline_ray.model.layout import initialise
-from crystalline_ray.spheres.messages import StepRequest
+from crystalline_ray.spheres.messages import Rates, StepsRequest
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.training.console import Console
 from crystalline_ray.training.resolve import find_head_tree, plan_for, specify
@@ -118,7 +118,7 @@ def speeds(options: argparse.Namespace, text: str, switches: list[str], console:
         def turns(switch: str) -> Iterator[object]:
             for number in range(rounds):
                 weight = smoothing_weight(runs[switch].config, number, rounds)
-                yield engines[switch].step(StepRequest(number, number, 1e-4, weight))
+                yield list(engines[switch].run_steps(StepsRequest(number, number, (Rates(1e-4, weight),))))
 
         steps = {switch: partial(next, turns(switch)) for switch in contestants}
         stage = f"Timing steps of {text}"

@@ -312,7 +312,7 @@ def test_plan_says_which_leaves_idle_and_what_memory_it_takes(capsys: pytest.Cap
     assert "306 or 408" in found["notes"][0]
     larger = run_json(capsys, "plan", "--cpus", "64", "--embed-dim", "256")
     assert larger["memory"]["weights"] > found["memory"]["weights"] > 0
-    parts = [found["memory"][part] for part in ("weights", "moments", "gradients")]
+    parts = [found["memory"][part] for part in ("weights", "moments", "gradients", "ledger")]
     assert found["memory"]["shared"] == sum(parts)
 
 

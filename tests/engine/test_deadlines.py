@@ -16,8 +16,9 @@ from crystalline_ray.engine.ray.engine import RayEngine
 from crystalline_ray.errors import DeadlineError
 from crystalline_ray.model.layout import initialise
 from crystalline_ray.progress import silent
-from crystalline_ray.spheres.messages import EvaluationRequest, StepRequest
+from crystalline_ray.spheres.messages import EvaluationRequest
 from crystalline_ray.spheres.run_spec import RunSpec
+from tests.helpers.engine_runs import run_step
 
 pytestmark = pytest.mark.ray
 
@@ -35,7 +36,7 @@ def start(run: RunSpec, arenas: Path) -> RayEngine:
 
 def run_on(engine: RayEngine) -> None:
     for step in range(10**6):
-        engine.step(StepRequest(step, step, 0.01))
+        run_step(engine, step, step, 0.01)
 
 
 def start_and_run_on(engine: RayEngine) -> None:
@@ -64,12 +65,12 @@ def test_a_stopped_leaf_of_level_1_is_named_in_a_step_of_many_micro_batches(
 ) -> None:
     run = make_run(2, deadline_seconds=DEADLINE_SECONDS, global_batch_size=2 * 204)
     engine = start(run, ray_session)
-    engine.step(StepRequest(0, 0, 0.01))
+    run_step(engine, 0, 0, 0.01)
     committed = engine.memory.weights(1).tobytes()
     os.kill(engine.board.processes()[1], signal.SIGSTOP)
     stopped = time.monotonic()
     with pytest.raises(DeadlineError, match=r"step 1: no sign of life within 3 s from sphere 1 \(leaf, level 1\)$"):
-        engine.step(StepRequest(1, 1, 0.01))
+        run_step(engine, 1, 1, 0.01)
     assert DEADLINE_SECONDS < time.monotonic() - stopped < DEADLINE_SECONDS + GRACE_SECONDS
     assert engine.memory.weights(1).tobytes() == committed
     assert_all_end(engine)
@@ -87,7 +88,7 @@ def test_a_stopped_sphere_of_any_role_is_named(
     os.kill(engine.board.processes()[sphere], signal.SIGSTOP)
     stopped = time.monotonic()
     with pytest.raises(DeadlineError, match=f"step 0: no sign of life within 3 s from {name}$"):
-        engine.step(StepRequest(0, 0, 0.01))
+        run_step(engine, 0, 0, 0.01)
     assert time.monotonic() - stopped < DEADLINE_SECONDS + GRACE_SECONDS
     assert_all_end(engine)
 
@@ -138,11 +139,11 @@ def test_the_sphere_waited_for_is_reported_every_second_from_five_seconds_on(
     engine = start(make_run(2, deadline_seconds=9.0), ray_session)
     waits: list[tuple[str, float]] = []
     engine.report_waiting = lambda sphere, seconds: waits.append((sphere, seconds))
-    engine.step(StepRequest(0, 0, 0.01))
+    run_step(engine, 0, 0, 0.01)
     assert not waits
     os.kill(engine.board.processes()[2], signal.SIGSTOP)
     with pytest.raises(DeadlineError, match="sphere 2"):
-        engine.step(StepRequest(1, 1, 0.01))
+        run_step(engine, 1, 1, 0.01)
     assert {sphere for sphere, _ in waits} == {"sphere 2 (leaf, level 1)"}
     seconds = [seconds for _, seconds in waits]
     assert 5.0 <= seconds[0] < 7.0
@@ -157,5 +158,5 @@ def test_a_step_longer_than_the_deadline_is_not_cut_while_there_is_progress(
     run = make_run(2, deadline_seconds=1.0, **fields)
     with contextlib.closing(start(run, ray_session)) as engine:
         started = time.monotonic()
-        assert engine.step(StepRequest(0, 0, 0.01)).applied
+        assert run_step(engine, 0, 0, 0.01).applied
         assert time.monotonic() - started > 1.0

@@ -17,9 +17,9 @@ from crystalline_ray.lattice.similarity import crystalline_score
 from crystalline_ray.model.layout import initialise, weights_digest
 from crystalline_ray.model.transformer import Transformer
 from crystalline_ray.spheres.control import batch_sources
-from crystalline_ray.spheres.messages import EvaluationRequest, StepRequest
+from crystalline_ray.spheres.messages import EvaluationRequest
 from crystalline_ray.spheres.run_spec import RunSpec
-from tests.helpers.engine_runs import train_steps
+from tests.helpers.engine_runs import run_step, train_steps
 from tests.helpers.examples import examples
 from tests.helpers.model_shapes import SWITCHES
 
@@ -144,7 +144,7 @@ def test_a_step_is_the_mean_gradient_over_the_global_batch(make_run: Callable[..
     with LocalEngine(run) as engine:
         engine.memory.weights(0)[:] = weights = initialise(run.layout, 1)
         engine.start(lambda *_: None)
-        result = engine.step(StepRequest(0, 0, 0.5))
+        result = run_step(engine, 0, 0, 0.5)
         updated = engine.memory.weights(1).copy()
     fill, _ = batch_sources(run, run.plan.level1[0], engine.memory)
     inputs, targets = np.empty((14, 16), np.int32), np.empty((14, 16), np.int32)
@@ -167,7 +167,7 @@ def test_clipping_scales_the_whole_gradient_to_the_norm(make_run: Callable[..., 
         with LocalEngine(run) as engine:
             engine.memory.weights(0)[:] = weights = initialise(run.layout, 1)
             engine.start(lambda *_: None)
-            norm = engine.step(StepRequest(0, 0, 1.0)).gradient_norm
+            norm = run_step(engine, 0, 0, 1.0).gradient_norm
             moved[clip] = float(np.linalg.norm((engine.memory.weights(1) - weights).astype(np.float64)))
     assert moved[0.0] == pytest.approx(norm, rel=1e-5)
     assert norm > 0.1
@@ -182,12 +182,12 @@ def test_a_step_that_was_skipped_leaves_no_trace(make_run: Callable[..., RunSpec
         with LocalEngine(run) as engine:
             engine.memory.weights(0)[:] = initialise(run.layout, 1)
             engine.start(lambda *_: None)
-            first = engine.step(StepRequest(0, 0, 0.01))
+            first = run_step(engine, 0, 0, 0.01)
             if spoilt:
                 weight, engine.memory.weights(1)[0] = float(engine.memory.weights(1)[0]), np.nan
-                assert not engine.step(StepRequest(1, 1, 0.01)).applied
+                assert not run_step(engine, 1, 1, 0.01).applied
                 engine.memory.weights(1)[0] = weight
-            assert engine.step(StepRequest(2, 1, 0.01)).applied
+            assert run_step(engine, 2, 1, 0.01).applied
             state = engine.memory.state(2)
             digests.append([weights_digest(row) for row in (engine.memory.weights(2), *state.values())])
         size = run.layout.size
@@ -205,7 +205,7 @@ def test_a_non_finite_gradient_is_not_applied(make_run: Callable[..., RunSpec]) 
         before = engine.memory.weights(1).tobytes()
         engine.start(lambda *_: None)
         with np.errstate(all="ignore"):
-            result = engine.step(StepRequest(0, 0, 1.0))
+            result = run_step(engine, 0, 0, 1.0)
         assert not result.applied
         assert engine.memory.weights(1).tobytes() == before
 

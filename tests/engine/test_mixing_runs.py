@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from crystalline_ray.engine.local import LocalEngine
 from crystalline_ray.model.layout import initialise
-from crystalline_ray.spheres.messages import StepRequest
 from crystalline_ray.spheres.run_spec import RunSpec
+from tests.helpers.engine_runs import run_step
 
 MIXING = "wte.mixing"
 
@@ -18,7 +18,7 @@ def test_an_alpha_frozen_at_zero_trains_the_plain_model_to_the_bit(make_run: Cal
             engine.memory.weights(0)[:] = initialise(run.layout, 1)
             engine.start(lambda *_: None)
             for step in range(3):
-                engine.step(StepRequest(step, step, 0.01))
+                run_step(engine, step, step, 0.01)
                 views = run.layout.views(engine.memory.weights(step + 1))
                 if mixing:
                     assert views[MIXING].item() != 0.0

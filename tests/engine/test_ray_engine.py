@@ -17,9 +17,8 @@ from crystalline_ray.engine.ray.engine import RayEngine
 from crystalline_ray.errors import ResourceError, SphereError
 from crystalline_ray.kernels.gemm import mkl_library
 from crystalline_ray.model.layout import initialise
-from crystalline_ray.spheres.messages import StepRequest
 from crystalline_ray.spheres.run_spec import RunSpec
-from tests.helpers.engine_runs import train_steps
+from tests.helpers.engine_runs import run_step, train_steps
 
 pytestmark = pytest.mark.ray
 
@@ -81,11 +80,11 @@ def test_a_killed_leaf_is_named_and_the_committed_weights_stay(
     make_run: Callable[..., RunSpec], ray_session: Path
 ) -> None:
     with contextlib.closing(started(make_run, ray_session)) as engine:
-        engine.step(StepRequest(0, 0, 0.01))
+        run_step(engine, 0, 0, 0.01)
         committed = engine.memory.weights(1).tobytes()
         os.kill(engine.board.processes()[2], signal.SIGKILL)
         with pytest.raises(SphereError, match=r"step 1: sphere 2 \(leaf, level 1\) died"):
-            engine.step(StepRequest(1, 1, 0.01))
+            run_step(engine, 1, 1, 0.01)
         assert engine.memory.weights(1).tobytes() == committed
         processes = engine.board.processes()
     assert not any(psutil.pid_exists(process) for process in processes)
@@ -127,9 +126,19 @@ def test_each_leaf_is_pinned_and_flushes_denormals(
     )
     run = type(run)(run.config, run.shape, type(run.plan)(spheres, run.plan.coordinators), run.dataset, 10**9)
     with RayEngine(run, ray_session) as engine:
-        engine.start(lambda *_: None)
+        train_steps(engine, run, 1)
+        before = {sphere.core: thread_seconds(engine.board.processes()[sphere.id]) for sphere in run.plan.leaves}
+        for step in range(1, 100):
+            run_step(engine, step, step, 0.01)
         for sphere in run.plan.leaves:
-            assert os.sched_getaffinity(engine.board.processes()[sphere.id]) == {sphere.core}
+            seconds, earlier = thread_seconds(engine.board.processes()[sphere.id]), before[sphere.core]
+            busiest = max(seconds, key=lambda thread: seconds[thread] - earlier.get(thread, 0.0))
+            assert os.sched_getaffinity(busiest) == {sphere.core}
+
+
+def thread_seconds(process: int) -> dict[int, float]:
+    """Return the CPU time of each thread of a process."""
+    return {thread.id: thread.user_time + thread.system_time for thread in psutil.Process(process).threads()}
 
 
 def test_nothing_listens_beyond_the_loopback_address(make_run: Callable[..., RunSpec], ray_session: Path) -> None:

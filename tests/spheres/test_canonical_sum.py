@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.errors import SphereError
-from crystalline_ray.spheres.canonical_sum import Unit, add_up, group_units
+from crystalline_ray.spheres.canonical_sum import BRANCH_LEVELS, Unit, add_up, group_units, sum_groups
 from crystalline_ray.spheres.control import dispatch
 from crystalline_ray.spheres.memory import Memory, MemoryLayout, training_parts
-from crystalline_ray.spheres.messages import Total, Worker
+from crystalline_ray.spheres.messages import Total
+from crystalline_ray.spheres.sharing import Worker
 from tests.helpers.examples import examples
 from tests.helpers.node_memory import node_memory
 
@@ -124,3 +125,25 @@ def test_a_level_1_leaf_gives_a_borrowed_leaf_its_whole_share_before_it_computes
     replies = dispatch(link, OWN, 4, lambda job: job, [Worker(OWN), Worker(2, quota=2)])
     assert sorted(job for job, _ in replies) == [0, 1, 2, 3]
     assert sorted(link.spheres) == [OWN, OWN, 2, 2]
+
+
+def test_groups_are_added_in_a_fixed_tree_and_missing_ones_are_left_out() -> None:
+    rng = np.random.default_rng(7)
+    a = [(10.0 ** rng.integers(-3, 4) * rng.standard_normal(SIZE)).astype(np.float32) for _ in range(12)]
+    first, second = (a[0] + a[1] + a[2]) + (a[3] + a[4] + a[5]), (a[6] + a[7] + a[8]) + (a[9] + a[10] + a[11])
+    expected = {
+        1: a[0],
+        2: a[0] + a[1],
+        5: (a[0] + a[1] + a[2]) + (a[3] + a[4]),
+        6: first,
+        7: first + a[6],
+        11: first + ((a[6] + a[7] + a[8]) + (a[9] + a[10])),
+        12: first + second,
+    }
+    given = np.array(a)
+    for groups, total in expected.items():
+        out = np.full((BRANCH_LEVELS, SIZE), np.nan, np.float32)
+        assert sum_groups(a[:groups], list(out)).tobytes() == total.tobytes()
+    assert (given == a).all()
+    chain = sum(a[1:], start=a[0])
+    assert (chain != expected[12]).any(), "numbers so unequal tell the tree from a chain"

@@ -16,7 +16,7 @@ def run_owners(memory: Memory, run: RunSpec, owners: list[tuple[int, ...]], clip
     spheres = [SegmentOwner(segments, run, memory) for segments in owners]
     squares: dict[int, float] = {}
     for sphere in spheres:
-        squares |= sphere.reduce(range(12), 3)
+        squares |= sphere.reduce(12, 3)
     for sphere in spheres:
         sphere.apply(3, 1e-2, clip)
     return sum(squares[s] for s in range(12)) ** 0.5
@@ -67,7 +67,7 @@ def test_an_update_can_be_repeated_and_leaves_the_version_it_reads_alone() -> No
     memory, run = filled_memory(*ADAMW), run_of()
     before = memory.weights(3).copy(), memory.region(0).copy()
     sphere = SegmentOwner(range(12), run, memory)
-    sphere.reduce(range(12), 3)
+    sphere.reduce(12, 3)
     sphere.apply(3, 1e-2, 0.5)
     once = memory.weights(4).tobytes()
     sphere.apply(3, 1e-2, 0.5)
@@ -91,5 +91,5 @@ def test_padding_between_tensors_stays_zero() -> None:
 def test_a_gradient_too_large_to_square_is_not_finite() -> None:
     memory, run = filled_memory(*ADAMW), run_of()
     memory.region(0)[:] = 1e30
-    squares = SegmentOwner(range(12), run, memory).reduce(range(12), 3)
+    squares = SegmentOwner(range(12), run, memory).reduce(12, 3)
     assert set(squares.values()) == {np.inf}

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from crystalline_ray.spheres.canonical_sum import group_units
 from crystalline_ray.spheres.plan import Coordinators, SpherePlan, plan_spheres
-from crystalline_ray.spheres.root import share_work
+from crystalline_ray.spheres.sharing import share_work
 from tests.helpers.examples import examples
 
 

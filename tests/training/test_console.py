@@ -87,11 +87,11 @@ def train(
     meter = Meter(first_step=0, total_steps=steps, clock=clock)
     for step in range(1, steps + 1):
         clock.now += seconds
-        meter.update(5.0, 1000)
+        meter.update(5.0, 1000, clock.now)
         state = state_at(step, steps)
         if step > steps // 2:
             state = state.model_copy(update={"validation_loss": 4.5})
-        console(Stepped(state, StepResult(step - 1, 5.0, 1000, 1.0, True, 0), 1e-3, meter))
+        console(Stepped(state, StepResult(step - 1, 5.0, 1000, 1.0, True, 0, clock.now), 1e-3, meter))
         if step == steps // 2:
             console(Validated(state, EvaluationResult((4.0, 5.0), (1.0, 1.25), 2), 2.25, 20, 143))
         if seen:

@@ -129,18 +129,18 @@ def test_a_run_that_fails_after_steps_keeps_its_metrics_and_one_before_any_keeps
 ) -> None:
     from crystalline_ray.training.loop import TrainingLoop
 
-    step = TrainingLoop._step
+    run_window = TrainingLoop._run_window
 
     def failing_at(number: int) -> Callable[[TrainingLoop], None]:
         def failing(self: TrainingLoop) -> None:
             if self.state.step == number:
                 raise BreakError
-            step(self)
+            run_window(self)
 
         return failing
 
     for number, kept in ((0, False), (3, True)):
-        monkeypatch.setattr(TrainingLoop, "_step", failing_at(number))
+        monkeypatch.setattr(TrainingLoop, "_run_window", failing_at(number))
         with pytest.raises(BreakError):
             run(name=f"broken{number}", checkpoint_every=100, log_every=1)
         assert (tmp_path / "runs" / f"broken{number}" / "metrics.jsonl").exists() == kept

@@ -23,7 +23,7 @@ def clock() -> Clock:
 def run(meter: Meter, clock: Clock, *, steps: int, seconds: float, tokens: int, loss: float = 1.0) -> None:
     for _ in range(steps):
         clock.now += seconds
-        meter.update(loss, tokens)
+        meter.update(loss, tokens, clock.now)
 
 
 def test_before_the_first_step_nothing_is_known(clock: Clock) -> None:

@@ -1,21 +1,26 @@
 """The actors, one sphere each in a process of its own, and the messages between them."""
 
+import asyncio
 import itertools
 import time
-from collections.abc import Callable, Collection, Generator
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from crystalline_ray.engine.arena import Arena
-from crystalline_ray.engine.base import SphereStats, finish
+from crystalline_ray.engine.base import SphereStats
 from crystalline_ray.engine.process import one_worker_thread, pin_to
 from crystalline_ray.engine.ray.board import Board
 from crystalline_ray.errors import CrystallineError, SphereError
+from crystalline_ray.spheres.ledger import Awaited, Ledger
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.sphere import Sphere
+from crystalline_ray.spheres.step import Protocol
+
+_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 2e-5, 1e-3
 
 START_SECONDS = 20.0
 """Seconds a process may take until it can give a sign of life, beside the deadline; another that starts renews it."""
@@ -90,33 +95,25 @@ class SphereHost:
         spec = run.plan.spheres[sphere_id]
         memory = arena.attach("root" if spec.role == "root" else "level1" if spec.level == 1 else "worker")
         self._board = Board(memory, sphere_id, run.plan, run.config.deadline_seconds)
-        if spec.core is not None:
-            pin_to(spec.core)
+        self._run, self._core = run, spec.core
         self._settings = ExitStack()  # never closed: they hold as long as the process
-        self._settings.enter_context(one_worker_thread(run.blas))
+        self._settle()
         self._link = RayLink(sphere_id, self._board)
         self._sphere = Sphere(run, sphere_id, memory, self._link)
         self._link.handle = self._sphere.handle
 
     def connect(self, actors: dict[int, Any]) -> None:
         """Take the handles of other spheres. Work is counted from here on."""
+        self._settle()  # messages may be handled by another thread than the one that began
         self._link.actors = actors
         self._board.wait_seconds = 0.0
         self._cpu, self._idle_since = time.process_time(), time.monotonic()
         self._board.beat()
 
-    def handle(self, message: Any) -> Any:
-        """Pass a message to the sphere; drive the protocol of a commit to its end."""
-        self._board.wait_seconds += time.monotonic() - self._idle_since
-        self._board.beat()
-        try:
-            reply = self._sphere.handle(message)
-            if isinstance(reply, Generator):
-                reply = finish(reply, self._board.exchange(message.step, next(reply)))
-            return reply
-        finally:
-            self._board.beat()
-            self._idle_since = time.monotonic()
+    def handle(self, message: object) -> Any:
+        """Pass a message to the sphere."""
+        with self._working():
+            return self._sphere.handle(message)
 
     def stats(self) -> SphereStats:
         """Return what the sphere did since it was connected."""
@@ -127,7 +124,8 @@ class SphereHost:
     def launch(self, run: RunSpec, arena: Arena) -> None:
         """Make every other sphere; return when all are ready. Raises CrystallineError if one is not in time."""
         plan, in_store = run.plan, (ray.put(run), ray.put(arena))
-        actors = {spec.id: HOST.remote(in_store[0], spec.id, in_store[1]) for spec in plan.spheres[1:]}
+        hosts = {spec.id: LEVEL1_HOST if spec.level == 1 else HOST for spec in plan.spheres[1:]}
+        actors = {sphere: host.remote(in_store[0], sphere, in_store[1]) for sphere, host in hosts.items()}
         self.connect(actors)
         tickets = set()
         for spec in plan.spheres[1:]:
@@ -143,9 +141,61 @@ class SphereHost:
         tickets = [self._link.call(sphere, "stats") for sphere in self._link.actors]
         return [self.stats(), *(self._link.receive([ticket])[1] for ticket in tickets)]
 
+    def _settle(self) -> None:
+        """Let the calling thread compute as a leaf does."""
+        if self._core is not None:
+            pin_to(self._core)
+        self._settings.enter_context(one_worker_thread(self._run.blas))
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Give a sign of life before and after the block; what lies between blocks is waiting."""
+        self._board.wait_seconds += time.monotonic() - self._idle_since
+        self._board.beat()
+        try:
+            yield
+        finally:
+            self._board.beat()
+            self._idle_since = time.monotonic()
+
+
+class Level1Host(SphereHost):
+    """Hosts a level-1 sphere; while it waits for others at a mark, it takes the work that they send it."""
+
+    def __init__(self, run: RunSpec, sphere_id: int, arena: Arena) -> None:
+        super().__init__(run, sphere_id, arena)
+        self._ledger = Ledger(arena.attach("level1"))
+        self._owners = {group: sphere.id for sphere in run.plan.level1 for group in sphere.groups}
+
+    async def handle(self, message: object) -> Any:
+        """Pass a message to the sphere; drive the protocol of steps to its end."""
+        reply = super().handle(message)
+        if not isinstance(reply, Generator):
+            return reply
+        while awaited := self._resume(reply):
+            await self._reach(awaited)
+        return None
+
+    def _resume(self, protocol: Protocol) -> Awaited | None:
+        with self._working():
+            return next(protocol, None)
+
+    async def _reach(self, awaited: Awaited) -> None:
+        """Wait until all rows are there. Raises DeadlineError as `Board.look`."""
+        start = looked = time.monotonic()
+        pause = _SHORTEST_PAUSE_SECONDS
+        while missing := self._ledger.missing(awaited):
+            if time.monotonic() - looked > self._board.look_seconds:
+                self._board.look({self._owners[group]: start for group in missing})
+                looked = time.monotonic()
+            time.sleep(pause)  # asyncio's own pauses take a millisecond at least
+            await asyncio.sleep(0)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
 
 # Coordinators and leaves share cores by plan, so Ray is not to count them; a lost sphere is never restarted blindly.
-HOST = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)(SphereHost)
+_ACTOR = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)
+HOST, LEVEL1_HOST = _ACTOR(SphereHost), _ACTOR(Level1Host)
 
 
 def _fetch(reference: "ray.ObjectRef[Any]", name: str) -> Any:

@@ -1,7 +1,4 @@
-"""The board: short notes of the spheres of a node and of the driver, in shared memory; a row has one writer, no lock.
-
-A row for each segment holds the squared norm that the level-1 spheres need of one another; through the root, that would
-cost it about a millisecond for each of them. A row for each sphere, and for the driver, holds its signs of life.
+"""The board: signs of life of the spheres of a node and of the driver, in shared memory; a row has one writer, no lock.
 
 A sphere that computes gives a sign of life at every micro-batch, one that waits at every look at those it waits for;
 only the first is progress. Silence is counted from the last sign of a sphere, or from the time work was sent to it if
@@ -17,25 +14,22 @@ import numpy as np
 
 from crystalline_ray.errors import DeadlineError
 from crystalline_ray.spheres.memory import Memory, Part, Writer
-from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, SpherePlan
-from crystalline_ray.spheres.segment_owner import Posts, Squares
+from crystalline_ray.spheres.plan import SpherePlan
 
 DRIVER = -1
 """The driver, whose row is the last."""
 
 # Eight numbers a row, so that the rows of two writers are not on one cache line.
 _ROW = 8
-_STAMP, _SQUARE = range(2)
 # Times of the monotonic clock, which all processes of a machine share; _WAITING_SINCE 0: waits for nobody.
 _ALIVE, _PROGRESS, _WAITING_SINCE, _WAITS_FOR, _PROCESS = range(5)
 
 _LOOK_SECONDS, _LOOKS_IN_A_DEADLINE = 1.0, 4
-_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 2e-5, 1e-3
 
 
 def board_part(plan: SpherePlan) -> Part:
     """Return the part of the memory that holds the board of a tree."""
-    return Part("board", (SYMMETRY_GROUPS + len(plan.spheres) + 1, _ROW), frozenset(get_args(Writer)), "float64")
+    return Part("board", (len(plan.spheres) + 1, _ROW), frozenset(get_args(Writer)), "float64")
 
 
 class Board:
@@ -48,11 +42,9 @@ class Board:
     def __init__(self, memory: Memory, own: int, plan: SpherePlan, deadline: float) -> None:
         self.wait_seconds = 0.0
         self.look_seconds = min(_LOOK_SECONDS, deadline / _LOOKS_IN_A_DEADLINE)
-        rows = memory.part("board")
-        self._segments, self._spheres = rows[:SYMMETRY_GROUPS], rows[SYMMETRY_GROUPS:]
+        self._spheres = memory.part("board")
         self._own = self._spheres[own]
         self._own[_PROCESS], self._own[_ALIVE] = os.getpid(), time.monotonic()
-        self._owners = {segment: sphere.id for sphere in plan.level1 for segment in sphere.groups}
         self._plan, self._deadline = plan, deadline
         self._woke = 0.0
 
@@ -61,26 +53,6 @@ class Board:
         spec = self._plan.spheres[sphere]
         place = "" if spec.core is None else f", core {spec.core}"
         return f"sphere {sphere} ({spec.role}, level {spec.level}{place})"
-
-    def exchange(self, step: int, posts: Posts) -> Squares:
-        """Publish a step's posts; return all segments' squares once they are there. Raises DeadlineError as `look`."""
-        stamp = step + 1
-        for segment, square in posts.items():
-            self._segments[segment, _SQUARE] = square
-            self._segments[segment, _STAMP] = stamp  # last: it says that the number is there
-        self.beat()
-        start = looked = time.monotonic()
-        pause = _SHORTEST_PAUSE_SECONDS
-        while (missing := np.flatnonzero(self._segments[:, _STAMP] != stamp)).size:
-            if time.monotonic() - looked > self.look_seconds:
-                self.look({self._owners[segment]: start for segment in missing.tolist()})
-                looked = time.monotonic()
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-        self.wait_seconds += time.monotonic() - start
-        self.beat()
-        squares: Squares = self._segments[:, _SQUARE].tolist()
-        return squares
 
     def beat(self) -> None:
         """Say that the own sphere makes progress; the first time, that it is ready."""

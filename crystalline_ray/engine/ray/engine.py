@@ -16,6 +16,7 @@ from crystalline_ray.engine.ray.board import DRIVER, Board, board_part
 from crystalline_ray.errors import ResourceError, SphereError
 from crystalline_ray.progress import Progress
 from crystalline_ray.spheres import hooks, messages, sizing
+from crystalline_ray.spheres.ledger import LONGEST_WINDOW
 from crystalline_ray.spheres.memory import MemoryLayout
 from crystalline_ray.spheres.run_spec import RunSpec
 
@@ -25,6 +26,8 @@ _EXIT_SECONDS = 15.0
 
 class RayEngine(Engine):
     """Hosts the spheres of a run as actors, with an arena in `arenas`. Raises ResourceError if that has no room."""
+
+    longest_window = LONGEST_WINDOW
 
     def __init__(self, run: RunSpec, arenas: Path) -> None:
         self._run = run
@@ -66,11 +69,12 @@ class RayEngine(Engine):
         # They have ended, but stay in the table of processes until Ray, their parent, takes note.
         psutil.wait_procs(spheres, timeout=_EXIT_SECONDS)
 
-    def _ask(self, request: messages.StepRequest | messages.EvaluationRequest) -> Any:
+    def _ask(self, request: messages.StepsRequest | messages.EvaluationRequest) -> Any:
         try:
             return self._link.receive([self._link.send(ROOT, request)])[1]
-        except SphereError as error:
-            raise type(error)(f"step {request.step}: {error}") from error
+        except SphereError:
+            self.close()
+            raise
 
     def _report(self) -> None:
         sphere, seconds = self.board.longest_wait()

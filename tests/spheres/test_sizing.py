@@ -16,7 +16,7 @@ from tests.helpers.node_memory import node_memory
 
 @pytest.mark.parametrize("sum_unit", [1, 2])
 def test_leaf_bytes_are_what_a_leaf_allocates(tmp_path: Path, sum_unit: int) -> None:
-    shape = gpt2_shape(vocab_size=3000, seq_len=16, embed_dim=64, num_layers=1, num_heads=2)
+    shape = gpt2_shape(vocab_size=3000, seq_len=64, embed_dim=64, num_layers=1, num_heads=2)
     config = Config(batch_size=2, sum_unit=sum_unit)
     run = RunSpec(config, shape, plan_spheres([[None]]), tmp_path, 10**9)
     memory = node_memory(memory_layout(run))

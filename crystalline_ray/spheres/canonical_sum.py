@@ -43,6 +43,9 @@ def group_units(group: int, micro_batches: int, sum_unit: int) -> tuple[Unit, ..
 
 _SMALLEST_BRANCH = 3
 
+LONGEST_CHAIN = _SMALLEST_BRANCH + 1
+"""So many groups are added in the tree as they would be one after another."""
+
 BRANCH_LEVELS = 3
 """Levels of the tree over the groups, and so the arrays that `sum_groups` needs."""
 

@@ -18,6 +18,7 @@ from crystalline_ray.errors import CheckpointError, ConfigError, ResourceError
 from crystalline_ray.lattice.tree import SHELLS, token_tree
 from crystalline_ray.model.config import Architecture, ModelShape
 from crystalline_ray.model.layout import initialise
+from crystalline_ray.spheres.canonical_sum import LONGEST_CHAIN
 from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.plan import SpherePlan, plan_spheres
 from crystalline_ray.spheres.run_spec import RunOf, RunSpec
@@ -26,6 +27,8 @@ from crystalline_ray.training.checkpoint import Checkpoint, is_locked
 from crystalline_ray.training.run_folder import CHECKPOINTS, command, find_model, load_checkpoint
 from crystalline_ray.training.schedule import learning_rate, smoothing_weight
 from crystalline_ray.training.state import TrainingState
+
+_GROUP_SUM = "tree"
 
 
 def plan_for(config: Config) -> SpherePlan:
@@ -139,6 +142,7 @@ def state_at_start(
         optimizer=run.config.optimizer,
         config_digest=run.config.digest(),
         data_digest=dataset.folder.name,
+        group_sum=_GROUP_SUM,
         began_from=start.state.weights_digest if start else "",
     )
 
@@ -163,6 +167,12 @@ def _continued(state: TrainingState, run: RunOf[Config], dataset: Dataset, folde
     saved = next((one for one in configs if one.digest() == state.config_digest), None)
     if saved is None:
         raise CheckpointError("the checkpoint belongs to another configuration: its weights would differ")
+    if state.group_sum != _GROUP_SUM and run.steps.groups > LONGEST_CHAIN:
+        raise CheckpointError(
+            f"{folder} was begun by a version that added the gradients of its {run.steps.groups} groups one after "
+            "another; they are added in a fixed tree now, so that its weights would get other bits; begin another run "
+            f"with these: {command('train --init-from', folder)}"
+        )
     if state.step >= run.steps.total:
         raise CheckpointError(
             f"{folder} has made {state.step:,} of {run.steps.total:,} steps: nothing is left to do; give it more with "
@@ -179,7 +189,8 @@ def _continued(state: TrainingState, run: RunOf[Config], dataset: Dataset, folde
                     f"{config.warmup_steps}); leave the length as it was, or begin another run with these weights: "
                     f"{command('train --init-from', folder)}"
                 )
-    return state.model_copy(update={"total_steps": run.steps.total, "config_digest": config.digest()})
+    changed = {"total_steps": run.steps.total, "config_digest": config.digest(), "group_sum": _GROUP_SUM}
+    return state.model_copy(update=changed)
 
 
 def _decided(run: RunOf[Config], step: int) -> Iterator[tuple[str, float]]:

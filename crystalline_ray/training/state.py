@@ -27,6 +27,8 @@ class TrainingState(BaseModel, frozen=True, extra="forbid"):
     config_digest: str
     data_digest: str = ""
     """Name of the prepared dataset: a hash of the text and of all that decides its tokens."""
+    group_sum: str = "chain"
+    """Order in which the gradients of the symmetry groups are added; versions that did not save it added a chain."""
     began_from: str = ""
     """`weights_digest` of the checkpoint whose weights the run began with; empty for a model that was new."""
     weights_digest: str = ""

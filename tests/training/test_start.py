@@ -139,6 +139,22 @@ def test_more_steps_that_would_have_changed_the_first_ones_are_refused(
     assert (config.runs_dir / "done" / "config.yaml").read_bytes() == before
 
 
+@pytest.mark.parametrize(("groups", "refused"), [(4, False), (5, True)])
+def test_a_run_whose_groups_were_added_in_a_chain_is_refused_if_its_bits_would_change(
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, groups: int, refused: bool
+) -> None:
+    config = make_config(name="old", steps=2, batch_size=1, global_batch_size=groups, schedule="constant")
+    with monkeypatch.context() as patch:
+        patch.setattr("crystalline_ray.training.resolve._GROUP_SUM", "chain")
+        train(config)
+    longer, folder = config.model_copy(update={"steps": 3}), config.runs_dir / "old"
+    if refused:
+        with pytest.raises(CheckpointError, match=r"5 groups one after another.* other bits.*--init-from"):
+            train(longer, resume=folder)
+    else:
+        assert train(longer, resume=folder).steps == 3
+
+
 def test_a_run_begins_with_the_weights_and_tokenizer_of_another_and_needs_it_no_more(
     make_config: Callable[..., Config], other_text: Path
 ) -> None:

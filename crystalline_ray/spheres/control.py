@@ -22,7 +22,7 @@ from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.messages import BatchMessage, EvaluationResult, UnitMessage
 from crystalline_ray.spheres.plan import SphereSpec
 from crystalline_ray.spheres.run_spec import RunSpec
-from crystalline_ray.spheres.sharing import Worker, share_work
+from crystalline_ray.spheres.sharing import Worker, deal_groups, share_work
 from crystalline_ray.spheres.sizing import UNITS_PER_WORKER, gradient_slots
 
 Fill = Callable[[int, messages.Tokens, messages.Tokens], int]
@@ -99,11 +99,14 @@ class ControlSphere(_Control):
         self._workers = lru_cache(maxsize=2)(partial(share_work, run.plan, sum_unit=run.config.sum_unit))
 
     def sum_gradients(self, step: int, version: int, smoothing_weight: float) -> dict[int, messages.Total]:
-        """Bring each group's gradient into its accumulator, as coded; return its total; raises as `Link.receive`."""
+        """Bring each gradient that this sphere sums into its accumulator, as coded; return the totals by group.
+
+        Raises as `Link.receive`.
+        """
         steps, config = self._run.steps, self._run.config
         micro_batches, scale = steps.micro_batches(step), 1.0 / steps.tokens(step)
-        groups = (group_units(group, micro_batches, config.sum_unit) for group in self._spec.groups)
-        units = [unit for units in groups for unit in units]
+        own = [group for group, sphere in deal_groups(self._run.plan, micro_batches).items() if sphere == self._spec.id]
+        units = [unit for group in own for unit in group_units(group, micro_batches, config.sum_unit)]
         first = step * config.micro_batches
 
         def message(unit: Unit, region: int) -> UnitMessage:
@@ -121,7 +124,7 @@ class ControlSphere(_Control):
         run = partial(self._dispatch, workers=workers, idle=read_next_step)
         sums = add_up(units, self._memory, self._slots, message, run)
         self.batches += sum(len(unit.micro_batches) for unit in units)
-        self._coder.encode(micro_batches, version)
+        self._coder.encode(sums, micro_batches, version)
         return sums
 
     def evaluate(self, order: messages.EvaluationRequest) -> EvaluationResult:

@@ -1,7 +1,7 @@
 """The switches of the crystal where they meet the spheres: a hook for each, and the parts of the memory they need."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -91,15 +91,15 @@ class GroupCoder:
         codec = make_codec(run.config.gradient_compression)
         self._coder = GradientCoder(codec, run.layout.padding) if codec else None
 
-    def encode(self, micro_batches: int, version: int) -> None:
-        """Code the accumulators of the groups that have a micro-batch among so many."""
+    def encode(self, summed: Iterable[int], micro_batches: int, version: int) -> None:
+        """Code the accumulators of these groups; keep the residuals of own groups without any of the micro-batches."""
         if self._coder is None:
             return
         before, after = (self._memory.part("residuals", each) for each in (version, version + 1))
+        for group in summed:
+            self._coder.encode_in_place(self._memory.region(group), before[group], after[group])
         for group in self._groups:
-            if group < micro_batches:
-                self._coder.encode_in_place(self._memory.region(group), before[group], after[group])
-            else:
+            if group >= micro_batches:
                 after[group] = before[group]
 
 

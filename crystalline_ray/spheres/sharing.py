@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from crystalline_ray.spheres.canonical_sum import group_units
-from crystalline_ray.spheres.plan import SpherePlan
+from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, SpherePlan
 
 
 class Worker(NamedTuple):
@@ -13,6 +13,15 @@ class Worker(NamedTuple):
     quota: int | None = None
 
 
+def deal_groups(plan: SpherePlan, micro_batches: int) -> dict[int, int]:
+    """Return the level-1 sphere that sums each group: the owner of its segment, or in a step of fewer than twelve
+    micro-batches, where only as many groups have one, spheres as far apart as there are.
+    """
+    owners = [sphere.id for sphere in plan.level1 for _ in sphere.groups]
+    groups = min(SYMMETRY_GROUPS, micro_batches)
+    return {group: owners[group * SYMMETRY_GROUPS // groups] for group in range(groups)}
+
+
 def share_work(plan: SpherePlan, micro_batches: int, sum_unit: int) -> dict[int, list[Worker]]:
     """Return the workers each level-1 sphere may use in a step: its own without limit, then borrowed ones with a quota.
 
@@ -20,18 +29,17 @@ def share_work(plan: SpherePlan, micro_batches: int, sum_unit: int) -> dict[int,
     gradient, never the order of the sum. Every leaf gets at most ceil(units / leaves) units. A sphere that lends does
     not borrow, so no two wait for each other.
     """
-    units = {
-        sphere.id: sum(len(group_units(group, micro_batches, sum_unit)) for group in sphere.groups)
-        for sphere in plan.level1
-    }
+    units = dict.fromkeys((sphere.id for sphere in plan.level1), 0)
+    for group, sphere in deal_groups(plan, micro_batches).items():
+        units[sphere] += len(group_units(group, micro_batches, sum_unit))
     rounds = -(-sum(units.values()) // len(plan.leaves))
     shared: dict[int, list[Worker]] = {}
     spare: dict[int, int] = {}
     offers: list[tuple[int, int]] = []
-    for sphere in plan.level1:
-        own = (sphere,) if sphere.role == "leaf" else plan.children(sphere.id)
-        shared[sphere.id] = [Worker(worker.id) for worker in own]
-        rest = spare[sphere.id] = rounds * len(plan.leaves_below(sphere)) - units[sphere.id]
+    for spec in plan.level1:
+        own = (spec,) if spec.role == "leaf" else plan.children(spec.id)
+        shared[spec.id] = [Worker(worker.id) for worker in own]
+        rest = spare[spec.id] = rounds * len(plan.leaves_below(spec)) - units[spec.id]
         for position, worker in enumerate(own):  # each offers an even part of what the sphere does not need
             part = min(-(-rest // (len(own) - position)), rounds * len(plan.leaves_below(worker)))
             if part > 0:

@@ -35,11 +35,13 @@ class Level1Sphere:
 
     def _run_step(self, step: int, version: int, rates: Rates) -> Protocol:
         sums = self._control.sum_gradients(step, version, rates.smoothing_weight)
-        self._ledger.write_sums(step, self._groups, sums, self._group_bytes)
+        micro_batches = self._run.steps.micro_batches(step)
+        without = [group for group in self._groups if group >= micro_batches]
+        self._ledger.write_sums(step, [*sums, *without], sums, self._group_bytes)
         yield Awaited(step, Mark.SUMMED)
         if self._ledger.losses_are_finite(step):
-            groups = min(SYMMETRY_GROUPS, self._run.steps.micro_batches(step))
-            self._ledger.write_squares(step, self._owner.reduce(groups, version))
+            squares = self._owner.reduce(min(SYMMETRY_GROUPS, micro_batches), version)
+            self._ledger.write_squares(step, squares)
             yield Awaited(step, Mark.SQUARED)
             if math.isfinite(norm := self._ledger.norm(step)):
                 self._owner.apply(version, rates.learning_rate, self._owner.clip_coefficient(norm))

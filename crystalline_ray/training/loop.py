@@ -24,7 +24,7 @@ _MOST_SKIPPED_IN_A_ROW = 10
 # Rounds of all leaves between two reports of how far a validation is: seconds, and little waiting at the seams.
 _ROUNDS_PER_REPORT = 8
 # Steps are ordered together if they take no longer than this: a signal waits for the last of them.
-_WINDOW_SECONDS = 0.25
+_WINDOW_SECONDS = 0.5
 
 
 @dataclass

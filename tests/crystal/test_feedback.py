@@ -38,7 +38,7 @@ class Node:
         """Code gradients of groups 0, 1, ... and return what is read of them."""
         for group, seed in enumerate(seeds):
             self.memory.region(group)[:] = self.gradient(seed)
-        self.coder.encode(len(seeds), version)
+        self.coder.encode(range(len(seeds)), len(seeds), version)
         return [self.memory.region(group).copy() for group in range(len(seeds))]
 
 
@@ -65,7 +65,7 @@ def test_a_repeated_step_gives_the_same_bits_and_a_skipped_one_leaves_no_trace(
         each.code(0, 0, 1)
     node.memory.region(0)[:] = np.nan
     node.memory.region(1)[:] = np.inf
-    node.coder.encode(2, 1)
+    node.coder.encode(range(2), 2, 1)
     for view in node.layout.views(node.memory.region(0)).values():
         assert not np.isfinite(view).any()
     once, again, alone = node.code(1, 2, 3), node.code(1, 2, 3), other.code(1, 2, 3)
@@ -78,7 +78,7 @@ def test_a_number_that_is_none_is_read_as_none(tmp_path: Path) -> None:
     node = Node(tmp_path, "e8")
     node.memory.region(0)[:] = node.gradient(1)
     node.memory.region(0)[1000] = np.nan
-    node.coder.encode(1, 0)
+    node.coder.encode([0], 1, 0)
     assert np.isnan(node.memory.region(0)[1000])
 
 

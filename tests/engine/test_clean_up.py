@@ -75,7 +75,7 @@ def arena(tmp_path: Path) -> Iterator[Arena]:
 
 def test_an_arena_has_its_full_size_from_the_start_and_is_removed_whole(arena: Arena) -> None:
     sizes = {path.name: path.stat().st_size for path in arena.folder.iterdir()}
-    assert sizes == {"weights": 2 * 128, "moments": 4 * 128, "gradients": 3 * 128, "board": (12 + 2 + 1) * 64}
+    assert sizes == {"weights": 2 * 128, "moments": 4 * 128, "gradients": 3 * 128, "board": (2 + 1) * 64}
     assert all(path.stat().st_mode & 0o077 == 0 for path in (arena.folder, *arena.folder.iterdir()))
     writer = arena.attach("level1")
     writer.weights(1)[:] = 7.0

@@ -5,15 +5,29 @@ from hypothesis import strategies as st
 
 from crystalline_ray.spheres.canonical_sum import group_units
 from crystalline_ray.spheres.plan import Coordinators, SpherePlan, plan_spheres
-from crystalline_ray.spheres.sharing import share_work
+from crystalline_ray.spheres.sharing import deal_groups, share_work
 from tests.helpers.examples import examples
 
 
 def units_of(plan: SpherePlan, micro_batches: int, sum_unit: int) -> dict[int, int]:
-    return {
-        sphere.id: sum(len(group_units(group, micro_batches, sum_unit)) for group in sphere.groups)
-        for sphere in plan.level1
-    }
+    units = {sphere.id: 0 for sphere in plan.level1}
+    for group, sphere in deal_groups(plan, micro_batches).items():
+        units[sphere] += len(group_units(group, micro_batches, sum_unit))
+    return units
+
+
+@examples(40)
+@given(cores=st.integers(1, 180), micro_batches=st.integers(1, 30))
+def test_groups_are_dealt_evenly_and_to_the_owners_of_their_segments_where_all_twelve_have_work(
+    cores: int, micro_batches: int
+) -> None:
+    plan = plan_spheres([[None] * cores], coordinators="shared")
+    dealt = deal_groups(plan, micro_batches)
+    counts = [list(dealt.values()).count(sphere.id) for sphere in plan.level1]
+    assert sorted(dealt) == list(range(min(12, micro_batches)))
+    assert max(counts) - min(counts) <= 1
+    if micro_batches >= 12:
+        assert all(group in plan.spheres[sphere].groups for group, sphere in dealt.items())
 
 
 @examples(40)

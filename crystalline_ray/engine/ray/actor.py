@@ -15,8 +15,9 @@ from crystalline_ray.engine.base import SphereStats
 from crystalline_ray.engine.process import one_worker_thread, pin_to
 from crystalline_ray.engine.ray.board import Board
 from crystalline_ray.errors import CrystallineError, SphereError
-from crystalline_ray.spheres.ledger import Awaited, Ledger
+from crystalline_ray.spheres.ledger import Awaited, Ledger, Mark
 from crystalline_ray.spheres.run_spec import RunSpec
+from crystalline_ray.spheres.sharing import deal_groups
 from crystalline_ray.spheres.sphere import Sphere
 from crystalline_ray.spheres.step import Protocol
 
@@ -180,13 +181,20 @@ class Level1Host(SphereHost):
         with self._working():
             return next(protocol, None)
 
+    def _owner(self, group: int, awaited: Awaited) -> int:
+        """Return the sphere whose row is missing."""
+        dealt = {}
+        if awaited.mark is Mark.SUMMED:
+            dealt = deal_groups(self._run.plan, self._run.steps.micro_batches(awaited.step))
+        return dealt.get(group, self._owners[group])
+
     async def _reach(self, awaited: Awaited) -> None:
         """Wait until all rows are there. Raises DeadlineError as `Board.look`."""
         start = looked = time.monotonic()
         pause = _SHORTEST_PAUSE_SECONDS
         while missing := self._ledger.missing(awaited):
             if time.monotonic() - looked > self._board.look_seconds:
-                self._board.look({self._owners[group]: start for group in missing})
+                self._board.look({self._owner(group, awaited): start for group in missing})
                 looked = time.monotonic()
             time.sleep(pause)  # asyncio's own pauses take a millisecond at least
             await asyncio.sleep(0)

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -75,7 +75,8 @@ class Namespace:
 
     def command(self, arguments: Sequence[str], folder: str = "/") -> list[str]:
         """Return the command that runs `arguments` inside, in the working directory `folder`."""
-        return ["nsenter", "--all", "--target", str(self.pid), "env", f"--chdir={folder}", *arguments]
+        inside = ["nsenter", "--all", "--target", str(self.pid), "setpriv", "--pdeathsig", "KILL"]
+        return [*inside, "env", f"--chdir={folder}", *arguments]
 
     def ip(self, arguments: str) -> None:
         """Run `ip` inside; the device `self` does not exist there yet."""
@@ -86,9 +87,10 @@ class Namespace:
         burst = max(65_536, int(mbit * 250))  # 2 ms of the rate, and the largest packet that is not cut
         self._queue(f"dev {device} root handle 1: tbf rate {mbit}mbit burst {burst} latency 50ms")
 
-    def delay(self, device: str, milliseconds: float) -> None:
-        """Hold what leaves by a device for so long."""
-        self._queue(f"dev {device} root netem delay {milliseconds}ms limit 100000")
+    def delay(self, device: str, milliseconds: float, mbit: float | None) -> None:
+        """Hold what leaves by a device for so long, and limit its rate as `limit` does."""
+        rate = f"rate {mbit}mbit" if mbit else ""
+        self._queue(f"dev {device} root netem delay {milliseconds}ms {rate} limit 100000")
 
     def _queue(self, arguments: str) -> None:
         _run(["nsenter", "--net", "--target", str(self.pid), "tc", "qdisc", "replace", *arguments.split()])
@@ -124,7 +126,8 @@ class Node:
     ) -> "subprocess.Popen[str]":
         """Start a command on this node with variables `env`; other options are those of `subprocess.Popen`."""
         bound = ["taskset", "--cpu-list", ",".join(map(str, self.cores)), *command]
-        variables = {**os.environ, **self.environment, **env}
+        outside = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        variables = {**outside, **self.environment, **env}
         return subprocess.Popen(self.space.command(bound, str(folder)), text=True, env=variables, **to)
 
     def run(self, command: Sequence[str], timeout: float = _DEADLINE_SECONDS, **options: Any) -> str:
@@ -202,7 +205,7 @@ class Cluster:
             self._switch.ip(f"link set {_BRIDGE} up")
             opened.callback(self._join_this_machine())
             for number in range(self.count):
-                self.nodes.append(self._make_node(number))
+                self.nodes.append(self._make_node(number, opened))
                 opened.callback(self.nodes[-1].close)
             self._open = opened.pop_all()
         return self
@@ -222,13 +225,14 @@ class Cluster:
         head = ["--head", f"--port={RAY_PORT}", f"--include-dashboard={self.jobs}"]
         place = [f"--address={self.address}"] if number else head
         cpus = self.cpus[number] if self.cpus else len(node.cores)
-        command = ["ray", "start", "--block", *place, f"--node-ip-address={node.address}", f"--num-cpus={cpus}"]
-        log = f"/proc/{node.space.pid}/root/tmp/ray_start.log"
-        with open(log, "w", encoding="utf-8") as output:
-            start = [_program("ray"), *command[1:], "--disable-usage-stats", *options]
-            node.ray = node.popen(start, stdout=output, stderr=subprocess.STDOUT)
+        given = [f"--node-ip-address={node.address}", f"--num-cpus={cpus}", "--disable-usage-stats", *options]
+        ray = str(Path(sys.executable).with_name("ray"))
+        log = Path(f"/proc/{node.space.pid}/root/tmp/ray_start.log")
+        with log.open("w", encoding="utf-8") as output:
+            command = [ray, "start", "--block", *place, *given]
+            node.ray = node.popen(command, stdout=output, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + _DEADLINE_SECONDS
-        while "Ray runtime started" not in (printed := Path(log).read_text(encoding="utf-8")):
+        while "Ray runtime started" not in (printed := log.read_text(encoding="utf-8")):
             if node.ray.poll() is not None or time.monotonic() > deadline:
                 raise ClusterError(f"{node.name}: Ray did not start:\n{printed}")
             time.sleep(0.05)
@@ -241,11 +245,11 @@ class Cluster:
         """Restore a link that was cut."""
         self._switch.ip(f"link set port{number} up")
 
-    def _make_node(self, number: int) -> Node:
+    def _make_node(self, number: int, opened: ExitStack) -> Node:
         below_tmp = [str(path.relative_to("/tmp")) for path in self._seen() if path.is_relative_to("/tmp")]
         kinds = ["net", "mount", "pid", "mount-proc", "uts", "ipc"]
         name, address = f"node{number}", f"{self._subnet}.{number + 2}"
-        space = Namespace(kinds, _NODE, name, *below_tmp)
+        space = opened.enter_context(closing(Namespace(kinds, _NODE, name, *below_tmp)))
         self._switch.ip(f"link add port{number} type veth peer name eth0 netns {space.pid}")
         self._switch.ip(f"link set port{number} master {_BRIDGE} up")
         for command in ("link set lo up", f"address add {address}/24 dev eth0", "link set eth0 up"):
@@ -254,7 +258,7 @@ class Cluster:
         if self.mbit:
             space.limit("eth0", self.mbit)
         if self.delay_ms:
-            self._switch.delay(f"port{number}", self.delay_ms)
+            self._switch.delay(f"port{number}", self.delay_ms, self.mbit)
         elif self.mbit:
             self._switch.limit(f"port{number}", self.mbit)
         environment = {
@@ -278,7 +282,7 @@ class Cluster:
         device = f"cr{os.getpid()}-{secrets.token_hex(2)}"
         self._switch.ip(f"link add host type veth peer name {device} netns {os.getpid()}")
         self._switch.ip(f"link set host master {_BRIDGE} up")
-        self._subnet = next(subnet for subnet in _subnets() if subnet not in _run(["ip", "address"]))
+        self._subnet = _free_subnet()
         _run(f"ip address add {self._subnet}.1/24 dev {device}".split())
         _run(f"ip link set {device} up".split())
         return lambda: self._switch.ip("link delete host")  # the kernel would do it, a little later
@@ -288,33 +292,33 @@ def refuse_unfit_systems() -> None:
     """Raise ClusterError with the reason if this system does not permit namespaces and shaped links."""
     if sys.platform != "linux" or os.geteuid() != 0:
         raise ClusterError("a cluster of namespaces needs root on Linux")
-    for program in ("ip", "tc", "unshare", "nsenter", "taskset"):
+    for program in ("ip", "tc", "unshare", "nsenter", "setpriv", "taskset"):
         if shutil.which(program) is None:
             raise ClusterError(f"a cluster of namespaces needs the program {program}")
-    _try_queue("tbf rate 1mbit burst 10kb latency 1ms", "namespaces and limits on links are not permitted here")
+    _try("tc qdisc add dev lo root tbf rate 1mbit burst 10kb latency 1ms", "limits on links are not permitted here")
+    _try("ip link add bridge type bridge", "bridges are not permitted here")
+    _try("ip link add one type veth peer name other", "links between namespaces are not permitted here")
 
 
 def refuse_undelayed_links() -> None:
     """Raise ClusterError if this kernel cannot delay packets."""
-    _try_queue("netem", "this kernel has no netem, which delays packets")
+    _try("tc qdisc add dev lo root netem", "this kernel has no netem, which delays packets")
 
 
-def _try_queue(queue: str, otherwise: str) -> None:
+def _try(command: str, otherwise: str) -> None:
     try:
-        _run(["unshare", "--net", "--mount", "--pid", "--fork", *f"tc qdisc add dev lo root {queue}".split()])
+        _run(["unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork", *command.split()])
     except ClusterError as error:
         raise ClusterError(f"{otherwise} ({error})") from error
 
 
-def _subnets() -> Iterator[str]:
-    """Yield the first three bytes of networks, beginning with one that other processes hardly begin with."""
+def _free_subnet() -> str:
+    """Return the first three bytes of a network that this machine has not, first one that others hardly try first."""
+    taken = _run(["ip", "address"])
     for number in range(256):
-        yield f"{_NETWORK}.{(os.getpid() + number) % 256}"
-
-
-def _program(name: str) -> str:
-    """Return the path of a program of this Python environment."""
-    return str(Path(sys.executable).with_name(name))
+        if (subnet := f"{_NETWORK}.{(os.getpid() + number) % 256}") + "." not in taken:
+            return subnet
+    raise ClusterError(f"all networks below {_NETWORK} are in use")
 
 
 def _run(command: Sequence[str]) -> str:

@@ -53,7 +53,7 @@ class GradientCoder:
 
     def encode_in_place(self, gradient: Floats, before: Floats, after: Floats) -> None:
         """Overwrite a gradient (n,) and the residual `after` it, given that `before` it."""
-        with np.errstate(over="ignore", invalid="ignore"):  # the vote on the norm finds what is not finite
+        with np.errstate(over="ignore", invalid="ignore"):  # the norm tells what is not finite
             for part in row_blocks(gradient.size, SPAN):
                 values = self._values[: part.stop - part.start]
                 codes = self._codes[: self._codec.num_bytes(values.size)]

@@ -10,7 +10,7 @@ from typing import Any, Self
 from crystalline_ray.errors import ConfigError, SphereError
 from crystalline_ray.progress import Progress
 from crystalline_ray.spheres.config import TreeConfig
-from crystalline_ray.spheres.ledger import Ledger
+from crystalline_ray.spheres.ledger import LONGEST_WINDOW, Ledger
 from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.messages import EvaluationRequest, EvaluationResult, StepResult, StepsRequest
 from crystalline_ray.spheres.plan import Role
@@ -38,9 +38,9 @@ class SphereStats:
 class Engine(ABC):
     """Hosts the spheres of one run; a context manager that leaves nothing behind.
 
-    Weights and moments must be in `memory` before the first step. `longest_window` steps may be ordered at once, where
-    an order costs time. `report_waiting` is called about once a second with a
-    sphere and the seconds of silence, once a step or an evaluation has made no progress for five seconds.
+    Weights and moments must be in `memory` before the first step. `longest_window` is how many steps to order at once.
+    `report_waiting` is called about once a second with a sphere and the seconds of silence, once a step or an
+    evaluation has made no progress for five seconds.
     """
 
     memory: Memory
@@ -52,23 +52,27 @@ class Engine(ABC):
         """Make all spheres. Raises CrystallineError if one could not be made, or not in time."""
 
     def run_steps(self, request: StepsRequest) -> Iterator[StepResult]:
-        """Run optimizer steps, at most `longest_window`, then yield what each gave.
+        """Run optimizer steps, at most `longest_window` and none after one that was not applied; yield what each gave.
 
-        Raises SphereError if a sphere died or is silent, after it yielded what the steps before that gave: the version
-        after the last of them is in `memory`, intact.
+        Raises SphereError if a sphere died or is silent before it has finished a step, after it yielded what the steps
+        before gave: the version after the last of them is in `memory`, intact.
         """
+        if len(request.rates) > LONGEST_WINDOW:
+            raise ValueError(f"expected at most {LONGEST_WINDOW} steps at once, got {len(request.rates)}")
         failure: SphereError | None = None
         try:
             self._ask(request)
         except SphereError as error:
-            failure = error
-        ledger = Ledger(self.memory)
+            failure = error  # no engine answers after that; what was finished before counts
+        ledger, applied = Ledger(self.memory), True
         for step in range(request.step, request.step + len(request.rates)):
+            if not applied:
+                return
             if (result := ledger.result(step)) is None:
-                break
+                failure = failure or SphereError("level-1 spheres have not finished it")
+                raise type(failure)(f"step {step}: {failure}") from failure
+            applied = result.applied
             yield result
-        if failure:
-            raise type(failure)(f"step {step}: {failure}") from failure
 
     def evaluate(self, request: EvaluationRequest) -> EvaluationResult:
         """Return the validation loss. Raises SphereError as `run_steps`."""

@@ -14,7 +14,7 @@ from crystalline_ray.spheres import hooks, messages, sizing
 from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.sphere import Sphere
-from crystalline_ray.spheres.step import Protocol
+from crystalline_ray.spheres.step import StepProtocol
 
 
 class LocalEngine(Engine):
@@ -34,7 +34,7 @@ class LocalEngine(Engine):
         self._settings = ExitStack()
         self._tickets = itertools.count()
         self._replies: dict[int, Any] = {}
-        self._halted: dict[int, tuple[int, Protocol]] = {}
+        self._halted: dict[int, tuple[int, StepProtocol]] = {}
 
     def start(self, progress: Progress) -> None:
         """Make all spheres."""
@@ -84,7 +84,7 @@ class LocalEngine(Engine):
     def _ask(self, request: messages.StepsRequest | messages.EvaluationRequest) -> Any:
         return self._charge(ROOT, self._spheres[ROOT].handle, request)
 
-    def _advance(self, ticket: int, sphere: int, protocol: Protocol) -> None:
+    def _advance(self, ticket: int, sphere: int, protocol: StepProtocol) -> None:
         """Let a level-1 sphere go on to the next mark, at which all others will be when it goes on from there."""
         if self._charge(sphere, next, protocol, None) is None:
             self._replies[ticket] = None

@@ -2,7 +2,8 @@
 
 A step has three marks: every group's gradient is summed, every segment's squared norm is known, every segment is
 updated. At each mark a level-1 sphere waits for all twelve rows and draws its conclusion from all of them by the rules
-below: all commit a step or none does, and nobody asks the root. A row has one writer, so the ledger needs no lock.
+below: all commit a step or none does, and nobody asks the root. A number has one writer, so the ledger needs no lock; a
+mark is written after what it stands for, and processors of the x86 family keep that order. Each step is run once.
 """
 
 import math
@@ -25,7 +26,7 @@ LONGEST_WINDOW = 32
 
 # Eight numbers a row, so that the rows of two writers are not on one cache line.
 _COLUMNS = 8
-# A mark's column holds the step before which its writer was last seen there.
+# The column of a mark holds the number of the step and one, which no row of zeros has.
 _SUMMED, _SQUARED, _UPDATED, _LOSS, _TOKENS, _BYTES, _SQUARE, _SECONDS = range(_COLUMNS)
 
 
@@ -70,7 +71,7 @@ class Ledger:
         self._reach(step, Mark.SQUARED, squares)
 
     def write_updated(self, step: int, segments: Iterable[int]) -> None:
-        """Say that all is done for these segments in this step, whether it was an update or none."""
+        """Say that nothing more is done to these segments in this step, whether they were updated or not."""
         for segment in segments:
             self._row(step, segment)[_SECONDS] = time.monotonic()
         self._reach(step, Mark.UPDATED, segments)

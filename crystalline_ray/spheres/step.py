@@ -12,7 +12,7 @@ from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.segment_owner import SegmentOwner
 
-Protocol = Generator[Awaited, None, None]
+StepProtocol = Generator[Awaited, None, None]
 """Steps that halt where they need others; an engine resumes them once what they await is in the ledger."""
 
 
@@ -25,15 +25,16 @@ class Level1Sphere:
         self._run, self._groups, self._control, self._owner = run, groups, control, owner
         self._ledger, self._group_bytes = Ledger(memory), code_bytes(run)
 
-    def run_steps(self, request: StepsRequest) -> Protocol:
-        """Run steps one after another; every level-1 sphere comes to the same version by the same rule."""
-        version = request.version
-        for step, rates in enumerate(request.rates, request.step):
-            yield from self._run_step(step, version, rates)
+    def run_steps(self, request: StepsRequest) -> StepProtocol:
+        """Run steps one after another, until one is not applied: every level-1 sphere stops there by the same rule."""
+        for done, rates in enumerate(request.rates):
+            step = request.step + done
+            yield from self._run_step(step, request.version + done, rates)
             yield Awaited(step, Mark.UPDATED)
-            version += math.isfinite(self._ledger.norm(step))
+            if not math.isfinite(self._ledger.norm(step)):
+                return
 
-    def _run_step(self, step: int, version: int, rates: Rates) -> Protocol:
+    def _run_step(self, step: int, version: int, rates: Rates) -> StepProtocol:
         sums = self._control.sum_gradients(step, version, rates.smoothing_weight)
         micro_batches = self._run.steps.micro_batches(step)
         without = [group for group in self._groups if group >= micro_batches]

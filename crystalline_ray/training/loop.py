@@ -81,10 +81,12 @@ class TrainingLoop:
             for result, rate in zip(self.engine.run_steps(request), rates, strict=False):
                 self.state = self._after(result)
                 done.append((self.state, result, rate))
-        finally:  # steps before one that failed count; the state is ahead of what is said, as the memory is
+        finally:  # the steps before one that failed count
             for state, result, rate in done:
                 self.meter.update(result.loss, result.tokens, result.end)
                 self.say(Stepped(state, result, rate.learning_rate, self.meter))
+                if not result.applied:
+                    self.say(Recovered(result.step, f"step {result.step}: loss or gradient not finite, update skipped"))
         for _, result, _ in done:
             self._judge(result)
         if (step := self.state.step) < total:
@@ -102,8 +104,6 @@ class TrainingLoop:
 
     def _judge(self, result: StepResult) -> None:
         self._skipped_in_a_row = 0 if result.applied else self._skipped_in_a_row + 1
-        if not result.applied:
-            self.say(Recovered(result.step, f"step {result.step}: loss or gradient not finite, update skipped"))
         if self._skipped_in_a_row >= _MOST_SKIPPED_IN_A_ROW:
             raise NonFiniteError(
                 f"{self._skipped_in_a_row} updates in a row were not finite, the last at step {result.step}: the run "

@@ -167,7 +167,9 @@ def _continued(state: TrainingState, run: RunOf[Config], dataset: Dataset, folde
     saved = next((one for one in configs if one.digest() == state.config_digest), None)
     if saved is None:
         raise CheckpointError("the checkpoint belongs to another configuration: its weights would differ")
-    if state.group_sum != _GROUP_SUM and run.steps.groups > LONGEST_CHAIN:
+    # A prior was added before the groups; two of three addends in another order are other bits.
+    longest_chain = 1 if config.laplacian_prior else LONGEST_CHAIN
+    if state.group_sum != _GROUP_SUM and run.steps.groups > longest_chain:
         raise CheckpointError(
             f"{folder} was begun by a version that added the gradients of its {run.steps.groups} groups one after "
             "another; they are added in a fixed tree now, so that its weights would get other bits; begin another run "

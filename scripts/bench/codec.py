@@ -72,7 +72,8 @@ def group_gradient(steps: int) -> Floats:
         with LocalEngine(run) as engine:
             engine.memory.weights(0)[:] = initialise(run.layout, config.seed)
             engine.start(lambda *_: None)
-            list(engine.run_steps(StepsRequest(0, 0, steps * (Rates(config.learning_rate),))))
+            for step in range(steps):
+                list(engine.run_steps(StepsRequest(step, step, (Rates(config.learning_rate),))))
             return engine.memory.region(0).copy()
 
 

@@ -16,8 +16,9 @@ from crystalline_ray.kernels.gemm import mkl_library
 from crystalline_ray.lattice.similarity import crystalline_score
 from crystalline_ray.model.layout import initialise, weights_digest
 from crystalline_ray.model.transformer import Transformer
+from crystalline_ray.progress import silent
 from crystalline_ray.spheres.control import batch_sources
-from crystalline_ray.spheres.messages import EvaluationRequest
+from crystalline_ray.spheres.messages import EvaluationRequest, Rates, StepsRequest
 from crystalline_ray.spheres.run_spec import RunSpec
 from tests.helpers.engine_runs import run_step, train_steps
 from tests.helpers.examples import examples
@@ -208,6 +209,16 @@ def test_a_non_finite_gradient_is_not_applied(make_run: Callable[..., RunSpec]) 
             result = run_step(engine, 0, 0, 1.0)
         assert not result.applied
         assert engine.memory.weights(1).tobytes() == before
+
+
+def test_steps_ordered_together_end_with_one_that_is_not_applied(make_run: Callable[..., RunSpec]) -> None:
+    run = make_run(2, dropout=0.1)
+    with LocalEngine(run) as engine:
+        engine.memory.weights(0)[:] = initialise(run.layout, run.config.seed)
+        engine.start(silent)
+        rates = (Rates(0.01), Rates(0.01), Rates(1e20), Rates(0.01), Rates(0.01))
+        results = list(engine.run_steps(StepsRequest(0, 0, rates)))
+    assert [(result.step, result.applied) for result in results] == [(0, True), (1, True), (2, True), (3, False)]
 
 
 def test_validation_counts_every_target_once(make_run: Callable[..., RunSpec], dataset: Dataset) -> None:

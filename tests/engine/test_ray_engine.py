@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from crystalline_ray.engine.local import LocalEngine
 from crystalline_ray.engine.ray.engine import RayEngine
 from crystalline_ray.errors import ResourceError, SphereError
 from crystalline_ray.kernels.gemm import mkl_library
-from crystalline_ray.model.layout import initialise
+from crystalline_ray.model.layout import initialise, weights_digest
+from crystalline_ray.spheres.messages import EvaluationRequest, Rates, StepsRequest
 from crystalline_ray.spheres.run_spec import RunSpec
+from crystalline_ray.spheres.sharing import share_work
 from tests.helpers.engine_runs import run_step, train_steps
 
 pytestmark = pytest.mark.ray
@@ -88,6 +91,40 @@ def test_a_killed_leaf_is_named_and_the_committed_weights_stay(
         assert engine.memory.weights(1).tobytes() == committed
         processes = engine.board.processes()
     assert not any(psutil.pid_exists(process) for process in processes)
+
+
+def test_steps_ordered_together_have_the_bits_of_single_ones_and_count_up_to_a_failure(
+    make_run: Callable[..., RunSpec], ray_session: Path
+) -> None:
+    run, digests = make_run(5, global_batch_size=48, dropout=0.1), []
+    assert any(worker.quota for workers in share_work(run.plan, 24, 1).values() for worker in workers), (
+        "no leaf is lent"
+    )
+    with LocalEngine(run) as local:
+        train_steps(local, run, 0)
+        for step in range(40):
+            run_step(local, step, step, 0.01)
+            digests.append(weights_digest(local.memory.weights(step + 1)))
+    with RayEngine(run, ray_session) as engine:
+        train_steps(engine, run, 0)
+        done = len(list(engine.run_steps(StepsRequest(0, 0, 8 * (Rates(0.01),)))))
+        assert weights_digest(engine.memory.weights(8)) == digests[7]
+        killer = threading.Timer(0.1, os.kill, (engine.board.processes()[3], signal.SIGKILL))
+        killer.start()
+
+        def run_on() -> None:
+            nonlocal done
+            while True:
+                for result in engine.run_steps(StepsRequest(done, done, 32 * (Rates(0.01),))):
+                    assert result.step == done
+                    done += 1
+
+        with pytest.raises(SphereError, match=r"step \d+: sphere 3 \(leaf, level 1\) died"):
+            run_on()
+        killer.join()
+        assert weights_digest(engine.memory.weights(done)) == digests[done - 1]
+        with pytest.raises(SphereError, match="sphere 3"):
+            engine.evaluate(EvaluationRequest(done, done, 1))
 
 
 def test_weights_are_read_only_for_those_who_do_not_own_a_segment(

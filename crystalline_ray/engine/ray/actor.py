@@ -19,7 +19,7 @@ from crystalline_ray.spheres.ledger import Awaited, Ledger, Mark
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.sharing import deal_groups
 from crystalline_ray.spheres.sphere import Sphere
-from crystalline_ray.spheres.step import Protocol
+from crystalline_ray.spheres.step import StepProtocol
 
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 2e-5, 1e-3
 
@@ -94,13 +94,13 @@ class SphereHost:
 
     def __init__(self, run: RunSpec, sphere_id: int, arena: Arena) -> None:
         spec = run.plan.spheres[sphere_id]
-        memory = arena.attach("root" if spec.role == "root" else "level1" if spec.level == 1 else "worker")
-        self._board = Board(memory, sphere_id, run.plan, run.config.deadline_seconds)
+        self._memory = arena.attach("root" if spec.role == "root" else "level1" if spec.level == 1 else "worker")
+        self._board = Board(self._memory, sphere_id, run.plan, run.config.deadline_seconds)
         self._run, self._core = run, spec.core
         self._settings = ExitStack()  # never closed: they hold as long as the process
         self._settle()
         self._link = RayLink(sphere_id, self._board)
-        self._sphere = Sphere(run, sphere_id, memory, self._link)
+        self._sphere = Sphere(run, sphere_id, self._memory, self._link)
         self._link.handle = self._sphere.handle
 
     def connect(self, actors: dict[int, Any]) -> None:
@@ -136,6 +136,7 @@ class SphereHost:
         while tickets:
             self._link.excuse(START_SECONDS)
             tickets.remove(self._link.receive(tickets)[0])
+        self._board.wait_seconds, self._idle_since = 0.0, time.monotonic()
 
     def stats_of_all(self) -> list[SphereStats]:
         """Return the work of every sphere in the order of the plan."""
@@ -165,7 +166,7 @@ class Level1Host(SphereHost):
 
     def __init__(self, run: RunSpec, sphere_id: int, arena: Arena) -> None:
         super().__init__(run, sphere_id, arena)
-        self._ledger = Ledger(arena.attach("level1"))
+        self._ledger = Ledger(self._memory)
         self._owners = {group: sphere.id for sphere in run.plan.level1 for group in sphere.groups}
 
     async def handle(self, message: object) -> Any:
@@ -177,7 +178,7 @@ class Level1Host(SphereHost):
             await self._reach(awaited)
         return None
 
-    def _resume(self, protocol: Protocol) -> Awaited | None:
+    def _resume(self, protocol: StepProtocol) -> Awaited | None:
         with self._working():
             return next(protocol, None)
 

@@ -37,6 +37,7 @@ class RayEngine(Engine):
         self.memory = self.arena.attach("driver")
         self.board = Board(self.memory, DRIVER, run.plan, run.config.deadline_seconds)
         self._link = RayLink(DRIVER, self.board)
+        self._failure: SphereError | None = None
 
     def start(self, progress: Progress) -> None:
         """Make the root, which makes all other spheres."""
@@ -70,9 +71,12 @@ class RayEngine(Engine):
         psutil.wait_procs(spheres, timeout=_EXIT_SECONDS)
 
     def _ask(self, request: messages.StepsRequest | messages.EvaluationRequest) -> Any:
+        if self._failure:
+            raise self._failure
         try:
             return self._link.receive([self._link.send(ROOT, request)])[1]
-        except SphereError:
+        except SphereError as error:
+            self._failure = error
             self.close()
             raise
 

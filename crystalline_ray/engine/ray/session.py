@@ -81,6 +81,8 @@ def _start(folder: Path) -> None:
         # A token for this process and its actors alone, kept in memory instead of in the user's home folder.
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        # Level-1 spheres wait for leaves inside a coroutine on purpose.
+        "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
         # Ray lowers the priority of its workers by 15; here the workers are the work.
         "RAY_worker_niceness": "0",
     }

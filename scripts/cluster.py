@@ -37,19 +37,19 @@ _DEADLINE_SECONDS = 120.0
 _NETWORK = "198.18"
 _BRIDGE = "bridge"
 
-# The init of a node's process namespace. What the node shall share of the hidden /tmp is reached by the old folder.
+# The init of a node's process namespace. Its /tmp is made beside the old one, which holds what the node shall share.
 _NODE = """
 set -e
-cd /tmp
 hostname "$1"
-mount -t tmpfs -o mode=1777 tmpfs /dev/shm
-mount -t tmpfs -o mode=1777 tmpfs /tmp
 shift
+mount -t tmpfs -o mode=1777 tmpfs /dev/shm
+mount -t tmpfs -o mode=1777 tmpfs /mnt
+mkdir -m 700 /mnt/home
 for folder in "$@"; do
-    mkdir -p "/tmp/$folder"
-    mount --bind "./$folder" "/tmp/$folder"
+    mkdir -p "/mnt/$folder"
+    mount --bind "/tmp/$folder" "/mnt/$folder"
 done
-mkdir -m 700 /tmp/home
+mount --move /mnt /tmp
 cd /
 echo ready
 read -r _ || true

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +60,15 @@ def test_a_node_has_its_own_name_address_and_folders(nodes: Cluster) -> None:
 def test_a_node_sees_the_repository_and_the_environment(nodes: Cluster) -> None:
     code = "import crystalline_ray; print(crystalline_ray.__file__)"
     assert nodes.nodes[1].run([sys.executable, "-c", code]).startswith(str(REPOSITORY))
+
+
+def test_a_node_sees_a_shared_folder_as_it_is() -> None:
+    skip_without_nodes()
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder, Cluster(1, shared=[Path(folder)]) as cluster:
+        Path(folder, "here").write_text("from here")
+        assert cluster.nodes[0].run(["cat", f"{folder}/here"]) == "from here"
+        cluster.nodes[0].run(["sh", "-c", f"echo from there > {folder}/there"])
+        assert Path(folder, "there").read_text() == "from there\n"
 
 
 def test_a_node_sees_only_its_own_processes(nodes: Cluster) -> None:

@@ -4,9 +4,12 @@ Allowed is what the scheduler affinity and the control groups' CPU quota leave, 
 sees all cores of its host. Spheres are pinned to physical cores first, their SMT siblings last, NUMA node by NUMA node.
 """
 
+import errno
 import os
 import re
+import socket
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +28,30 @@ def allowed_cores() -> list[int]:
     """Return the ids of the cores to use, in pinning order; at least one."""
     cores, quota = [core.id for core in cores_in_order()], cpu_quota()
     return cores if quota is None else cores[: max(1, int(quota))]
+
+
+@contextmanager
+def claimed_cores(most: int | None) -> Iterator[list[int]]:
+    """Claim at most so many of the allowed cores, in pinning order, that no other run on this machine has claimed.
+
+    A claim is the name of an abstract Unix socket, which the kernel gives to one process of a machine or container,
+    whoever its user, and takes back when that ends, also by kill -9. Nobody can connect to it. It is no lock against
+    harm: another user may claim cores for nothing, which costs a run its pinning.
+    """
+    with ExitStack() as claims:
+        mine: list[int] = []
+        for core in allowed_cores():
+            claim = claims.enter_context(socket.socket(socket.AF_UNIX))
+            try:
+                claim.bind(f"\0crystalline-ray-core-{core}")
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                continue
+            mine.append(core)
+            if len(mine) == most:
+                break
+        yield mine
 
 
 def cores_in_order() -> list[Core]:

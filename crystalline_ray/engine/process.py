@@ -59,7 +59,7 @@ def warnings_about(run: RunSpec) -> Iterator[str]:
     config, leaves = run.config, run.plan.leaves
     if config.engine == "ray" and config.pin and any(leaf.core is None for leaf in leaves):
         yield (
-            f"{len(leaves)} leaves are more than the cores at hand: they run unpinned and share cores, so expect "
+            f"{len(leaves)} leaves are more than the free cores: they run unpinned and share cores, so expect "
             "no more tokens/s than with one leaf per core, and more memory and context switches"
         )
     if config.precision == "bfloat16" and not _has_bfloat16():

@@ -1,6 +1,6 @@
 """The decision what a run is and where it starts, made before it begins, and whether the machine can hold it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,13 +31,22 @@ from crystalline_ray.training.state import TrainingState
 _GROUP_SUM = "tree"
 
 
-def plan_for(config: Config) -> SpherePlan:
-    """Plan the tree for the cores of this machine; more leaves than cores are not pinned."""
+def plan_for(config: Config, free: Sequence[int] | None = None) -> SpherePlan:
+    """Plan the tree for the cores of this machine, or those of them that are free; more leaves are not pinned."""
     allowed = allowed_cores()
-    wanted = config.threads or len(allowed)
-    pinned = config.pin and wanted <= len(allowed)
-    cores: list[int | None] = [*allowed[:wanted]] if pinned else [None] * wanted
+    free = allowed if free is None else free
+    wanted = config.threads or len(free) or len(allowed)
+    pinned = config.pin and wanted <= len(free)
+    cores: list[int | None] = [*free[:wanted]] if pinned else [None] * wanted
     return plan_spheres([cores], coordinators=config.coordinators)
+
+
+def warn_of_other_runs(config: Config, free: Sequence[int] | None) -> Iterator[str]:
+    """Yield what is to be said if this run has fewer of the machine's cores than it would have alone."""
+    allowed = allowed_cores()
+    if free is not None and len(free) < min(config.threads or len(allowed), len(allowed)):
+        others = ", ".join(str(core) for core in allowed if core not in free)
+        yield f"other runs on this machine are pinned to cores {others}: this one leaves them alone or is not pinned"
 
 
 def find_head_tree(config: Config, dataset: Dataset, start: Checkpoint | None = None) -> str:

@@ -10,6 +10,7 @@ from crystalline_ray.data.dataset import prepare
 from crystalline_ray.data.tokenizer import parse_tokenizer
 from crystalline_ray.engine import base as engines
 from crystalline_ray.engine.base import Engine
+from crystalline_ray.engine.machine import claimed_cores
 from crystalline_ray.engine.process import chosen_arithmetic, warnings_about
 from crystalline_ray.progress import Progress, silent
 from crystalline_ray.spheres.run_spec import RunSpec
@@ -49,7 +50,8 @@ def train(
         for subscriber in listening:
             subscriber(event)
 
-    with interruption.handled(patiently=False):
+    claim = claimed_cores(config.threads) if config.engine == "ray" and config.pin else nullcontext()
+    with interruption.handled(patiently=False), claim as free:
         if open_engine is None:
             engines.refuse_clusters(config)
         folder = choose_folder(config) if resume is None else resume
@@ -61,7 +63,7 @@ def train(
             tokenizer = parse_tokenizer(start.tokenizer_json)
             tokenizer.encode(config.sample_prompt or "")
             config = config if resume else resolve.with_model_of(config, start, tokenizer)
-        plan = resolve.plan_for(config)
+        plan = resolve.plan_for(config, free)
         dataset = prepare(
             config, seq_len=config.seq_len, seed=config.seed, corpus=corpus, tokenizer=tokenizer, progress=progress
         )
@@ -80,7 +82,8 @@ def train(
                 for reason in start.skipped if start else ():
                     say(Recovered(state.step, f"checkpoint skipped: {reason}"))
                 start = None  # as large as the model; training does not need it
-                say(Introduced(run, dataset, folder, state, tuple(warnings_about(run))))
+                warnings = (*resolve.warn_of_other_runs(config, free), *warnings_about(run))
+                say(Introduced(run, dataset, folder, state, warnings))
                 replace_file(folder / CONFIG, config.to_yaml().encode())
                 engine.report_waiting = lambda sphere, seconds: say(Waiting(sphere, seconds))
                 engine.start(progress)

@@ -1,10 +1,13 @@
 """A run that one process trains, and another wants."""
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from crystalline_ray.engine.machine import allowed_cores
 from tests.helpers.programs import DEADLINE_SECONDS, Program
 
 TINY = (
@@ -30,3 +33,25 @@ def test_a_run_that_is_being_trained_is_not_resumed(
     second = start_program("train", "--resume", "shared")
     assert second.process.wait(DEADLINE_SECONDS) == 2
     assert f"error: another process is {message}" in second.shown()
+
+
+@pytest.mark.ray
+def test_two_runs_at_once_have_cores_of_their_own_and_the_bits_of_one(
+    start_program: Callable[..., Program], corpus_file: Path
+) -> None:
+    if len(allowed_cores()) < 2:
+        pytest.skip("two runs need two cores")
+    options = [*TINY.split()[2:], "100000", "--eval-every", "100000", "--engine", "ray", "--json"]
+    digests, cores = [], []
+    runs = [
+        start_program("train", str(corpus_file), *options, "--name", name, "--steps", "300")
+        for name in ("one", "other")
+    ]
+    for run in runs:
+        assert run.process.wait(DEADLINE_SECONDS) == 0, run.shown()
+        cores.append(set(re.findall(r"\bcore (\d+)", run.errors.read_text())))
+        digests.append(json.loads(run.log.read_text())["weights_digest"])
+    assert cores[0]
+    assert cores[1]
+    assert not cores[0] & cores[1]
+    assert digests[0] == digests[1]

@@ -14,8 +14,10 @@ class Worker(NamedTuple):
 
 
 def deal_groups(plan: SpherePlan, micro_batches: int) -> dict[int, int]:
-    """Return the level-1 sphere that sums each group: the owner of its segment, or in a step of fewer than twelve
-    micro-batches, where only as many groups have one, spheres as far apart as there are.
+    """Return the level-1 sphere that sums each group with a micro-batch.
+
+    It is the owner of the group's segment. In a step of fewer than twelve micro-batches, and so of fewer groups, these
+    are spread evenly over all level-1 spheres.
     """
     owners = [sphere.id for sphere in plan.level1 for _ in sphere.groups]
     groups = min(SYMMETRY_GROUPS, micro_batches)

@@ -24,7 +24,7 @@ _LENGTHS = {"steps", "epochs"}
 
 
 class RunConfig(Section):
-    """Where a run is kept, and how often it reports, validates and saves."""
+    """The folder of a run, and how often it reports, validates and saves."""
 
     name: Annotated[str | None, COMMON, Also("run run_name")] = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -98,6 +98,7 @@ class Config(DataConfig, SphereConfig, RunConfig):
         )
 
 
+# Of the bases of Config, SphereConfig only joins sections and has no field of its own.
 SECTIONS = {
     part.__name__.removesuffix("Config"): part
     for part in Config.__mro__

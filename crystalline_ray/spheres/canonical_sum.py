@@ -22,9 +22,9 @@ Admit = Callable[[int], object | None]
 
 
 class Unit(NamedTuple):
-    """Micro-batches, ascending, whose gradients one worker adds up; `position` is the unit's place, from 0, in a sum.
+    """Micro-batches, ascending, whose gradients one worker adds up.
 
-    That sum is made in the region `target`.
+    The unit is number `position`, from 0, of those added up in the region `target`.
     """
 
     target: int
@@ -44,7 +44,7 @@ def group_units(group: int, micro_batches: int, sum_unit: int) -> tuple[Unit, ..
 _SMALLEST_BRANCH = 3
 
 LONGEST_CHAIN = _SMALLEST_BRANCH + 1
-"""So many groups are added in the tree as they would be one after another."""
+"""Up to this many groups, the tree adds in the same order as a chain: ((0 + 1) + 2) + 3."""
 
 BRANCH_LEVELS = 3
 """Levels of the tree over the groups, and so the arrays that `sum_groups` needs."""
@@ -59,7 +59,7 @@ def sum_groups(addends: Sequence[Floats], out: Sequence[Floats]) -> Floats:
 
 
 def _sum_branch(addends: Sequence[Floats], out: Sequence[Floats], size: int) -> Floats:
-    """Add a branch of `size` groups, of which the last may be missing: halves down to three groups, those in order."""
+    """Add a branch of `size` groups, of which the last may be missing: a half and a half, three groups in order."""
     if size == _SMALLEST_BRANCH:
         total, *others = addends
         for addend in others:
@@ -79,7 +79,7 @@ def add_up(
     message: Callable[[Unit, int], object],
     dispatch: Callable[[int, Admit], Iterable[tuple[int, Total]]],
 ) -> dict[int, Total]:
-    """Have every unit computed into a region, add it to its sum in order, return the total behind each target.
+    """Have every unit computed into a region and added to its sum in order; return the total of each target.
 
     The first unit of a sum is computed right into the target; the others need one of `slots`, regions that only this
     control hands out, until it is their turn. As `dispatch` admits jobs in order, and units of one target have

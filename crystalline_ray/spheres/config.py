@@ -113,7 +113,7 @@ class OptimizerConfig(Section):
 
 
 class ArithmeticConfig(Section):
-    """With which numbers, and by which library, products are computed; how gradients travel. All decide the bits."""
+    """The numbers and the library that compute products, and the code of gradients. All of it decides the bits."""
 
     precision: Annotated[Literal["auto", "float32", "bfloat16"], PLAN, Also("dtype bf16 fp32")] = "float32"
     """Format of the factors of matrix products; sums are float32 always. auto: bfloat16 where the processor computes

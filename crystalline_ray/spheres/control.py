@@ -1,4 +1,4 @@
-"""Controls: they read batches, keep workers busy and add up gradients; they never compute one.
+"""Controls: they read batches, keep workers busy and add up gradients, but compute none themselves.
 
 A level-1 leaf, in a tree too small for separate controls, is a `ControlSphere` whose only own worker
 is the leaf beside it in the same process.
@@ -68,7 +68,7 @@ def dispatch(
 
 
 class _Control:
-    """Workers and slots, which controls of all levels have."""
+    """The part that controls of all levels share: workers, slots, and evaluation."""
 
     def __init__(self, spec: SphereSpec, run: RunSpec, memory: Memory, link: messages.Link) -> None:
         self.batches = 0

@@ -13,6 +13,7 @@ from crystalline_ray.crystal.smoothing import SmoothedBy
 from crystalline_ray.data.batches import TrainBatches
 from crystalline_ray.lattice.integers import Integers
 from crystalline_ray.lattice.similarity import SimilarRanks, similar_ranks
+from crystalline_ray.model.embedding import TOKEN_TABLE
 from crystalline_ray.progress import Progress
 from crystalline_ray.spheres.memory import VERSIONS, Memory, Part
 from crystalline_ray.spheres.messages import Tokens
@@ -40,7 +41,7 @@ def memory_parts(run: RunSpec) -> Iterator[Part]:
 
 
 def similar_tokens(run: RunSpec) -> int:
-    """Return the entries in a row of the table of similar tokens; 0 if no switch reads it."""
+    """Return how many entries each row of the table of similar tokens has; 0 if no switch reads the table."""
     if run.config.smoothing != "crystal" and not run.config.laplacian_prior:
         return 0
     return min(run.config.smoothing_neighbours, run.shape.vocab_size - 1)
@@ -60,7 +61,7 @@ def laplacian_priors(run: RunSpec, memory: Memory, segments: Sequence[int]) -> d
     weight, bounds = run.config.laplacian_prior, run.layout.segments(SYMMETRY_GROUPS)
     if not weight:
         return {}
-    table = next(parameter for parameter in run.layout.parameters if parameter.name == "wte.weight")
+    table = next(parameter for parameter in run.layout.parameters if parameter.name == TOKEN_TABLE)
     items = slice(table.offset, table.offset + table.size)
     return {number: LaplacianPrior(weight, _similar(memory), items, bounds[number]).write for number in segments}
 
@@ -68,7 +69,9 @@ def laplacian_priors(run: RunSpec, memory: Memory, segments: Sequence[int]) -> d
 def smoothed_by(run: RunSpec, memory: Memory) -> SmoothedBy | None:
     """Return which tokens share the probability of a target, if any do."""
     kind = run.config.smoothing
-    return _similar(memory) if kind == "crystal" else None if kind == "none" else kind
+    if kind == "crystal":
+        return _similar(memory)
+    return None if kind == "none" else kind
 
 
 def code_bytes(run: RunSpec) -> int:
@@ -104,7 +107,7 @@ class GroupCoder:
 
 
 def find_routes(step: int, steps: Steps, batches: TrainBatches, router: Router) -> tuple[Integers, Routes]:
-    """Return the windows of a step's n sequences, int64 (n,), and their routes; none beyond the end of the run."""
+    """Return the windows of a step's n sequences, int64 (n,), and their routes; n is 0 beyond the end of the run."""
     first = step * steps.config.global_batch_size
     windows = np.array([batches.window(first + number) for number in range(steps.sequences(step))], np.int64)
     tokens = np.empty((len(windows), steps.seq_len), np.int32)

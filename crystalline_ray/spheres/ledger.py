@@ -57,7 +57,7 @@ class Ledger:
         self._steps = memory.part("ledger")
 
     def write_sums(self, step: int, groups: Sequence[int], sums: Mapping[int, Total], group_bytes: int) -> None:
-        """Say that the gradients of these groups are summed, as codes of so many bytes, where they have a sum."""
+        """Write the sums of these groups, each coded in `group_bytes`; a group without a sum has no micro-batches."""
         for group in groups:
             row = self._row(step, group)
             row[_LOSS], row[_TOKENS] = sums.get(group, (0.0, 0))
@@ -65,7 +65,7 @@ class Ledger:
         self._reach(step, Mark.SUMMED, groups)
 
     def write_squares(self, step: int, squares: Mapping[int, float]) -> None:
-        """Say what the squared L2 norms of these segments of the summed gradient are."""
+        """Write the squared L2 norms of these segments of the summed gradient."""
         for segment, square in squares.items():
             self._row(step, segment)[_SQUARE] = square
         self._reach(step, Mark.SQUARED, squares)
@@ -82,7 +82,7 @@ class Ledger:
         return found
 
     def losses_are_finite(self, step: int) -> bool:
-        """Whether every group's loss is finite, once all are summed."""
+        """Return whether every group's loss is finite, once all are summed."""
         return bool(np.isfinite(self._rows(step)[:, _LOSS]).all())
 
     def norm(self, step: int) -> float:

@@ -77,7 +77,10 @@ class MemoryLayout:
 
 
 class Memory:
-    """The parts of a layout; `buffer_of` returns the memory of a part, `num_bytes` at least, writable or read-only."""
+    """The arrays of a layout's parts.
+
+    `buffer_of` returns the memory of a part, at least its `num_bytes`; it may be read-only.
+    """
 
     def __init__(self, layout: MemoryLayout, buffer_of: Callable[[Part], memoryview]) -> None:
         self.layout = layout
@@ -87,7 +90,7 @@ class Memory:
         }
 
     def part(self, name: str, version: int = 0) -> NDArray[Any]:
-        """Return the array of a part; of its versions the last two exist."""
+        """Return the array of a part in a version; of a part with versions, the last two exist."""
         versions = self._versions[name]
         return versions[version % len(versions)]
 

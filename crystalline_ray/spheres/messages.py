@@ -29,7 +29,10 @@ class Link(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A request of a step, from 0, that reads the weights after `version` updates; an update writes the next."""
+    """A request in step `step`, counted from 0, that reads the weights after `version` updates.
+
+    An update writes the next version.
+    """
 
     step: int
     version: int
@@ -53,9 +56,9 @@ class StepsRequest(Order):
 class StepResult:
     """The result of a step, for the driver; the update was not applied if anything was non-finite.
 
-    The loss is the mean negative log-likelihood in nats per target token, the norm is global, L2, before clipping and
-    NaN if the loss was not finite, and the bytes are those of all groups' gradients as codes, see `hooks.code_bytes`.
-    `end` is when the step was finished, in seconds of this machine's monotonic clock.
+    `loss` is the mean negative log-likelihood in nats per target token, `gradient_norm` the L2 norm of the whole
+    gradient before clipping, NaN if the loss was not finite, and `gradient_bytes` the length of all groups' gradients
+    as codes (`hooks.code_bytes`). `end` is when the step was finished, in seconds of this machine's monotonic clock.
     """
 
     step: int
@@ -68,7 +71,7 @@ class StepResult:
 
 
 class Total(NamedTuple):
-    """Micro-batches added up, whose gradients a region holds: negative log-likelihood in nats, and target tokens."""
+    """Sums over the micro-batches whose gradients a region holds: negative log-likelihood in nats, target tokens."""
 
     loss: float
     tokens: int
@@ -76,7 +79,10 @@ class Total(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BatchMessage:
-    """A micro-batch, whose number in the run keys its dropout; int32 (batch, sequence); target -1 does not count."""
+    """A micro-batch: inputs and targets, int32 (batch, sequence), of which `tokens` targets are not -1 and count.
+
+    `index` is its number in the run, which keys its dropout.
+    """
 
     index: int
     inputs: Tokens
@@ -111,10 +117,10 @@ class EvaluationUnit(Order):
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """Worker to control, level 1 to root, root to driver: summed nats and scores of micro-batches, in order.
+    """Worker to control, level 1 to root, root to driver: the loss and score of each micro-batch, in order.
 
-    Scores are crystalline; with the lattice head there are none. The tokens are the targets of all micro-batches.
-    Consecutive results add up.
+    `losses` are sums in nats, `scores` crystalline scores, none with the lattice head; `tokens` counts the targets of
+    all micro-batches. Results of consecutive ranges add up.
     """
 
     losses: tuple[float, ...] = ()

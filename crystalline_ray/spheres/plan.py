@@ -49,7 +49,7 @@ class SpherePlan:
 
     @property
     def root(self) -> SphereSpec:
-        """Node Zero."""
+        """The sphere that all others descend from."""
         return self.spheres[0]
 
     @cached_property
@@ -68,21 +68,21 @@ class SpherePlan:
         return tuple(sphere for sphere in self.spheres if sphere.role == "control")
 
     def children(self, sphere_id: int) -> tuple[SphereSpec, ...]:
-        """The spheres whose parent is `sphere_id`, in the order of their ids."""
+        """Return the spheres whose parent is `sphere_id`, in the order of their ids."""
         return self._children.get(sphere_id, ())
 
     def counts(self) -> dict[str, int]:
-        """Number of spheres by role."""
+        """Return the number of spheres by role."""
         return {"root": 1, "controls": len(self.controls), "leaves": len(self.leaves)}
 
     def subtree(self, sphere: SphereSpec) -> Iterator[SphereSpec]:
-        """The sphere and all below it, each before its children."""
+        """Yield the sphere and all below it, each before its children."""
         yield sphere
         for child in self.children(sphere.id):
             yield from self.subtree(child)
 
     def leaves_below(self, sphere: SphereSpec) -> list[SphereSpec]:
-        """The leaves that work under a sphere, itself included if it is one, subtree by subtree."""
+        """Return the leaves below a sphere, itself included if it is one, subtree by subtree."""
         return [below for below in self.subtree(sphere) if below.role == "leaf"]
 
     @cached_property
@@ -92,11 +92,12 @@ class SpherePlan:
 
 
 class Occupancy(NamedTuple):
-    """The rounds of work of a step, the leaves idle in the last one, and the nearest numbers of units without such."""
+    """Rounds of work in a step: in each, every leaf computes one unit, but for the idle ones of the last round."""
 
     rounds: int
     idle: int
     filling: tuple[int, ...]
+    """The numbers of units nearest to the step's with which no leaf is idle."""
 
 
 def occupancy(plan: SpherePlan, units: int) -> Occupancy:
@@ -155,13 +156,19 @@ def _tree_size(leaves: int, fan_out: int) -> int:
 
 
 def _grown(size: int, fan_out: int) -> tuple[SphereSpec, ...]:
-    """Return the tree of `size` spheres with the most leaves, not placed; siblings' families are equal within one."""
+    """Return the tree of `size` spheres with the most leaves, not placed yet.
+
+    The numbers of children that siblings have differ by at most one.
+    """
     spheres = [SphereSpec(0, 0, "root", None, tuple(range(SYMMETRY_GROUPS)), 0, None)]
     parents, rest = spheres[:1], size - 1
     for level in (1, 2, 3):
         count = min(rest, fan_out**level)
         rest -= count
-        controls = -(-rest // fan_out) if level > 1 else count if rest else 0
+        # A control has up to fan_out children; on level 1, all are controls if there is a level below.
+        controls = -(-rest // fan_out)
+        if level == 1 and rest:
+            controls = count
         start = len(spheres)
         for number, parent in enumerate(parents):
             children = count // len(parents) + (number < count % len(parents))

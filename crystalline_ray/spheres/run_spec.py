@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from crystalline_ray.kernels.gemm import Library
-from crystalline_ray.lattice.symmetry import GROUPS
 from crystalline_ray.lattice.tree import SHELLS
 from crystalline_ray.model.config import ModelShape
 from crystalline_ray.model.layout import ParameterLayout
 from crystalline_ray.spheres.config import BatchConfig, SphereConfig
-from crystalline_ray.spheres.plan import SpherePlan
+from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, SpherePlan
 
 _Config = TypeVar("_Config", bound=SphereConfig, covariant=True)
 
@@ -32,7 +31,7 @@ class Steps:
     @property
     def groups(self) -> int:
         """Symmetry groups that have a micro-batch in a full step."""
-        return min(GROUPS, self.config.micro_batches)
+        return min(SYMMETRY_GROUPS, self.config.micro_batches)
 
     def sequences(self, step: int) -> int:
         """Return the sequences of a step: fewer than usual only in the last step, none after it."""
@@ -40,8 +39,8 @@ class Steps:
         return max(0, min(usual, self.total_sequences - step * usual))
 
     def micro_batches(self, step: int) -> int:
-        """Return the micro-batches of a step that hold any sequence; where it is routed, as many in each group."""
-        unit = GROUPS if self.config.routing == "symmetry" else 1
+        """Return how many micro-batches of a step hold any sequence; with routing, each group has equally many."""
+        unit = SYMMETRY_GROUPS if self.config.routing == "symmetry" else 1
         return unit * -(-self.sequences(step) // (unit * self.config.batch_size))
 
     def tokens(self, step: int) -> int:
@@ -67,7 +66,10 @@ class RunOf(Generic[_Config]):
 
     @property
     def blas(self) -> Library:
-        """The library that computes matrix products, as `engine.arithmetic` has decided."""
+        """The library that computes matrix products, as `engine.process.chosen_arithmetic` has decided.
+
+        Raises ValueError if the configuration still says "auto".
+        """
         if self.config.blas == "auto":
             raise ValueError("blas = 'auto' is not decided")
         return self.config.blas

@@ -24,7 +24,7 @@ _BLOCK = 16_384
 class SegmentOwner:
     """Sums its segments, of 0..11, over the groups and updates them: a reduce-scatter without a network inside a node.
 
-    `priors` are those of the segments whose gradient begins with one.
+    `priors` writes, for each segment that has one, the part of the gradient that belongs to no micro-batch.
     """
 
     def __init__(
@@ -85,6 +85,7 @@ class SegmentOwner:
             block = total[start : start + _BLOCK]
             first, *others = (scratch[: block.size] for scratch in self._branches)
             blocks = [addend[start : start + _BLOCK] for addend in addends]
+            # With a prior, the block holds it already, and the groups are added up beside it.
             added = sum_groups(blocks, [first if prior else block, *others])
             if prior:
                 np.add(block, added, out=block)

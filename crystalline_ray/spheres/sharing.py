@@ -14,10 +14,10 @@ class Worker(NamedTuple):
 
 
 def deal_groups(plan: SpherePlan, micro_batches: int) -> dict[int, int]:
-    """Return the level-1 sphere that sums each group with a micro-batch.
+    """Return the level-1 sphere that sums each group which has a micro-batch in the step.
 
-    It is the owner of the group's segment. In a step of fewer than twelve micro-batches, and so of fewer groups, these
-    are spread evenly over all level-1 spheres.
+    In a step of twelve micro-batches or more it is the owner of the group's segment. A smaller step has as many groups
+    as micro-batches; they are dealt to owners as far apart as possible.
     """
     owners = [sphere.id for sphere in plan.level1 for _ in sphere.groups]
     groups = min(SYMMETRY_GROUPS, micro_batches)
@@ -27,9 +27,8 @@ def deal_groups(plan: SpherePlan, micro_batches: int) -> dict[int, int]:
 def share_work(plan: SpherePlan, micro_batches: int, sum_unit: int) -> dict[int, list[Worker]]:
     """Return the workers each level-1 sphere may use in a step: its own without limit, then borrowed ones with a quota.
 
-    A sphere whose leaves are too few for its groups borrows idle leaves of others, which changes who computes a
-    gradient, never the order of the sum. Every leaf gets at most ceil(units / leaves) units. A sphere that lends does
-    not borrow, so no two wait for each other.
+    A sphere whose leaves are too few for its groups borrows idle leaves of others. Every leaf gets at most
+    ceil(units / leaves) units. A sphere that lends does not borrow, so no two wait for each other.
     """
     units = dict.fromkeys((sphere.id for sphere in plan.level1), 0)
     for group, sphere in deal_groups(plan, micro_batches).items():

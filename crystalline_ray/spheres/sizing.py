@@ -11,7 +11,7 @@ from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 from crystalline_ray.spheres.run_spec import RunSpec
 
 UNITS_PER_WORKER = 2
-"""One in work and one waiting at the worker, so that it never waits for its control."""
+"""Units given to a worker at a time: it computes one while the next one waits there, so it never waits for one."""
 
 
 def memory_layout(run: RunSpec) -> MemoryLayout:
@@ -22,9 +22,9 @@ def memory_layout(run: RunSpec) -> MemoryLayout:
 
 
 def gradient_slots(run: RunSpec) -> dict[int, range]:
-    """Return the gradient regions beside the accumulators of each control, or level-1 leaf, which controls itself.
+    """Return the slots of each control by its id: gradient regions in which computed units wait for their turn.
 
-    A unit that a worker has computed waits in one for its turn.
+    A level-1 leaf controls itself and has slots, too. Slots lie behind the accumulators of the groups.
     """
     slots: dict[int, range] = {}
     start, sum_unit = run.steps.groups, run.config.sum_unit

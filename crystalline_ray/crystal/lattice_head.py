@@ -95,8 +95,9 @@ def lattice_head_forward(x: Array, table: Array, targets: Tokens, buffers: Latti
 def lattice_head_forward_backward(
     x: Array, table: Array, targets: Tokens, scale: float, buffers: LatticeHeadBuffers, gradients: tuple[Array, Array]
 ) -> float:
-    """Return what `lattice_head_forward` does; with gradients dx (N, C) and dtable (R, C), overwrite dx with scale *
-    its gradient, and add that of the table to dtable: nothing to rows of nodes that no target passes.
+    """Return what `lattice_head_forward` does; overwrite dx with scale * its gradient, add the table's to dtable.
+
+    gradients are dx (N, C) and dtable (R, C). Rows of nodes that no target passes get nothing.
     """
     loss, (dx, dtable), scores = lattice_head_forward(x, table, targets, buffers), gradients, buffers.scores
     np.divide(scale, buffers.totals, out=buffers.totals)
@@ -185,7 +186,7 @@ def _log_probabilities(x: Array, table: Array, tree: TokenTree, first: int) -> n
 
 
 def _add_product(first: Array, second: Array, out: Array, scratch: Array) -> None:
-    """Add first (m, k) @ second (k, n) to out: by way of scratch, which takes less than a call that adds."""
+    """Add first (m, k) @ second (k, n) to out by way of scratch, which here takes less time than a call that adds."""
     product = scratch[: len(out)]
     if len(second) == 1:  # BLAS has no advantage here, and NumPy's product is slow without one
         np.multiply(first, second, out=product)

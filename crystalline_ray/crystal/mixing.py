@@ -1,7 +1,7 @@
 """Neighbour mixing of the token embedding: each row and alpha times the mean of its neighbours' rows, alpha learned.
 
 Token v sits on the v-th point of the face-centred cubic lattice, and the twelve contact neighbours of that point are
-its neighbours as far as the crystal, which ends with the vocabulary, has them: near its surface the mean is over fewer.
+its neighbours. The crystal ends with the vocabulary, so that near its surface the mean is over fewer than twelve.
 The embedding, and a head that is tied to it, read M = E + alpha * N E, where row v of N is 1 / n at each of the n
 neighbours of v. Neighbours are mutual, so that with the adjacency A, N = A / n by rows and its transpose is A times
 what has been divided by n: both directions gather through the same indices, each sum in the order of the columns.

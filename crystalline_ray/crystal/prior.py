@@ -31,7 +31,7 @@ class LaplacianPrior:
         self._table, self._offset = table, table.start - segment.start  # where the table begins in the segment
         self._width = (table.stop - table.start) // len(similar.ranks)
         first = max(-self._offset, 0) // self._width
-        last = -((table.start - min(segment.stop, table.stop)) // self._width)
+        last = -(-(min(segment.stop, table.stop) - table.start) // self._width)
         self._blocks: list[tuple[int, Indices, Floats]] = []
         if first < last:
             starts, columns, values = laplacian_rows(similar, first, last)
@@ -66,7 +66,7 @@ def _dense(starts: Indices, columns: Indices, values: Array) -> tuple[Indices, A
 
 
 def _runs(starts: Indices, most: int) -> Iterator[slice]:
-    """Cut the rows into runs of at most `most` entries, unless one row has more."""
+    """Cut the rows into runs of up to `_MOST_ROWS` rows and `most` entries; a row with more is a run alone."""
     row, last = 0, len(starts) - 1
     while row < last:
         fitting = int(np.searchsorted(starts, starts[row] + most, side="right")) - 1

@@ -58,8 +58,10 @@ class SparseSmoothing:
 
 
 def smoothing(smoothed_by: SmoothedBy | None, space: Space, rows: int) -> Smoothing | None:
-    """Return what smooths blocks of up to `rows` rows; its scratch is declared in `space`."""
-    if smoothed_by is None or smoothed_by == "uniform":
-        return UniformSmoothing() if smoothed_by else None
+    """Return the smoothing for blocks of up to `rows` rows, None without any; its scratch is declared in `space`."""
+    if smoothed_by is None:
+        return None
+    if smoothed_by == "uniform":
+        return UniformSmoothing()
     ranks, weights = smoothed_by
     return SparseSmoothing(space, ranks, weights.astype(space.dtype, copy=False), rows)

@@ -22,7 +22,7 @@ Text = Iterable[NDArray[np.integer[Any]]]
 def learn_tree(kind: str, text: Text, vocab_size: int) -> str:
     """Return the outline of the tree of a kind, "frequency" or "embedding", over the tokens of a text.
 
-    Raises ValueError for another kind. Sums are BLAS's: which threads it may use decides the last bits, so ties.
+    Raises ValueError for another kind. BLAS adds up: how many threads it may use decides the last bits, and so ties.
     """
     if kind == "frequency":
         counts = sum((np.bincount(part, minlength=vocab_size) for part in text), np.zeros(vocab_size, np.int64))

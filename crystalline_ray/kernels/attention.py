@@ -26,7 +26,7 @@ _WIDEST_MASK = 4 * _QUERY_BLOCK
 class AttentionBuffers:
     """Scratch of one tile, b sequences x h heads, and how the work is cut, which its shapes decide.
 
-    tiles are the sequences and heads that are worked on together, blocks the queries of a tile that are.
+    tiles are (sequences, heads) that are worked on together, blocks the queries of a tile that are.
     scores, powers, masks (b * h * Q * T) for blocks of Q queries, masks empty without dropout; key_columns,
     value_columns (b, h, D, T); totals (b, h, T, 1); all others (b, h, T, D).
     """
@@ -88,8 +88,9 @@ def attention_backward(
     """Overwrite dqkv (B, T, 3 * H * D); all else as the forward pass took and left it, dout shaped as out.
 
     With P the exponentials, g = dout * inverse_totals and d = sum(g * out): dv = P.T @ g, and the scores have the
-    gradient P * (g @ v.T - d). Queries and keys are both scaled by the root of what turns their products into scores in
-    units of ln 2, and this gradient so that its products with them are dk and dq as they are.
+    gradient P * (g @ v.T - d). Queries and keys are each scaled by `factor`, so that their products are scores in units
+    of ln 2; v and d are scaled by factor * ln 2, so that the gradient's products with scaled keys and queries are dq
+    and dk.
     """
     inverse_totals, shift = kept
     heads = shift.shape[1]

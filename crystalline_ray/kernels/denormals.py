@@ -31,7 +31,7 @@ def flush_to_zero() -> Iterator[bool]:
 
 
 def _swap(flags: int) -> int | None:
-    """Set the flags that flush to these; return what they were, None where nothing is known of them."""
+    """Set the flags that flush denormals as `flags` has them, -1 for all; return what they were, None if unknown."""
     place, libm = _CONTROL_WORD.get(platform.machine()), _libm()
     if place is None or libm is None:
         return None

@@ -35,7 +35,7 @@ destroyed, is the smoothing's weight times the scale of the gradient, 0 in rows 
 
 
 class Objective(NamedTuple):
-    """The loss that a head's gradient is of: scale * the cross-entropy, of which a share of `weight` is smoothed."""
+    """Loss whose gradient a head computes: scale * cross-entropy; `smoothing` has the share `weight` of each target."""
 
     scale: float
     smoothing: Smoothing | None = None
@@ -43,7 +43,7 @@ class Objective(NamedTuple):
 
 
 class HeadBuffers:
-    """Scratch of the head for blocks of R rows, of which the softmax is worked on r at a time, and `operands`.
+    """Scratch of the head for blocks of R rows, and `operands`; the softmax of a block takes r rows at a time.
 
     R is large enough for efficient products, which sum the table's gradient over the blocks; r rows stay in the level-2
     cache. inputs (R, C); logits (R, V); powers (r, V); totals, shift (R, 1); picked (2, R); places (R,), int64; bits
@@ -79,10 +79,10 @@ def head_forward(x: Array, table: Array, targets: Tokens, buffers: HeadBuffers, 
 def head_forward_backward(
     x: Array, table: Array, targets: Tokens, objective: Objective, buffers: HeadBuffers, gradients: tuple[Array, Array]
 ) -> float:
-    """Return what `head_forward` does; with gradients dx (N, C) and dtable (V, C), overwrite dx with the objective's
-    gradient, and add that of the table to dtable.
+    """Return what `head_forward` does; overwrite dx with the objective's gradient, and add the table's to dtable.
 
-    Smoothing of targets goes into the gradients alone; with none, or of weight 0, they are scale * those of the loss.
+    gradients are dx (N, C) and dtable (V, C). Smoothing changes them, and not what is returned; without it, or with
+    weight 0, they are scale * those of the loss that is returned.
     """
     operands, (dx, dtable), loss = buffers.operands, gradients, 0.0
     factor = operands(table, 1)

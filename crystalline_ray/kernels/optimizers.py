@@ -22,7 +22,7 @@ Versions = tuple[Floats, Floats]
 
 
 class Step(NamedTuple):
-    """An update: the gradient counts clip_coefficient times, the rate multiplies the decay, too; scratch (BLOCK,)."""
+    """Settings of an update: clip_coefficient multiplies the gradient, the rate the decay too; scratch (BLOCK,)."""
 
     learning_rate: float
     clip_coefficient: float

@@ -10,7 +10,7 @@ _RUNS_AT_ONCE = 64
 
 
 class RunIndices:
-    """Scratch for N rows, all (N,), int64; positions are 0..N - 1."""
+    """Scratch to sort N rows and find runs of equal keys: all (N,), int64; positions are 0..N - 1."""
 
     def __init__(self, space: Space, rows: int) -> None:
         def count_up(positions: Indices) -> None:

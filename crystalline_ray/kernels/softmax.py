@@ -4,7 +4,7 @@ A softmax does not change when its scores are shifted. The usual shift by the ro
 exponentials in range, but finding and subtracting it costs more than the exponentials themselves. So scores, given in
 units of ln 2, are exponentiated as they are; only when a row's sum leaves a safe range are the row maxima subtracted.
 Which way is taken depends on nothing but the scores, and the result is accurate either way. An overflow is how large
-scores are noticed: whoever calls has NumPy's warnings about it off.
+scores are noticed: callers switch NumPy's warnings about it off.
 """
 
 import numpy as np

@@ -44,7 +44,7 @@ class Buffer(NamedTuple):
 
 @dataclass(frozen=True)
 class Space:
-    """Where buffers are declared: each call of `buffer` is an entry of a plan and returns the entry's memory.
+    """A place to declare buffers: each call of `buffer` is an entry of a plan and returns the entry's memory.
 
     `dtype` is that of every buffer that is not declared with another one.
     """
@@ -77,15 +77,15 @@ class Space:
 
     @property
     def kept(self) -> "Space":
-        """This space for buffers that always hold something."""
+        """The same space for buffers that always hold something."""
         return replace(self, _lifetime=())
 
 
 class Plan(Generic[Declared]):
     """All buffers of some work, each declared once, in a walk through everything that needs one.
 
-    The same walk, `declare`, is gone twice: when the plan is made it notes the entries, when memory is allocated it
-    hands it out to the objects that the walk returns.
+    The walk, `declare`, is gone twice: once to note the entries, when the plan is made, and once to hand out their
+    memory to the objects that it returns.
     """
 
     def __init__(self, declare: Callable[[Space], Declared], dtype: npt.DTypeLike) -> None:
@@ -142,7 +142,7 @@ def aligned_zeros(num_bytes: int) -> npt.NDArray[np.uint8]:
 
 
 def rows_per_block(width: int, itemsize: int) -> int:
-    """Rows of `width` items that fill one operand of element-wise work: a multiple of 16, or fewer than 16."""
+    """Return how many rows of `width` items fill one operand of element-wise work: a multiple of 16, or fewer."""
     rows = max(1, BLOCK_BYTES // (width * itemsize))
     return rows - rows % _ROWS_TOGETHER if rows > _ROWS_TOGETHER else rows
 

@@ -1,1 +1,1 @@
-"""The GPT-2 model: one flat buffer of parameters, its forward and backward pass, and generation."""
+"""The GPT-2 model: one flat buffer of parameters, and its forward and backward pass, component by component."""

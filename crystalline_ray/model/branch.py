@@ -23,7 +23,7 @@ Initial = Literal["normal", "residual", "ones", "zeros"]
 """Initial values of a parameter; residual: normal, and smaller the more layers add to the residual stream."""
 
 Continuation = Callable[[Array, int, int], Array]
-"""(what `inner` gives for some more tokens (n, I), layer, position of the first one) -> what `outer` reads (n, O)."""
+"""The work for n more tokens: (what `inner` gives (n, I), layer, position of the first) -> what `outer` reads."""
 
 SiteMasks = Sequence[Masks | None]
 """The masks of a component's sites of dropout, None without dropout."""
@@ -38,7 +38,7 @@ class Declaration(NamedTuple):
 
 
 Give = Callable[[Declaration], Array]
-"""Takes note of a parameter, and returns its view: components declare and bind their parameters in one walk."""
+"""Takes a declaration and returns the parameter's view: components declare and bind parameters in the same walk."""
 
 
 class Layer(NamedTuple):
@@ -154,7 +154,7 @@ class Branch(ABC):
         )
 
     def read(self, weights: BranchViews) -> BranchViews:
-        """Return the weights as a pass reads them: the inner layer has taken in the normalisation's."""
+        """Return the weights as a pass reads them: the normalisation's are folded into the inner layer's."""
         fold_norm_forward(*weights.norm, *weights.inner, *self._folded)
         return weights._replace(inner=self._folded)
 

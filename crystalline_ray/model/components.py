@@ -82,7 +82,7 @@ class Components:
         return weights.mixed(self._mixing)._replace(branches=folded)
 
     def unread(self, weights: ModelViews, gradients: ModelViews) -> None:
-        """Turn the gradients of the weights as they are read into those of `weights`; spoil what `read` returned."""
+        """Turn the gradients of what `read` returned into those of `weights`; what it returned is spoiled."""
         for branch, own, gradient in zip(self._branches, weights.branches, gradients.branches, strict=True):
             branch.unread(own, gradient)
         if self._mixing is not None and weights.alpha is not None and gradients.alpha is not None:
@@ -90,7 +90,7 @@ class Components:
             self._mixing.backward(*tables, weights.alpha, gradients.alpha)
 
     def masks(self, dropout_seed: tuple[int, int] | None, part: int) -> list[SiteMasks]:
-        """Return the masks of the embedding and of each branch, whose sites are numbered in this order."""
+        """Return the masks of the embedding and of each branch; their sites are numbered in this order."""
         sites, counts = count(), [Embedding.SITES, *(branch.SITES for branch in self._branches)]
         if dropout_seed is None or self._dropout == 0.0:
             return [[None] * number for number in counts]

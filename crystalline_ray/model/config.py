@@ -74,7 +74,7 @@ class ModelShape(Architecture):
 
     vocab_size: int = Field(ge=2)
     head_branches: int = Field(0, ge=0)
-    """Rows of the lattice head's table, one for each branch of its tree; 0: as the tree by shells has."""
+    """Rows of the lattice head's table, one for each branch of its tree; 0: as many as the tree by shells has."""
 
     @classmethod
     def of(cls, config: Architecture, vocab_size: int, head_branches: int = 0) -> Self:

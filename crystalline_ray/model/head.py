@@ -5,9 +5,6 @@ Targets can be smoothed before the full head only: the lattice head computes no 
 
 from collections.abc import Mapping
 
-import numpy as np
-import numpy.typing as npt
-
 from crystalline_ray.crystal.lattice_head import (
     LatticeHeadBuffers,
     lattice_head_forward,
@@ -17,13 +14,11 @@ from crystalline_ray.crystal.lattice_head import (
 from crystalline_ray.crystal.smoothing import smoothing
 from crystalline_ray.errors import ConfigError
 from crystalline_ray.kernels import gemm
-from crystalline_ray.kernels.head import HeadBuffers, Objective, head_forward, head_forward_backward
+from crystalline_ray.kernels.head import HeadBuffers, Likeliest, Objective, head_forward, head_forward_backward
 from crystalline_ray.kernels.workspace import Array, Space, Tokens
 from crystalline_ray.lattice.tree import token_tree
 from crystalline_ray.model.branch import Declaration, Give, Part
 from crystalline_ray.model.config import ModelShape
-
-Likeliest = npt.NDArray[np.intp] | None
 
 
 class FullHead:

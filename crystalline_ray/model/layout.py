@@ -39,7 +39,7 @@ class Parameter(NamedTuple):
 
     @property
     def stop(self) -> int:
-        """Where the next one begins."""
+        """Offset at which the next parameter begins."""
         return self.offset + -(-self.size // ALIGNMENT) * ALIGNMENT
 
     @property
@@ -49,7 +49,7 @@ class Parameter(NamedTuple):
 
 
 class ParameterLayout:
-    """Where each parameter of a model lies in a flat buffer of `size` floats, a multiple of 16.
+    """The place of each parameter of a model in a flat buffer of `size` floats, a multiple of 16.
 
     Matrices come first and vectors after them, so that what weight decay treats alike lies together. The padding
     between tensors is zero in the weights and in their gradient, and every optimizer keeps it so.
@@ -85,7 +85,7 @@ class ParameterLayout:
         return parameters(self.shape, lambda declared: views[declared.name])
 
     def segments(self, count: int = 12) -> tuple[slice, ...]:
-        """Split the buffer into `count` slices with bounds on cache lines and lengths within one cache line."""
+        """Split the buffer into `count` slices of whole cache lines; no two lengths differ by more than one line."""
         lines = self.size // ALIGNMENT
         bounds = [index * lines // count * ALIGNMENT for index in range(count + 1)]
         return tuple(slice(start, stop) for start, stop in pairwise(bounds))
@@ -110,7 +110,8 @@ def initialise(layout: ParameterLayout, seed: int, embedding: EmbeddingInit = "n
     residual stream (Radford et al., "Language models are unsupervised multitask learners", 2019, section 2.3). GPT-2's
     constant 0.02, about the same at its width of 768 (0.023), leaves a narrow model nearly linear, and such a model
     learns much more slowly (docs/log.md). With `embedding` lattice the token embedding, of the same deviation, is
-    smooth over the crystal. A tensor's stream is its place among those of learned positions: no other kind moves it.
+    smooth over the crystal. A tensor's random stream is numbered by its place in the layout with learned positions, so
+    that other kinds of positions leave it as it is.
     """
     deviation = math.sqrt(2.0 / (5.0 * layout.shape.embed_dim))
     deviations = {"normal": deviation, "residual": deviation / math.sqrt(2.0 * layout.shape.num_layers)}

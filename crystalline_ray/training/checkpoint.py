@@ -68,8 +68,11 @@ def is_locked(folder: Path) -> bool:
 
 def list_checkpoints(folder: Path) -> dict[int, Path]:
     """Return the checkpoints in a folder, damaged ones included, by step in rising order."""
-    places = open_store(folder).folders().items()
-    return dict(sorted((int(match[1]), folder / place) for name, place in places if (match := _FOLDER.fullmatch(name))))
+    found = {}
+    for name, place in open_store(folder).folders().items():
+        if match := _FOLDER.fullmatch(name):
+            found[int(match[1])] = folder / place
+    return dict(sorted(found.items()))
 
 
 def load_newest(folder: Path, *, with_moments: bool = True) -> Checkpoint:
@@ -118,13 +121,15 @@ def write_checkpoint(folder: Path, made: Checkpoint) -> TrainingState:
     """
     state = made.state.model_copy(update={"weights_digest": weights_digest(made.weights)})
     views = made.layout.views
-    named = {f"{moment}.{name}": v for moment, buffer in made.moments.items() for name, v in views(buffer).items()}
+    moments = {
+        f"{moment}.{name}": view for moment, buffer in made.moments.items() for name, view in views(buffer).items()
+    }
     # "pt" is what Hugging Face loaders ask of a file before they read it.
     metadata = {"format": "pt", "model_shape": made.layout.shape.model_dump_json()}
     store = open_store(folder)
     with store.staging() as staged:
         save_file(views(made.weights), staged / MODEL, metadata)
-        save_file(named, staged / OPTIMIZER, metadata)
+        save_file(moments, staged / OPTIMIZER, metadata)
         (staged / TOKENIZER).write_text(made.tokenizer_json, encoding="utf-8")
         (staged / STATE).write_text(state.model_dump_json(indent=2), encoding="utf-8")
         if made.head_tree != SHELLS:

@@ -130,15 +130,16 @@ class CheckpointWriter:
 
 
 def _is_best(path: Path) -> bool:
-    with suppress(DamageError, OSError):  # loading says what is wrong with one; the best it is not
+    with suppress(DamageError, OSError):  # a damaged one is not the best; what is wrong with it, loading says
         return checkpoint.read_state(path / STATE).is_best
     return False
 
 
 def check_space(folder: Path, run: RunOf[Config]) -> int:
-    """Return the bytes of the last, the best, the regular and the growing checkpoints; try to write to `folder`.
+    """Return how many bytes the checkpoints of a run take at most; try to write to `folder`.
 
-    Raises ResourceError, naming what is needed and what is free, if the disk refuses or cannot hold them.
+    They are those that are kept (the last, the best, every `keep_every`-th) and the one being written. Raises
+    ResourceError, naming what is needed and what is free, if the disk refuses or cannot hold them.
     """
     config = run.config
     regular = 0 if config.keep_every is None else run.steps.total // config.keep_every

@@ -54,7 +54,8 @@ class Console(Screen):
         self._next_step_time = now + self._seconds
         if not self.is_terminal:
             self._next_step = done + (meter.total_steps - meter.first_step) // self.most_lines
-        parts = [f"step {done:>{len(f'{meter.total_steps:,}')},}/{meter.total_steps:,}"]
+        total = f"{meter.total_steps:,}"
+        parts = [f"step {done:>{len(total)},}/{total}"]
         if meter.loss is not None:
             parts.append(f"loss {meter.loss:.3f}")
         if event.state.validation_loss is not None:

@@ -26,14 +26,15 @@ class Interruption:
 
     @contextmanager
     def handled(self, *, patiently: bool) -> Iterator[None]:
-        """Note the first signal, or unless `patiently`, and for a second Ctrl-C, raise Stopped.
+        """Raise Stopped on a signal in the block; `patiently`, note the signal, and raise only on another Ctrl-C.
 
-        It is raised again here if it came before and got lost, as in a callback of a library that was starting.
+        Stopped is raised again here if it was raised before and got lost, as in a callback of a library that was
+        starting.
         """
         if self._ended:
             raise self._ended
         if threading.current_thread() is not threading.main_thread():
-            yield  # Python hands signals to the main thread, whose business they are
+            yield  # Python handles signals in the main thread only
             return
         before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         outer, self._patient = self._patient, patiently

@@ -18,9 +18,9 @@ Record = dict[str, Any]
 class MetricsWriter:
     """Appends a record for events of a run, each with one write to the file: a killed run tears at most its last line.
 
-    Of the steps, every `log_every`-th has one, and the last, and those whose update was skipped. A file that is there
-    is continued, without a torn last line and the records from step `drop_from` on, which a resumed run writes again.
-    Raises ResourceError if the disk refuses.
+    Every `log_every`-th step has a record, and so have the last one and those whose update was skipped. A file that is
+    there is continued, without a torn last line and the records from step `drop_from` on, which a resumed run writes
+    again. Raises ResourceError if the disk refuses.
     """
 
     def __init__(self, path: Path, *, drop_from: int | None = None, log_every: int = 1) -> None:

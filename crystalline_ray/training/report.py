@@ -29,9 +29,10 @@ class RoutingReport(BaseModel, frozen=True):
 
     steps: int
     own_group_share: float
-    """Share of the sequences that went to the symmetry group that most of their tokens belong to."""
+    """Share of the sequences that went to the symmetry group to which most of their tokens belong."""
     own_token_shares: tuple[float, ...]
-    """For each group, the share of its own tokens among those it read; `group_shares` of the report is by chance."""
+    """For each group, the share of its own tokens among those it read; by chance it would be the group's share of the
+    text, `RunReport.group_shares`."""
 
     @classmethod
     def of(cls, run: RunSpec, dataset: Dataset, steps: int) -> Self | None:
@@ -96,9 +97,9 @@ class RunReport(BaseModel, frozen=True):
     """Effect of routing by symmetry; None if sequences went round-robin."""
     gradient_compression: str = "none"
     gradient_bytes: int = 0
-    """Length of all groups' gradients of a full step in the code they travel in; inside a node nothing travels."""
+    """Bytes of all groups' gradients in a full step, in the code they travel in; inside a node nothing travels."""
     gradient_bytes_float32: int = 0
-    """Their length without compression."""
+    """The same without compression."""
     spheres: tuple[SphereStats, ...]
 
     @computed_field  # type: ignore[prop-decorator]

@@ -28,7 +28,7 @@ from crystalline_ray.training.run_folder import CHECKPOINTS, command, find_model
 from crystalline_ray.training.schedule import learning_rate, smoothing_weight
 from crystalline_ray.training.state import TrainingState
 
-_GROUP_SUM = "tree"
+_GROUP_SUM = "tree"  # `TrainingState.group_sum` of this version
 
 
 def plan_for(config: Config, free: Sequence[int] | None = None) -> SpherePlan:
@@ -50,9 +50,10 @@ def warn_of_other_runs(config: Config, free: Sequence[int] | None) -> Iterator[s
 
 
 def find_head_tree(config: Config, dataset: Dataset, start: Checkpoint | None = None) -> str:
-    """Return the outline of the configured tree, or "shells": that of the checkpoint which the run starts from.
+    """Return the outline of the tree that the lattice head uses; "shells" if it needs none.
 
-    Another kind of processor might round to another. Raises CheckpointError if that has none of this kind.
+    A run that starts from a checkpoint keeps the checkpoint's tree: on another kind of processor, the same text might
+    give another one. Raises CheckpointError if the checkpoint has no tree of the configured kind.
     """
     if config.head == "full" or config.head_tree == SHELLS:
         return SHELLS
@@ -103,7 +104,10 @@ def load_start(config: Config, resume: Path | None) -> Checkpoint | None:
 
 
 def with_model_of(config: Config, start: Checkpoint, tokenizer: Tokenizer) -> Config:
-    """Return the configuration with the model of its source; raises ConfigError if a given field says another."""
+    """Return the configuration with the model and the tokenizer of the checkpoint that the run begins with.
+
+    Raises ConfigError if a field that was given says otherwise.
+    """
     shape = start.layout.shape
     fixed = {field: getattr(shape, field) for field in Architecture.model_fields}
     fixed |= {"tokenizer": tokenizer.kind, "end_token": tokenizer.end_token}
@@ -166,7 +170,10 @@ def place(start: Checkpoint | None, state: TrainingState, run: RunOf[Config], me
 
 
 def _continued(state: TrainingState, run: RunOf[Config], dataset: Dataset, folder: Path) -> TrainingState:
-    """Return the state of a checkpoint for a run that may be longer or shorter now, if no step done was another."""
+    """Return the state of a checkpoint for a run whose length may be another now.
+
+    Raises CheckpointError if a step that is done would have been another in such a run.
+    """
     config, windows = run.config, count_windows(dataset.train, run.shape.seq_len)
     steps, size = state.total_steps, run.config.global_batch_size
     # All lengths that the run of the checkpoint may have had.
@@ -176,7 +183,8 @@ def _continued(state: TrainingState, run: RunOf[Config], dataset: Dataset, folde
     saved = next((one for one in configs if one.digest() == state.config_digest), None)
     if saved is None:
         raise CheckpointError("the checkpoint belongs to another configuration: its weights would differ")
-    # A prior was added before the groups; two of three addends in another order are other bits.
+    # Up to so many groups, chain and tree add in the same order. A chain began with the prior, which is added to the
+    # sum of the groups now: with one group that is the same sum, with more it has other bits.
     longest_chain = 1 if config.laplacian_prior else LONGEST_CHAIN
     if state.group_sum != _GROUP_SUM and run.steps.groups > longest_chain:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Where a run stands, and how fast it goes on."""
+"""The state of a run between two steps, and its speed."""
 
 import math
 import time
@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 
 class TrainingState(BaseModel, frozen=True, extra="forbid"):
-    """Where a run stands, but for weights and moments. Randomness is counter-based: seed, step and sequences fix it.
+    """The state of a run, but for weights and moments; seed, step and sequences fix all random numbers to come.
 
     Losses are in nats per token, None before the first measurement.
     """

@@ -1,1 +1,1 @@
-"""Views for people, without training: the machine, the tree, the crystal."""
+"""Views for people, without training: the machine, the tree, the crystal, reports of runs, and pictures."""

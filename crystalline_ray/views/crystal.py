@@ -67,7 +67,7 @@ def describe_crystal(vocab_size: int, embeddings: Floats | None = None) -> Cryst
     distances = np.full((2, len(contacts)), np.nan)
     if embeddings is not None:
         distances = _distances_by_shell(embeddings, neighbours, shells.shell)
-    known = np.where(np.isnan(distances), np.array(None), distances)
+    known = np.where(np.isnan(distances), np.array(None), distances)  # None says unknown, and JSON has it
     columns = np.arange(len(contacts)), shells.squared_radii, shells.sizes, contacts, *known
     rows = zip(*(column.tolist() for column in columns), strict=True)
     return Crystal(vocab_size, [Shell(*row) for row in rows], group_sizes(vocab_size).tolist())

@@ -1,7 +1,7 @@
 """The reports of runs as a person reads them: one in full, some side by side, all of a folder in a list."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby, repeat
+from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
@@ -140,7 +140,7 @@ def _validation(report: RunReport) -> Iterator[tuple[str, str]]:
 
 
 class _SphereTable:
-    """A row for each level and role, indented by level: the mean, and the range where spheres differ and it fits."""
+    """A table with a row for each level and role: means, and ranges where spheres differ if the screen has room."""
 
     def __init__(self, spheres: Sequence[SphereStats]) -> None:
         self._spheres = spheres
@@ -156,8 +156,9 @@ class _SphereTable:
         for (level, role), members in groupby(sorted(self._spheres, key=kind), key=kind):
             group = list(members)
             name = "  " * (level + 1) + (role if role == "root" else numbered(len(group), role))
-            columns = zip(*((sphere.cpu_seconds, sphere.wait_seconds, sphere.batches) for sphere in group), strict=True)
-            rows.append([name, *map(_mean, columns, (1, 1, 0), repeat(ranges))])
+            cpu_seconds = _mean([sphere.cpu_seconds for sphere in group], 1, ranges)
+            wait_seconds = _mean([sphere.wait_seconds for sphere in group], 1, ranges)
+            rows.append([name, cpu_seconds, wait_seconds, _mean([sphere.batches for sphere in group], 0, ranges)])
         return figures("  sphere", (cpu, waiting, "batches"), rows)
 
 

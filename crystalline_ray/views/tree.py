@@ -53,7 +53,7 @@ def describe(run: RunOf[Config]) -> dict[str, Any]:
 
 
 def _note_gradients(run: RunOf[Config], memory: Mapping[str, int]) -> Iterator[str]:
-    """Say that gradients take much, if so, and what they would take with larger units or micro-batches."""
+    """Yield a note if gradients take much memory: how much, and what larger units or micro-batches would need."""
     config, size, gradients = run.config, memory["weights"] // VERSIONS, memory["gradients"]
     if gradients < max(_MUCH, _MANY_COPIES * size):
         return
@@ -75,6 +75,7 @@ def render(run: RunOf[Config], found: Mapping[str, Any]) -> RenderableType:
     """Return the tree of a planned run and below it what `describe` found, for people."""
     plan, config, counts, memory = run.plan, run.config, found["counts"], found["memory"]
     levels = Counter(sphere.level for sphere in plan.spheres).values()
+    # Each sphere that is not pinned counts as a core.
     cores = len({(sphere.node, sphere.core, sphere.id if sphere.core is None else 0) for sphere in plan.spheres})
     headline = (
         f"{' + '.join(map(str, levels))} = {numbered(len(plan.spheres), 'sphere')} on {numbered(cores, 'core')}: "

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: kernels and matrix products timed under the names by which the model calls them."""
+"""A clock for the parts of a step: kernels and matrix products, timed under the names by which the model calls them."""
 
 import inspect
 import sys
@@ -19,7 +19,7 @@ _Function = Callable[..., Any]
 
 @dataclass
 class KernelTime:
-    """Cost of one kernel: calls, seconds without those of kernels within, and how many of these in products."""
+    """Cost of one kernel: its calls, their seconds without those of kernels within, and the part of it in products."""
 
     calls: int = 0
     seconds: float = 0.0
@@ -43,6 +43,7 @@ class _Clock:
             if product and self._multiplying:
                 return function(*arguments, **options)
             outer, before = self._current, self._within
+            # A product is part of the kernel that calls it; outside of kernels it is charged as one of its own.
             charged = own if outer is None or not product else outer
             if charged is own:
                 self._current, self._within = own, 0.0

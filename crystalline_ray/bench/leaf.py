@@ -19,7 +19,7 @@ from crystalline_ray.progress import Progress
 from crystalline_ray.screen import facts, figures
 
 _WARM_UP_STEPS = 3
-_CLOCKED_SHARE = 0.25  # of the seconds asked for, more go to steps with clocks in them, which are not in the step times
+_CLOCKED_SHARE = 0.25  # time for steps with clocks in them, beside the seconds asked for, as a share of these
 
 
 def bench_leaf(work: Work, *, seconds: float, core: int | None, progress: Progress) -> dict[str, Any]:
@@ -29,9 +29,9 @@ def bench_leaf(work: Work, *, seconds: float, core: int | None, progress: Progre
     core's best rate in products.
 
     In what it returns, memory is in MiB, and shares, from 0 to 1, are of a step's time. `gemm_share` is the part inside
-    matrix products, `peak_share` the model's arithmetic in the best rate of this core in products. `peak_memory_mb` is
-    of the whole process, `workspace_mb` what the leaf alone allocates for activations and scratch. `kernels` are
-    ordered by share; what they leave over is between them.
+    matrix products, `peak_share` the rate of the model's arithmetic over this core's best rate in products.
+    `peak_memory_mb` is of the whole process, `workspace_mb` what the leaf alone allocates for activations and scratch.
+    `kernels` are ordered by share; the rest of the time passes between them.
 
     Raises ConfigError for a time that is not above zero and for a core that may not be used.
     """

@@ -119,7 +119,7 @@ def timed(step: Callable[[], object], seconds: float, stage: str = "", progress:
 
 
 def _product(shape: tuple[int, int, int], precision: Precision) -> Callable[[], None]:
-    """Return what multiplies matrices of a shape."""
+    """Return a function that multiplies matrices (M, K) and (K, N) of this precision."""
     rows, inner, columns = shape
     # Random signs: with equal operands the processor would draw less power, and so may run faster, than in earnest.
     signs = np.random.Generator(np.random.Philox(1))

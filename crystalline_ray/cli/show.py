@@ -15,8 +15,7 @@ from crystalline_ray.errors import ConfigError
 from crystalline_ray.spheres.config import MAX_SPHERES
 
 _PLANNED = [name for name, field in Config.model_fields.items() if PLAN in field.metadata]
-# of pictures: those that every matplotlib can write
-_ENDINGS = (".png", ".svg", ".pdf")
+_ENDINGS = (".png", ".svg", ".pdf")  # the pictures that every matplotlib can write
 
 
 def _checked_ending(ctx: click.Context, parameter: click.Parameter, file: Path | None) -> Path | None:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,13 @@ def _writing_options(most: int, what: str) -> Callable[[Callable[..., None]], Ca
         click.option("--seed", type=seeds, default=1337, show_default=True, help="Seed of the draws"),
         options.folder,
     ]
-    return lambda command: reduce(lambda decorated, add: add(decorated), reversed(added), command)
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        for add in reversed(added):  # as of decorators above a function, the last is applied first
+            command = add(command)
+        return command
+
+    return decorate
 
 
 @click.command("generate")

@@ -22,9 +22,10 @@ ROOT = 0
 
 @dataclass(frozen=True, slots=True)
 class SphereStats:
-    """Work of a sphere since the engine started; processor time is its process's, in the local engine its own code's.
+    """Work of a sphere since the engine started.
 
-    It waited while it was not working. Micro-batches are those a leaf computed, or a control coordinated.
+    `cpu_seconds` are those of its process, in the local engine those of its own code; in `wait_seconds` it was not
+    working. `batches` are the micro-batches that a leaf computed, or a control coordinated.
     """
 
     id: int
@@ -52,10 +53,10 @@ class Engine(ABC):
         """Make all spheres. Raises CrystallineError if one could not be made, or not in time."""
 
     def run_steps(self, request: StepsRequest) -> Iterator[StepResult]:
-        """Run optimizer steps, at most `longest_window` and none after one that was not applied; yield what each gave.
+        """Run optimizer steps, at most `longest_window` and none after one that was not applied; yield their results.
 
-        Raises SphereError if a sphere died or is silent before it has finished a step, after it yielded what the steps
-        before gave: the version after the last of them is in `memory`, intact.
+        Raises SphereError if a sphere died or went silent before a step was finished. The results of the steps before
+        are yielded first, and the version after the last of them is in `memory`, intact.
         """
         if len(request.rates) > LONGEST_WINDOW:
             raise ValueError(f"expected at most {LONGEST_WINDOW} steps at once, got {len(request.rates)}")
@@ -63,7 +64,7 @@ class Engine(ABC):
         try:
             self._ask(request)
         except SphereError as error:
-            failure = error  # no engine answers after that; what was finished before counts
+            failure = error  # raised below, after the results of the steps that were finished
         ledger, applied = Ledger(self.memory), True
         for step in range(request.step, request.step + len(request.rates)):
             if not applied:

@@ -79,13 +79,13 @@ class LocalEngine(Engine):
         return ticket, self._replies.pop(ticket)
 
     def beat(self) -> None:
-        """Nobody watches: who is late here is the caller."""
+        """Do nothing: nobody watches, as the sphere and the one who waits for it are in one thread."""
 
     def _ask(self, request: messages.StepsRequest | messages.EvaluationRequest) -> Any:
         return self._charge(ROOT, self._spheres[ROOT].handle, request)
 
     def _advance(self, ticket: int, sphere: int, protocol: StepProtocol) -> None:
-        """Let a level-1 sphere go on to the next mark, at which all others will be when it goes on from there."""
+        """Let a level-1 sphere go on to its next mark; before it goes on from there, all others get there, too."""
         if self._charge(sphere, next, protocol, None) is None:
             self._replies[ticket] = None
         else:

@@ -105,7 +105,7 @@ def _read(path: Path) -> str:
 
 
 def _cpu_list(text: str) -> Iterator[int]:
-    """Numbers of a kernel list such as '0-3,8'."""
+    """Yield the numbers of a kernel list such as '0-3,8'."""
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")
         yield from range(int(first), int(last or first) + 1)

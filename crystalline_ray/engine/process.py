@@ -55,7 +55,7 @@ def chosen_arithmetic(config: ArithmeticConfig) -> tuple[Precision, gemm.Library
 
 
 def warnings_about(run: RunSpec) -> Iterator[str]:
-    """Yield what is to be said of a run that would be slower than its alternative."""
+    """Yield a warning for each choice that makes a run slower than its alternative."""
     config, leaves = run.config, run.plan.leaves
     if config.engine == "ray" and config.pin and any(leaf.core is None for leaf in leaves):
         yield (
@@ -98,11 +98,11 @@ def pin_to(core: int) -> None:
 
 
 def _has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 itself (x86)."""
+    """Return whether the processor multiplies bfloat16 itself (x86)."""
     return not {"amx_bf16", "avx512_bf16"}.isdisjoint(proc_entry("cpuinfo", "flags").split())
 
 
 @lru_cache
 def _loaded_libraries(blas: gemm.Library) -> ThreadpoolController:
-    """Find the BLAS libraries of the process, among them `blas`, which must be loaded; it takes milliseconds."""
+    """Find the BLAS libraries of the process, which takes milliseconds; once for each `blas`, which must be loaded."""
     return ThreadpoolController().select(user_api="blas")

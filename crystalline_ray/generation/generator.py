@@ -65,7 +65,7 @@ class Sampling:
 
 
 _PLAIN = Sampling(temperature=1.0)
-_TOKENS_PER_SEARCHED = 64  # with more of them to find, all at once take less time than a search
+_TOKENS_PER_SEARCHED = 64  # a search for more than one token in so many takes longer than all logits at once
 
 
 class Generator:
@@ -144,7 +144,7 @@ def generate(
     seed: int,
     stop_token: int | None,
 ) -> Iterator[int]:
-    """Read the prompt, then yield up to max_new_tokens tokens as they are drawn; stop_token ends them, unyielded.
+    """Read the prompt, then yield up to max_new_tokens tokens as they are drawn; end at stop_token without yielding it.
 
     The n-th token of a seed is drawn with the n-th random number. Of a prompt longer than the context the end is read;
     when the context is full, its last half is read again as a new beginning. Raises InputError if the prompt is empty

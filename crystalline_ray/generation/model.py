@@ -54,7 +54,7 @@ class Model:
     """A trained model. Nothing changes it, and it changes nothing of the process that uses it.
 
     `path` is the folder of a run, whose newest intact checkpoint is loaded, or of one checkpoint. Raises
-    CheckpointError if there is none, or one whose tokenizer is of another model. `tokenizer` maps text to tokens and
+    CheckpointError if there is none, or if its tokenizer is that of another model. `tokenizer` maps text to tokens and
     back (`encode`, `decode`, `vocab_size`); `run` is the folder of the run that trained it, in `step` optimizer steps;
     `skipped` says which newer checkpoints were damaged, and how.
     """

@@ -61,7 +61,7 @@ def free_bytes(path: Path) -> int:
 
 @contextmanager
 def disk_errors(path: Path, advice: str = "") -> Iterator[None]:
-    """Turn what the operating system says while `path` is written into a ResourceError that names it."""
+    """Turn what the operating system says while `path` is written into a ResourceError that names it; add `advice`."""
     try:
         yield
     except (OSError, SafetensorError) as error:

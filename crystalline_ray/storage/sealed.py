@@ -78,7 +78,10 @@ class Store:
             yield
 
     def folders(self) -> dict[str, str]:
-        """Return the place of each folder by its name, which differ where a death while replacing left the old one."""
+        """Return where each folder lies, by its name.
+
+        The place differs from the name if a process died while it replaced the folder, and the old one is left.
+        """
         places = [entry.base_name for entry in self._entries() if self._is_visible(entry)]
         places.sort(key=lambda place: not place.startswith(_OLD))
         names = {place.removeprefix(_OLD): place for place in places}

@@ -87,9 +87,9 @@ class RayLink:
 
 
 class SphereHost:
-    """Hosts one sphere of a run: sets up its process, passes messages on, keeps the books.
+    """Hosts one sphere of a run: sets up its process, passes messages on, counts time.
 
-    That of the root makes all others: an actor dies with its creator, and the root outlives them.
+    The root's host makes all others: an actor dies with its creator, and the root outlives them.
     """
 
     def __init__(self, run: RunSpec, sphere_id: int, arena: Arena) -> None:
@@ -124,9 +124,9 @@ class SphereHost:
 
     def launch(self, run: RunSpec, arena: Arena) -> None:
         """Make every other sphere; return when all are ready. Raises CrystallineError if one is not in time."""
-        plan, in_store = run.plan, (ray.put(run), ray.put(arena))
+        plan, stored_run, stored_arena = run.plan, ray.put(run), ray.put(arena)
         hosts = {spec.id: LEVEL1_HOST if spec.level == 1 else HOST for spec in plan.spheres[1:]}
-        actors = {sphere: host.remote(in_store[0], sphere, in_store[1]) for sphere, host in hosts.items()}
+        actors = {sphere: host.remote(stored_run, sphere, stored_arena) for sphere, host in hosts.items()}
         self.connect(actors)
         tickets = set()
         for spec in plan.spheres[1:]:

@@ -75,9 +75,9 @@ class Board:
         self._own[_WAITS_FOR], self._own[_WAITING_SINCE], self._own[_ALIVE] = sphere, heard[sphere], now
 
     def longest_wait(self) -> tuple[int, float]:
-        """Return the sphere that was waited for longest, and the seconds since any sphere made progress.
+        """Return the sphere that has been waited for longest, and the seconds since any sphere made progress.
 
-        To be asked after a look of one's own. Waits of those who give no sign of life themselves do not count.
+        Call it after `look`, so that one wait is known. Waits of spheres that give no sign of life do not count.
         """
         now, rows = time.monotonic(), self._spheres
         waits = rows[(rows[:, _WAITING_SINCE] > 0) & (now - rows[:, _ALIVE] < 3 * _LOOK_SECONDS)]

@@ -18,10 +18,11 @@ from numpy.typing import DTypeLike, NDArray
 from crystalline_ray.streams import Purpose, generator
 
 SHARD_TOKENS = 16 << 20
+IGNORED = -1  # target of a position that does not count in the loss
+
 _AT_ONCE = 1 << 20  # tokens: NumPy widens an index array to eight bytes each
 _BLOCK = 512  # positions of an epoch whose windows are computed at once: amortises NumPy's cost per call
-IGNORED = -1  # target of a position that counts for nothing
-_ROUNDS = 8
+_ROUNDS = 8  # of the Feistel network
 
 
 def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
@@ -37,7 +38,10 @@ def write_shard(path: Path, tokens: NDArray[np.unsignedinteger]) -> None:
 
 
 def map_shard(path: Path) -> NDArray[np.unsignedinteger]:
-    """Map the tokens of a file that `write_shard` wrote, read-only; OSError or pyarrow.ArrowInvalid: damaged."""
+    """Map the tokens of a file that `write_shard` wrote, read-only.
+
+    Raises OSError or pyarrow.ArrowInvalid if it is damaged.
+    """
     with pa.memory_map(str(path)) as file:
         column = pa.ipc.open_file(file).get_batch(0).column(0)
     tokens: NDArray[np.unsignedinteger] = column.to_numpy(zero_copy_only=True)
@@ -54,7 +58,7 @@ def renumber_shard(path: Path, new_ids: NDArray[np.int64]) -> None:
 
 
 def write_shards(folder: Path, part: str, dtype: DTypeLike, chunks: Iterable[NDArray[np.int32]]) -> list[Path]:
-    """Write tokens, (n,) at a time, to files `<part>-00000.arrow`, ... of 16 Mi each, and return these."""
+    """Write tokens, (n,) at a time, to files `<part>-00000.arrow`, ... of 16 Mi tokens each; return the files."""
     shard, used = np.empty(SHARD_TOKENS, dtype), 0
     files: list[Path] = []
 

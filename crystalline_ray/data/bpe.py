@@ -108,7 +108,7 @@ class BpeTokenizer(TokenizerBase):
 
 
 def _sample(texts: Sequence[str], progress: Progress) -> Iterator[Document]:
-    """Yield all spans of `texts`, or so many, evenly spaced, that about `_TRAINING_CHARS` characters are seen."""
+    """Yield the spans of `texts`: all, or evenly spaced ones that add up to about `_TRAINING_CHARS` characters."""
     total = sum(map(len, texts))
     share = min(1.0, _TRAINING_CHARS / max(total, 1))
     seen = 0

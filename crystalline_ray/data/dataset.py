@@ -111,7 +111,10 @@ def open_dataset(folder: Path, *, contents: bool = False) -> Dataset:
 
 
 def default_cache_dir() -> Path:
-    """Return `crystalline_ray` in $XDG_CACHE_HOME if that is absolute, else in ~/.cache; ResourceError: no home."""
+    """Return `crystalline_ray` in $XDG_CACHE_HOME if that is absolute, else in ~/.cache.
+
+    Raises ResourceError if there is no home folder.
+    """
     base = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(base):
         return Path(base, "crystalline_ray")
@@ -134,7 +137,9 @@ def _key(data: DataConfig, corpus: Corpus, mode: Mode, seed: int, tokenizer: Tok
     }
     if data.tokenizer == "none":
         decides["end_token"] = data.end_token
-    if tokenizer is not None:
+    if (
+        tokenizer is not None
+    ):  # a given one decides all tokens, as the size of a vocabulary does for one that is trained
         decides["vocab_size"] = blake2b(tokenizer.to_json().encode(), digest_size=16).hexdigest()
     return blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=16).hexdigest()
 
@@ -144,7 +149,8 @@ def _build(
 ) -> None:
     documents = corpus.documents
     parts = split(documents, data.validation_fraction, mode, seed)
-    # A symbol that only the validation part has must have a token; merges must not be learnt from that part.
+    # Merges must not be learnt from the validation part. Characters and integers are collected from it too: one that
+    # only this part has must have a token.
     learnt_from = parts.train if data.tokenizer == "bpe" else documents
     tokenizer = given or train_tokenizer(data, learnt_from, progress)
     dtype = token_dtype(tokenizer.vocab_size)

@@ -27,7 +27,7 @@ class Split(NamedTuple):
 
 
 def content(document: Document) -> tuple[int, Iterable[bytes]]:
-    """Return the number of bytes of a document, and these in parts: UTF-8, or uint32 whatever integers it has."""
+    """Return the number of bytes of a document, and the bytes in parts: UTF-8 of a text, uint32 of any integers."""
     if isinstance(document, str):
         raw = document.encode()
         return len(raw), [raw]
@@ -58,18 +58,19 @@ def documents_of(rows: Iterable[Row], end_token: int | None, where: str) -> list
         if least < 0 or most > _HIGHEST:  # `content` writes them as uint32
             raise DataError(f"{where}: tokens must be in [0, {_HIGHEST}], but there is {least if least < 0 else most}")
         for document in array if array.ndim == 2 else [array]:
-            found += _part(document, end_token)
+            found += _cut_at(document, end_token)
     return found
 
 
-def _part(row: Ids, end_token: int | None) -> list[Ids]:
-    """Return what of `row` (n,) lies before, between and after the end tokens."""
+def _cut_at(row: Ids, end_token: int | None) -> list[Ids]:
+    """Cut `row` (n,) at its end tokens, which are left out, and so are empty documents."""
     if end_token is None:
         return [row] if len(row) else []
     ends = [
         start + np.flatnonzero(row[start : start + _IDS_AT_ONCE] == end_token)
         for start in range(0, len(row), _IDS_AT_ONCE)
     ]
+    # All parts but the first begin with the end token of the one before.
     first, *others = np.split(row, np.concatenate(ends)) if ends else [row]
     return [part for part in (first, *(part[1:] for part in others)) if len(part)]
 
@@ -97,11 +98,15 @@ def split(documents: Sequence[Document], fraction: float, mode: Mode, seed: int)
     if mode == "document":
         hashes = [_hash(document, seed) for document in documents]
         held = _held_out(documents, hashes, fraction)
-        hashed = list(zip(documents, hashes, strict=True))
-        return Split([one for one, own in hashed if own not in held], [one for one, own in hashed if own in held])
+        parts = Split([], [])
+        for document, own in zip(documents, hashes, strict=True):
+            (parts.validation if own in held else parts.train).append(document)
+        return parts
     exact = Fraction(str(fraction))  # 100 * 0.07 > 7 in binary
-    cuts = [(one, max(1, len(one) - math.ceil(len(one) * exact))) for one in documents]
-    return Split([one[:cut] for one, cut in cuts], [one[cut:] for one, cut in cuts if cut < len(one)])
+    cuts = [(document, max(1, len(document) - math.ceil(len(document) * exact))) for document in documents]
+    return Split(
+        [document[:cut] for document, cut in cuts], [document[cut:] for document, cut in cuts if cut < len(document)]
+    )
 
 
 def _hash(document: Document, seed: int) -> bytes:
@@ -112,6 +117,7 @@ def _hash(document: Document, seed: int) -> bytes:
 
 
 def _held_out(documents: Sequence[Document], hashes: Sequence[bytes], fraction: float) -> set[bytes]:
+    """Return the hashes of the documents to hold out; see `split`."""
     sizes: dict[bytes, int] = {}
     for document, own in zip(documents, hashes, strict=True):
         sizes[own] = sizes.get(own, 0) + len(document)

@@ -19,7 +19,7 @@ from crystalline_ray.data.config import DataConfig
 from crystalline_ray.data.documents import Ids, documents_of
 from crystalline_ray.errors import DataError
 
-OFFSETS = ".offsets.npy"
+OFFSETS = ".offsets.npy"  # the end of the name of a file that says where documents begin
 _INTEGERS = (".npy", ".arrow", ".bin")
 STANDARD_INPUT = frozenset({"-", "/dev/stdin"})
 _ORDINARY_CONTROLS = frozenset("\t\n\v\f\r\x1b\x85")
@@ -186,7 +186,7 @@ def read_integers(path: Path, data: DataConfig) -> list[Ids]:
 
 
 def _map(path: Path, bin_dtype: str) -> Ids:
-    """Map an array; its file is not kept open: a folder may hold more files than may be."""
+    """Map an array without keeping its file open: a folder may hold more files than a process may have open."""
     with pa.memory_map(str(path)) as file:
         raw = file.read_buffer()
     if path.suffix.lower() == ".bin":

@@ -19,9 +19,10 @@ _SPAN = 16 << 10
 
 
 class _SymbolTokenizer(TokenizerBase):
-    """Maps each of `symbols`, integers (V,), to its position there; `end` is the one after each document, if any."""
+    """Maps each of `symbols`, integers (V,), to its position there; the symbol `end` ends a document, if any does."""
 
     noun: str
+    """Name of a symbol in errors."""
 
     def __init__(self, symbols: Ids, end: int | None) -> None:
         self._symbols = symbols.astype(np.int64)
@@ -58,7 +59,7 @@ class _SymbolTokenizer(TokenizerBase):
 
 
 class CharTokenizer(_SymbolTokenizer):
-    """A token per character, each of `symbols` there once; NUL, if it is among them, separates documents."""
+    """A token for each character of `symbols`, which are all different; NUL among them separates documents."""
 
     kind: Literal["char"] = "char"
     noun = "character"
@@ -95,7 +96,10 @@ class CharTokenizer(_SymbolTokenizer):
 
 
 class IntegerTokenizer(_SymbolTokenizer):
-    """A token per integer, each of `ids` there once, spaces between them in a text; `end_token` ends a document."""
+    """A token for each of the integers `ids`, which are all different; `end_token`, one of them, ends a document.
+
+    Texts spell the integers in decimal, with spaces between them.
+    """
 
     kind: Literal["none"] = "none"
     noun = "integer"
@@ -107,7 +111,10 @@ class IntegerTokenizer(_SymbolTokenizer):
 
     @classmethod
     def train(cls, documents: Sequence[Document], vocab_size: int | None, end_token: int | None) -> Self:
-        """Take the ids below `vocab_size`, or up to the highest; raises TokenizerError for others and texts."""
+        """Take all integers below `vocab_size`, or up to the highest there is.
+
+        Raises TokenizerError if a document is a text or has a higher integer.
+        """
         if any(isinstance(document, str) for document in documents):
             raise TokenizerError("tokenizer = 'none' learns from integers, not from text")
         highest = max(end_token or 0, *(int(np.max(cls._read(document))) for document in documents))

@@ -29,7 +29,7 @@ class TokenizerBase(ABC):
     end_of_text: int | None
     """The token after each document, None if there is none."""
     start: int
-    """The token to begin a text after: `end_of_text`; where there is none the line break, or else token 0."""
+    """The token that generation without a prompt follows: `end_of_text`, else the line break, else token 0."""
 
     @abstractmethod
     def encode_batch(self, documents: Sequence[Document]) -> list[NDArray[np.int32]]:
@@ -51,7 +51,7 @@ class TokenizerBase(ABC):
     def _renumbered(self, new_ids: NDArray[np.int64]) -> Self: ...
 
     def renumbered(self, new_ids: NDArray[np.int64]) -> Self:
-        """Return the tokenizer that gives token t the id new_ids[t], int (V,). Raises ValueError: no permutation."""
+        """Return the tokenizer that gives token t the id new_ids[t], int (V,); ValueError if no permutation."""
         if not np.array_equal(np.sort(new_ids), np.arange(self.vocab_size)):
             raise ValueError(f"new ids must hold each of 0 .. {self.vocab_size - 1} once")
         return self._renumbered(new_ids)
@@ -69,8 +69,10 @@ class TokenizerBase(ABC):
         progress(stage, 0, total)
         for _, chunk in groupby(self._spans(documents), lambda span: span[2] // _CHUNK_LENGTH):
             spans, ends, done = zip(*chunk, strict=True)
-            encoded = zip(self.encode_batch(spans), ends, strict=True)
-            yield np.concatenate([part for own, is_last in encoded for part in (own, separator)[: 1 + is_last]])
+            parts: list[NDArray[np.int32]] = []
+            for tokens, ends_document in zip(self.encode_batch(spans), ends, strict=True):
+                parts += [tokens, separator] if ends_document else [tokens]
+            yield np.concatenate(parts)
             progress(stage, done[-1], total)
 
     def tokenise(self, documents: Sequence[Document], progress: Progress = silent) -> tuple[TokenArray, int | None]:
@@ -84,16 +86,16 @@ class TokenizerBase(ABC):
         return None if self.kind == "none" else sum(content(document)[0] for document in documents)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Return the text of `tokens`; bytes that are no UTF-8 become U+FFFD. Raises TokenizerError: unknown token."""
+        """Return the text of `tokens`; bytes that are no UTF-8 become U+FFFD. Raises as `TokenStream.feed`."""
         stream = self.stream()
         return "".join(map(stream.feed, tokens)) + stream.flush()
 
     def stream(self, *, continued: bool = False) -> "TokenStream":
-        """Return a decoder that takes one token at a time; `continued`: its text goes on from that of other tokens."""
+        """Return a decoder that takes one token at a time; with `continued`, other tokens stand before the first."""
         return TokenStream(self, continued)
 
     def _spans(self, documents: Sequence[Document]) -> Iterator[tuple[Document, bool, int]]:
-        """Yield each span, whether its document ends with it, and the length of all up to its end."""
+        """Yield each span, whether its document ends with it, and the length of all spans so far, itself included."""
         done = 0
         for document in documents:
             spans = list(self.spans(document))

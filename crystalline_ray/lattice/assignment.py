@@ -10,8 +10,10 @@ _UNREACHED = -(1 << 60)
 
 
 def assign(affinity: Integers, capacities: Integers) -> Integers:
-    """Return the group of each item, int64 (n,), so that group g gets capacities[g] items and the sum of their
-    `affinity`, int64 (n, G), is the largest possible. Ties are broken by index; integers only, so every machine agrees.
+    """Return the group of each item, int64 (n,): group g gets capacities[g] items, and no other way has more affinity.
+
+    affinity, int64 (n, G), is that of each item to each group; their sum is what counts. Ties are broken by index;
+    integers only, so every machine agrees.
 
     Successive shortest paths (Ahuja, Magnanti and Orlin, "Network Flows", 1993, section 9.7) on a graph of the groups
     alone, as what an item is worth to another depends on nothing but the two groups (Tokuyama and Nakano, "Efficient
@@ -44,9 +46,10 @@ def assign(affinity: Integers, capacities: Integers) -> Integers:
 
 
 def _priced(affinity: Integers, capacities: Integers) -> Integers:
-    """Return the worth of items to groups, less their prices, n-fold, int64 (G, n).
+    """Return n times what each item is worth to each group, less n times the group's price, int64 (G, n).
 
-    A price is the group's mean affinity, and then what leaves it as many items as fit, at the others' prices.
+    A price begins as the group's mean affinity. Then, group by group, it becomes the least at which no more items are
+    worth most to this group, at the others' prices, than it has room for.
     """
     count = len(affinity)
     worth: Integers = np.ascontiguousarray(count * affinity.T) - affinity.sum(axis=0)[:, None]

@@ -33,8 +33,9 @@ def enumerate_within(
         centre, room = target[level] - chosen @ mu[level + 1 :, level], bound * (1 + _MARGIN) - partial
         reach = np.sqrt(np.maximum(room, 0.0) / lengths[level])
         low, high = np.ceil(centre - reach), np.floor(centre + reach)
-        if half:
+        if half:  # where all later coordinates are 0, this one is not negative, and the last one chosen is positive
             low = np.where(chosen.any(axis=1), low, np.maximum(low, float(level == 0)))
+        # every integer from low to high, for each of the partial vectors
         counts = np.where(room >= 0, np.maximum(high - low + 1, 0), 0).astype(np.int64)
         parent = np.repeat(np.arange(len(chosen)), counts)
         step = np.arange(len(parent)) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -1,5 +1,6 @@
-"""The nearest point of D_n (integer points with an even sum) and E8 (D8, and D8 moved by 1/2 in all coordinates),
-and Voronoi codes of such points: four bits a coordinate.
+"""The nearest points of the lattices D_n and E8, and Voronoi codes of them: four bits a coordinate.
+
+D_n has the integer points with an even sum; E8 is D8, and D8 moved by 1/2 in all coordinates.
 
 Nearest points: Conway and Sloane, "Fast quantizing and decoding algorithms for lattice quantizers and codes", IEEE
 Transactions on Information Theory 28 (1982), the sections on D_n and E8. D_n: round every coordinate; if the sum is
@@ -78,9 +79,11 @@ def nearest_e8(x: Floats, out: Floats) -> None:
 
 
 def _blocks(x: Floats, out: Floats) -> Iterator[tuple[Floats, Floats, Floats, _Flags, Floats]]:
-    """Yield for blocks of R vectors that fit the cache, in arrays that are used again: the rounded values; 1 or -1, the
-    side of them on which x lies; their distance from x, all (n, R); whether a vector's rounded values have an odd sum
-    (R,); and the block of `out` (R, n).
+    """Yield (rounded, sign, error, odd, points) for blocks of R vectors that fit the cache, in arrays used again.
+
+    rounded (n, R) are the values rounded; sign (n, R) is 1 or -1, the side of them on which x lies, and error (n, R)
+    their distance from x; odd (R,) says whether a vector's rounded values have an odd sum; points (R, n) is the block
+    of `out`.
     """
     if x.ndim != 2 or x.shape[1] < 1 or x.shape != out.shape:
         raise ValueError(f"vectors to quantise and their points have one shape (N, n), got {x.shape} and {out.shape}")

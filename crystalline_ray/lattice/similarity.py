@@ -77,7 +77,7 @@ def similar_ranks(vocab_size: int, k: int, report: Callable[[int], None] | None 
     while rows.size:
         offsets, fractions = _disc(radius), _fractions(parts)
         pairs_per_row = len(offsets) + len(fractions)
-        # the largest entry that is left out; nothing is, where all pairs are not many more
+        # No entry that is left out is larger. Where all pairs are not many more, none is left out.
         bound = _ROUNDING * (GCD_WEIGHT / (parts + 1) + ULAM_WEIGHT / (1 + math.sqrt(radius**2 + 1)))
         if is_last := 4 * pairs_per_row > vocab_size:
             pairs_per_row, bound = vocab_size, 0.0

@@ -59,7 +59,7 @@ class TokenTree:
 
     @property
     def longest_path(self) -> int:
-        """Branches of all nodes on a path, where they are most: what the probability of one token reads."""
+        """The most branches that the nodes of one path have: as many rows as a token's probability may read."""
         sizes = np.where(self.first_branches >= 0, self.node_stops[self.first_branches] - self.first_branches, 0)
         return int(sizes.sum(axis=0).max())
 
@@ -98,8 +98,8 @@ def write_outline(name: str, root: list[Branch]) -> str:
 def frequency_outline(counts: Integers) -> str:
     """Return the outline of a tree with a 12-ary Huffman tree in every group, from how often each token occurs, (V,).
 
-    Within its group no tree has a shorter mean path (Huffman, "A method for the construction of minimum-redundancy
-    codes", Proc. IRE 1952). Of equally frequent parts single tokens come together first, the highest ranks before all.
+    No tree of a group has a shorter mean path (Huffman, "A method for the construction of minimum-redundancy codes",
+    Proc. IRE 1952). Among equally frequent parts single tokens are joined first, the highest ranks before all others.
     """
     return write_outline("frequency", [_huffman(members, counts) for members in _groups(len(counts))])
 
@@ -116,7 +116,7 @@ def similarity_outline(features: Floats) -> str:
 def principal_axes(x: Floats, count: int) -> Floats:
     """Return the `count` orthonormal directions (F, count) in which x'x (F, F) is largest, the largest first.
 
-    Of the two senses of each the one is taken in which its largest component is positive.
+    Each is given the sign that makes its largest component positive.
     """
     axes: Floats = np.linalg.eigh(x)[1][:, ::-1][:, :count]
     largest = np.abs(axes).argmax(axis=0)
@@ -154,9 +154,13 @@ def _level_bounds(counts: Integers) -> list[int]:
 
 
 def _tabulate(tokens: Integers, counts: Integers) -> TokenTree:
-    above, sizes, ends = np.flatnonzero(counts) - 1, counts[counts > 0], np.flatnonzero(counts[1:] == 0)
+    """Return the tables of a tree, given what `read_outline` returns."""
+    # For each node the branch above it (-1: the root's), how many branches it has and the first of them.
+    above, sizes = np.flatnonzero(counts) - 1, counts[counts > 0]
     node_starts, bounds = np.cumsum(sizes) - sizes, _level_bounds(counts)
+    # For each branch the first one of its node and the one above; then the branches that end in a token.
     firsts, parents = np.repeat(node_starts, sizes), np.repeat(above, sizes)
+    ends = np.flatnonzero(counts[1:] == 0)
     paths, climbed = np.full((len(bounds) - 1, len(tokens)), -1), ends.copy()
     for level in reversed(range(len(paths))):
         here = climbed >= bounds[level]
@@ -192,7 +196,7 @@ def _huffman(members: Integers, counts: Integers) -> Branch:
         (counts.item(token), number, token) for number, token in enumerate(members[::-1].tolist())
     ]
     heapq.heapify(waiting)
-    # the first node takes so many that all others are full
+    # the first node takes as many parts as let all others be full
     made, take = len(waiting), 2 + (len(waiting) - 2) % (FAN_OUT - 1)
     while len(waiting) > 1:
         parts = [heapq.heappop(waiting) for _ in range(min(take, len(waiting)))]

@@ -64,7 +64,7 @@ def closest_vector(basis: npt.ArrayLike, target: npt.ArrayLike) -> LatticeVector
 
 
 def _scaled(rows: Basis, target: npt.ArrayLike) -> tuple[Basis, Basis]:
-    """Return the rows and the target, both times what makes integers of the target's coordinates."""
+    """Return the rows and the target, both multiplied by what makes the target's coordinates integers."""
     array, size = exact_array(target), rows.shape[1]
     if array.shape != (size,):
         raise ValueError(f"a target in a space of {size} dimensions has shape ({size},), got {array.shape}")
@@ -90,12 +90,12 @@ def _closest(rows: Basis, goal: Basis, best: Basis, *, excluding_zero: bool) -> 
     """Return the coefficients of the vector closest to the goal; `best` are those of one near it."""
     size, gram = len(rows), rows @ rows.T
     d, lam = gram_schmidt(rows, goal)
-    # divides the differences between the squared distances of any two lattice vectors
+    # The squared distances of any two lattice vectors from the goal differ by a multiple of this.
     step = math.gcd(*gram.diagonal(), *(2 * gram).flat, *(2 * (rows @ goal)))
     distance = ((best @ rows - goal) ** 2).sum()
 
     def bound() -> float:
-        """Return what a better vector's squared distance is at most, within the span, in units of |b_1|^2."""
+        """Return the largest squared distance that a better vector can have within the span, in units of |b_1|^2."""
         return float(((distance - step) * d[size] - d[size + 1]) / (d[size] * d[1]))
 
     def visit(candidates: Floats) -> float:

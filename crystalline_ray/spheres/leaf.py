@@ -15,8 +15,8 @@ from crystalline_ray.spheres.run_spec import RunSpec
 class LeafSphere:
     """Computes gradients into the regions it is told to write; calls `beat` after every micro-batch.
 
-    A private gradient is kept to add from if units have several micro-batches. Dropout is keyed by the seed together
-    with the micro-batch's number.
+    If units have several micro-batches, it has scratch for the gradient of the next one to add. Dropout is keyed by the
+    seed together with the micro-batch's number.
     """
 
     def __init__(self, run: RunSpec, memory: Memory, beat: Callable[[], None] = lambda: None) -> None:

@@ -1,4 +1,4 @@
-"""Sharing the work of a step: who computes for whom. It changes who computes a gradient, never the order of the sum."""
+"""Sharing the work of a step among leaves: it changes which one computes a gradient, never the order of the sum."""
 
 from typing import NamedTuple
 

@@ -29,7 +29,7 @@ _WINDOW_SECONDS = 0.5
 
 @dataclass
 class TrainingLoop:
-    """Trains `run` from `state` on, which afterwards is where it ended."""
+    """Trains `run` from `state` on; afterwards, `state` is the one at its end."""
 
     run: RunOf[Config]
     dataset: Dataset

@@ -98,7 +98,7 @@ def render(run: RunOf[Config], found: Mapping[str, Any]) -> RenderableType:
 
 
 def draw_tree(plan: SpherePlan) -> Tree:
-    """Return the spheres and who coordinates whom."""
+    """Return the tree of spheres, each below the one that coordinates it."""
     root = Tree(Text(_describe([plan.root])), guide_style="dim")
     _add_children(root, plan, [plan.root])
     return root

@@ -30,8 +30,8 @@ START_SECONDS = 20.0
 class RayLink:
     """Reaches other spheres through their actors, and the sphere of its own process directly.
 
-    `handle` answers messages to that (a level-1 leaf sends itself work). `on_look` is called after every look at those
-    who are waited for.
+    `handle` answers messages to the own sphere (a level-1 leaf sends itself work). `on_look` is called after every look
+    at the spheres that are waited for.
     """
 
     handle: Callable[[object], Any]
@@ -61,7 +61,7 @@ class RayLink:
         return ticket
 
     def excuse(self, seconds: float) -> None:
-        """Count the silence of those who have not answered from `seconds` after now."""
+        """Count the silence of spheres that owe an answer from `seconds` after now only."""
         since = time.monotonic() + seconds
         self._calls = {ticket: (call, sphere, since) for ticket, (call, sphere, _) in self._calls.items()}
 

@@ -137,9 +137,7 @@ def _key(data: DataConfig, corpus: Corpus, mode: Mode, seed: int, tokenizer: Tok
     }
     if data.tokenizer == "none":
         decides["end_token"] = data.end_token
-    if (
-        tokenizer is not None
-    ):  # a given one decides all tokens, as the size of a vocabulary does for one that is trained
+    if tokenizer is not None:  # it decides all tokens, so it stands in the place of a size for training one
         decides["vocab_size"] = blake2b(tokenizer.to_json().encode(), digest_size=16).hexdigest()
     return blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=16).hexdigest()
 

@@ -68,11 +68,11 @@ def is_locked(folder: Path) -> bool:
 
 def list_checkpoints(folder: Path) -> dict[int, Path]:
     """Return the checkpoints in a folder, damaged ones included, by step in rising order."""
-    found = {}
+    found = []
     for name, place in open_store(folder).folders().items():
         if match := _FOLDER.fullmatch(name):
-            found[int(match[1])] = folder / place
-    return dict(sorted(found.items()))
+            found.append((int(match[1]), folder / place))
+    return dict(sorted(found))
 
 
 def load_newest(folder: Path, *, with_moments: bool = True) -> Checkpoint:

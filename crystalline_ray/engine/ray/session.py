@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ray._private import ray_constants
 from ray._private.worker import global_worker
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray._raylet import Config as RayConfig  # type: ignore[attr-defined]
+from ray.job_config import JobConfig
 
 from crystalline_ray.engine.arena import arena_root, private_folder
 from crystalline_ray.engine.process import SINGLE_THREAD, environment
@@ -30,6 +31,16 @@ _OBJECT_STORE_BYTES = 80 << 20
 # Ray puts sockets below its folder; the kernel limits their paths to 107 bytes.
 _LONGEST_FOLDER = 107 - len("/r/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 _SHORT_ROOT = Path("/tmp")
+_PACKAGE_ROOT = Path(__file__).parents[3]
+
+
+class _Job(JobConfig):
+    """Lets actors import from no folder only because the driver runs in it: anybody's files may lie there."""
+
+    def _serialize(self) -> str:
+        self._py_driver_sys_path = [path for path in self._py_driver_sys_path if _PACKAGE_ROOT.samefile(path)]
+        serialized: str = super()._serialize()
+        return serialized
 
 
 @contextmanager
@@ -70,8 +81,9 @@ def sweep_stale() -> None:
     for root in {arena_root(), Path(tempfile.gettempdir()), _SHORT_ROOT}:
         for folder in root.glob(f"{_PREFIX}*-*"):
             owner = folder.name.removeprefix(_PREFIX).split("-")[0]
-            if owner.isdigit() and not Path("/proc", owner).exists() and folder.lstat().st_uid == os.getuid():
-                shutil.rmtree(folder, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another driver sweeps too, or it is another user's
+                if owner.isdigit() and not Path("/proc", owner).exists() and folder.lstat().st_uid == os.getuid():
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _start(folder: Path) -> None:
@@ -96,6 +108,7 @@ def _start(folder: Path) -> None:
                 num_cpus=max(1, len(os.sched_getaffinity(0))),
                 object_store_memory=_OBJECT_STORE_BYTES,
                 include_dashboard=False,
+                job_config=_Job(),
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 _temp_dir=str(folder),

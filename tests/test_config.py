@@ -189,6 +189,18 @@ def test_missing_and_unreadable_files_are_named(tmp_path: Path) -> None:
         load_config(tmp_path / "binary.yaml")
 
 
+def test_yaml_makes_no_python_objects(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not valid YAML: could not determine a constructor for the tag"):
+        from_yaml(tmp_path, f"text: !!python/object/apply:os.system ['touch {tmp_path}/ran']")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["../run", "/run", ".", "..", "a/b", "a\0b", ""])
+def test_no_name_leads_out_of_the_folder_of_runs(name: str) -> None:
+    with pytest.raises(ConfigError, match="name = "):
+        load_config(name=name)
+
+
 def test_saved_configuration_loads_as_the_same(tmp_path: Path) -> None:
     config = load_config(text=(Path("a"), Path("ü b")), steps="5", epsilon="1e-9", name="x", sample_prompt="no")
     path = tmp_path / "config.yaml"

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import http.client
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -76,6 +77,22 @@ def test_no_port_serves_who_has_not_the_token(family: list[psutil.Process], toke
     right = [call(port, METHODS[0], ray_token(family)) for port in served]
     assert right
     assert all(answer and REFUSALS[0] not in answer for answer in right)
+
+
+@pytest.mark.ray
+def test_no_port_is_open_at_the_address_that_others_on_the_network_know(family: list[psutil.Process]) -> None:
+    addresses = [
+        address.address
+        for interface in psutil.net_if_addrs().values()
+        for address in interface
+        if address.family == socket.AF_INET and not address.address.startswith("127.")
+    ]
+    if not addresses:
+        pytest.skip("this machine has no address but the loopback's")
+    for address in addresses:
+        for port in ports(family):
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection((address, port), timeout=SECONDS)
 
 
 @pytest.mark.ray

@@ -374,6 +374,16 @@ def test_a_shape_nested_without_end_is_refused(save: Save) -> None:
         load(path)
 
 
+def test_a_shape_that_no_memory_holds_is_damage(save: Save, tmp_path: Path) -> None:
+    save(10)
+    path = save(20)
+    shape = json.loads(load(path).layout.shape.model_dump_json()) | {"vocab_size": 10**13}
+    rewrite(path / MODEL, lambda tensors: None, model_shape=json.dumps(shape))
+    loaded = load_newest(tmp_path)
+    assert loaded.state.step == 10
+    assert "model.safetensors is too short for the 80,000,000,000," in loaded.skipped[0]
+
+
 def test_a_tokenizer_that_is_no_text_is_refused(save: Save) -> None:
     path = save(10)
     (path / TOKENIZER).write_bytes(b"\xff\xfe{}")

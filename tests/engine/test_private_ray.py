@@ -148,15 +148,15 @@ def test_no_code_in_the_working_folder_is_run(tmp_path: Path, corpus_file: Path)
 
 @as_root
 def test_folders_that_another_user_makes_and_removes_stop_no_sweep() -> None:
-    stale = Path(tempfile.gettempdir(), f"crystalline-ray-{2**30}-theirs")
-    script = f"while mkdir {stale} && rmdir {stale}; do :; done"
+    stale = Path(tempfile.gettempdir(), f"crystalline-ray-{2**30}-{os.getpid()}")
+    script = f"trap exit TERM; while mkdir {stale} && rmdir {stale}; do :; done"
     other = subprocess.Popen(["sh", "-c", script], user=NOBODY, group=NOBODY, extra_groups=[], cwd="/")
     try:
         for _ in range(500):
             sweep_stale()
         assert other.poll() is None
     finally:
-        other.kill()
+        other.terminate()  # it ends after the command that it is at
         other.wait(SECONDS)
         with contextlib.suppress(FileNotFoundError):
             stale.rmdir()

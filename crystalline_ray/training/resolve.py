@@ -21,7 +21,7 @@ from crystalline_ray.model.layout import initialise
 from crystalline_ray.spheres.canonical_sum import LONGEST_CHAIN
 from crystalline_ray.spheres.memory import Memory
 from crystalline_ray.spheres.plan import SpherePlan, plan_spheres
-from crystalline_ray.spheres.run_spec import RunOf, RunSpec
+from crystalline_ray.spheres.run_spec import RunOf, RunSpec, Steps
 from crystalline_ray.spheres.sizing import leaf_bytes, memory_layout
 from crystalline_ray.training.checkpoint import Checkpoint, is_locked
 from crystalline_ray.training.run_folder import CHECKPOINTS, command, find_model, load_checkpoint
@@ -91,14 +91,24 @@ def check_memory(run: RunSpec) -> None:
 
 
 def load_start(config: Config, resume: Path | None) -> Checkpoint | None:
-    """Load the checkpoint a run starts from: its own newest, or the one it is to begin with; None for a new model."""
+    """Load the checkpoint a run starts from: its own newest, or the one it is to begin with; None for a new model.
+
+    Raises CheckpointError if there is none, or if it cannot go on for the configured length, where that is known
+    without the text: a new number of epochs is not.
+    """
     if resume is not None:
         try:
-            return load_checkpoint(resume)
+            start = load_checkpoint(resume)
         except CheckpointError as error:
             if is_locked(resume / CHECKPOINTS):
                 raise CheckpointError(f"another process is training {resume}, which has no checkpoint yet") from error
             raise
+        total, size, saved = start.state.total_steps, config.global_batch_size, start.state.config_digest
+        in_steps = config.model_copy(update={"steps": total, "epochs": None})
+        if config.digest() == saved or (config.steps and in_steps.digest() == saved):
+            before, now = (Steps(config, steps * size, config.seq_len) for steps in (total, config.steps or total))
+            _check_steps(config, start.state, resume, before, now)
+        return start
     init = config.init_from
     return None if init is None else load_checkpoint(find_model(init, config.runs_dir), with_moments=False)
 
@@ -183,23 +193,29 @@ def _continued(state: TrainingState, run: RunOf[Config], dataset: Dataset, folde
     saved = next((one for one in configs if one.digest() == state.config_digest), None)
     if saved is None:
         raise CheckpointError("the checkpoint belongs to another configuration: its weights would differ")
+    _check_steps(config, state, folder, replace(run.steps, total_sequences=_count_sequences(saved, dataset)), run.steps)
+    changed = {"total_steps": run.steps.total, "config_digest": config.digest(), "group_sum": _GROUP_SUM}
+    return state.model_copy(update=changed)
+
+
+def _check_steps(config: Config, state: TrainingState, folder: Path, before: Steps, now: Steps) -> None:
+    """Raise CheckpointError if no step is left to do, or if one that is done would have been another."""
     # Up to so many groups, chain and tree add in the same order. A chain began with the prior, which is added to the
     # sum of the groups now: with one group that is the same sum, with more it has other bits.
     longest_chain = 1 if config.laplacian_prior else LONGEST_CHAIN
-    if state.group_sum != _GROUP_SUM and run.steps.groups > longest_chain:
+    if state.group_sum != _GROUP_SUM and now.groups > longest_chain:
         raise CheckpointError(
-            f"{folder} was begun by a version that added the gradients of its {run.steps.groups} groups one after "
+            f"{folder} was begun by a version that added the gradients of its {now.groups} groups one after "
             "another; they are added in a fixed tree now, so that its weights would get other bits; begin another run "
             f"with these: {command('train --init-from', folder)}"
         )
-    if state.step >= run.steps.total:
+    if state.step >= now.total:
         raise CheckpointError(
-            f"{folder} has made {state.step:,} of {run.steps.total:,} steps: nothing is left to do; give it more with "
+            f"{folder} has made {state.step:,} of {now.total:,} steps: nothing is left to do; give it more with "
             f"--steps or --epochs, or begin another run with its weights: {command('train --init-from', folder)}"
         )
-    before = replace(run, total_sequences=_count_sequences(saved, dataset))
-    for step in range(state.step if before.total_sequences != run.total_sequences else 0):
-        for (what, had), (_, would) in zip(_decided(before, step), _decided(run, step), strict=True):
+    for step in range(state.step if before.total_sequences != now.total_sequences else 0):
+        for (what, had), (_, would) in zip(_decided(config, before, step), _decided(config, now, step), strict=True):
             if had != would:
                 length = f"epochs = {config.epochs}" if config.epochs else f"steps = {config.steps}"
                 raise CheckpointError(
@@ -208,15 +224,13 @@ def _continued(state: TrainingState, run: RunOf[Config], dataset: Dataset, folde
                     f"{config.warmup_steps}); leave the length as it was, or begin another run with these weights: "
                     f"{command('train --init-from', folder)}"
                 )
-    changed = {"total_steps": run.steps.total, "config_digest": config.digest(), "group_sum": _GROUP_SUM}
-    return state.model_copy(update=changed)
 
 
-def _decided(run: RunOf[Config], step: int) -> Iterator[tuple[str, float]]:
+def _decided(config: Config, steps: Steps, step: int) -> Iterator[tuple[str, float]]:
     """Yield what the length of a run decides about one of its steps."""
-    yield "learning rate", learning_rate(run.config, step, run.steps.total)
-    yield "smoothing weight", smoothing_weight(run.config, step, run.steps.total)
-    yield "sequences", run.steps.sequences(step)
+    yield "learning rate", learning_rate(config, step, steps.total)
+    yield "smoothing weight", smoothing_weight(config, step, steps.total)
+    yield "sequences", steps.sequences(step)
 
 
 def _count_sequences(config: Config, dataset: Dataset) -> int:

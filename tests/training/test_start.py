@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from crystalline_ray.config import Config, resume_config
-from crystalline_ray.errors import CheckpointError, ConfigError, InputError, TokenizerError
+from crystalline_ray.errors import CheckpointError, ConfigError, DataError, InputError, TokenizerError
 from crystalline_ray.generation.model import Model
 from crystalline_ray.model.layout import weights_digest
 from crystalline_ray.training.checkpoint import load, load_newest
@@ -231,3 +231,29 @@ def test_what_cannot_be_begun_with_is_said_before_the_text_is_read(make_config: 
         train(make_config(text=(nowhere,), sample_prompt="\udcff"))
     with pytest.raises(ConfigError, match="exists already"):
         train(make_config(name="source", text=(nowhere,)))
+
+
+@pytest.mark.parametrize(
+    ("length", "again", "message"),
+    [
+        ({"steps": 8}, {}, "has made 8 of 8 steps"),
+        ({"epochs": 1, "batch_size": 50, "global_batch_size": 500}, {}, "nothing is left to do"),
+        ({"steps": 8}, {"steps": 5}, "has made 8 of 5 steps"),
+        ({"steps": 8, "schedule": "cosine"}, {"steps": 80}, "cannot become a run of that length"),
+    ],
+)
+def test_a_length_that_cannot_be_is_refused_before_the_text_is_read(
+    make_config: Callable[..., Config],
+    other_text: Path,
+    length: dict[str, Any],
+    again: dict[str, int],
+    message: str,
+) -> None:
+    config = make_config(name="done", text=(other_text,), **length)
+    train(config)
+    other_text.unlink()
+    with pytest.raises(CheckpointError, match=message):
+        go_on(config, **again)
+    if "steps" in length:
+        with pytest.raises(DataError):
+            go_on(config, epochs=50)

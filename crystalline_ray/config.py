@@ -6,13 +6,14 @@ Types are strict where the source has types (YAML); text from the environment an
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from inspect import get_annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 import yaml
-from pydantic import Field, ModelWrapValidatorHandler, ValidationError, ValidationInfo, model_validator
+from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, ValidationError, ValidationInfo, model_validator
 
 from crystalline_ray import config_section
 from crystalline_ray.config_section import COMMON, Also, LaxPath, Section, conflict
@@ -23,12 +24,16 @@ from crystalline_ray.spheres.config import SphereConfig, TreeConfig
 _LENGTHS = {"steps", "epochs"}
 
 
+def _plain(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ValueError("must be 1 to 100 letters (a-z, A-Z), digits, '.', '_' or '-', a letter or digit first")
+    return name
+
+
 class RunConfig(Section):
     """The folder of a run, and how often it reports, validates and saves."""
 
-    name: Annotated[str | None, COMMON, Also("run run_name")] = Field(
-        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
-    )
+    name: Annotated[Annotated[str, AfterValidator(_plain)] | None, COMMON, Also("run run_name")] = None
     """Name of the run and of its folder; by default the time of its start."""
     init_from: Annotated[str | None, COMMON, Also("finetune from_pretrained pretrained")] = Field(None, min_length=1)
     """Fine-tuning: begin with the weights and the tokenizer of this run or checkpoint, on new text."""

@@ -35,7 +35,7 @@ class Also(str):
 
 def _not_empty(value: object) -> object:
     if value == "":  # Path("") would silently be the current folder
-        raise ValueError("a path must not be empty")
+        raise ValueError("must not be empty")
     return value
 
 
@@ -162,9 +162,7 @@ def other_names(model: type[BaseModel]) -> dict[str, str]:
 
 
 def _reason(message: str) -> str:
-    return re.sub(r"^(Input|String) should|^Value error, a path must", "must", message).replace(
-        "must match pattern", "must match the pattern"
-    )
+    return re.sub(r"^(Input|String) should|^Value error, must", "must", message)
 
 
 class _Loader(yaml.SafeLoader):

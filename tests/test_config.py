@@ -168,8 +168,16 @@ def test_all_refused_values_are_named_at_once(tmp_path: Path) -> None:
         ({}, {"seqlen": "3"}, r"seqlen \(given\): no such field; did you mean seq_len\?"),
         ({}, {"seq_len": "1.5"}, r"seq_len = '1.5' \(given\): .*integer"),
         ({}, {"seq_len": Given("1.5", "--seq-len")}, r"seq_len = '1.5' \(--seq-len\): .*integer"),
-        ({}, {"name": "../elsewhere"}, r"name = '../elsewhere' \(given\): must match"),
-        ({}, {"name": "a\n"}, r"name = .*must match"),
+        (
+            {},
+            {"name": "../elsewhere"},
+            r"name = '../elsewhere' \(given\): must be 1 to 100 letters \(a-z, A-Z\), digits, '\.', '_' or '-', "
+            r"a letter or digit first$",
+        ),
+        ({}, {"name": "a\n"}, r"name = 'a\\n' .*must be 1 to 100 letters"),
+        ({}, {"name": "é"}, r"name = 'é' .*must be 1 to 100 letters"),
+        ({}, {"name": "a" * 101}, r"name = 'a*' .*must be 1 to 100 letters"),
+        ({}, {"name": ""}, r"name = '' .*must be 1 to 100 letters"),
         ({}, {"runs_dir": ""}, r"runs_dir = '' \(given\): must not be empty"),
         ({}, {"seed": str(2**63)}, r"seed = .*less than"),
     ],

@@ -86,7 +86,7 @@ TABLE = [
     Bad("dropout of everything", "train --dropout 1", r"dropout = '1' .*less than 1"),
     Bad("most of the text held out", "train --validation-fraction 0.9", r"validation_fraction = '0\.9' .*0\.5"),
     Bad("bfloat16 without MKL", "train text.txt --precision bfloat16 --blas numpy", r"'bfloat16' needs blas = 'mkl'"),
-    Bad("name with a path", "train --name ../x", r"name = '\.\./x' .*must match"),
+    Bad("name with a path", "train --name ../x", r"name = '\.\./x' .*must be 1 to 100 letters"),
     # Texts
     Bad("missing text", "train none.txt", r"none\.txt"),
     Bad("empty file", "train empty.txt", r"empty\.txt: no text"),

@@ -29,7 +29,7 @@ class Interruption:
         """Raise Stopped on a signal in the block; `patiently`, note the signal, and raise only on another Ctrl-C.
 
         Stopped is raised again here if it was raised before and got lost, as in a callback of a library that was
-        starting.
+        starting; what Python would print of that loss is left out.
         """
         if self._ended:
             raise self._ended
@@ -38,6 +38,13 @@ class Interruption:
             return
         before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         outer, self._patient = self._patient, patiently
+        hook = sys.unraisablehook
+
+        def pass_over_stopped(lost: "sys.UnraisableHookArgs") -> None:
+            if self._patient or not isinstance(lost.exc_value, Stopped):
+                hook(lost)
+
+        sys.unraisablehook = pass_over_stopped
         try:
             yield
         except SystemExit as end:
@@ -46,7 +53,7 @@ class Interruption:
             # Ray takes SIGTERM for itself while it starts, and exits with the number.
             raise self._stopped(signal.SIGTERM) from None
         finally:
-            self._patient = outer
+            self._patient, sys.unraisablehook = outer, hook
             for number, handler in before.items():
                 signal.signal(number, handler)
 

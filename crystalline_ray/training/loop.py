@@ -1,6 +1,7 @@
 """The training loop: step, validate, save, until the last step or a signal. It says what happens; others act on it."""
 
 import math
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +52,8 @@ class TrainingLoop:
     def train(self) -> None:
         """Train to the last step or to a signal; the last state is saved either way.
 
-        Raises SphereError, or NonFiniteError after too many updates in a row that were not finite, with the state
-        before saved; InputError if the disk refuses.
+        Raises SphereError, with the exit code of a signal if one came first, or NonFiniteError after too many updates
+        in a row that were not finite, with the state before saved; InputError if the disk refuses.
         """
         if self.state.first_validation_loss is None:
             self._validate()
@@ -67,7 +68,12 @@ class TrainingLoop:
         except (SphereError, NonFiniteError) as error:
             self.say(SaveDue(self.state, wait=True))
             again = command("train --resume", self.folder)
-            raise type(error)(f"{error}; step {self.state.step} is saved, go on from there with: {again}") from error
+            said = f"{error}; step {self.state.step} is saved, go on from there with: {again}"
+            if self.interruption.signal is None or isinstance(error, NonFiniteError):
+                raise type(error)(said) from error
+            failure = type(error)(f"{self.interruption.signal} asked the run to stop; {said}")
+            failure.exit_code = 128 + signal.Signals[self.interruption.signal]
+            raise failure from error
         self.say(SaveDue(self.state, wait=True))
 
     def _run_window(self) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from crystalline_ray.engine.ray.janitor import users_of
@@ -145,6 +147,28 @@ def test_ctrl_c_while_ray_starts_leaves_nothing(
     wait_until(lambda: not left_behind(program.pid), "the clean-up")
     assert not (tmp_path / "runs").exists()
     assert "Traceback" not in log.read_text()
+
+
+def test_a_signal_while_a_leaf_is_silent_is_told_to_the_caller_and_the_state_is_saved(
+    command: Callable[..., list[str]],
+    start: Callable[[list[str]], subprocess.Popen[str]],
+    corpus_file: Path,
+    tmp_path: Path,
+) -> None:
+    long = {"steps": 100_000, "threads": 2, "deadline-seconds": 3, "checkpoint-every": 100_000}
+    program = start(command(str(corpus_file), name="silent", **long))
+    wait_until(lambda: steps_logged(tmp_path / "runs/silent") >= 3, "step 3")
+    spheres = psutil.Process(program.pid).children(recursive=True)
+    leaf = next(sphere for sphere in spheres if "Level1Host" in " ".join(sphere.cmdline()))
+    leaf.suspend()
+    program.send_signal(signal.SIGTERM)
+    code, log = program.wait(DEADLINE_SECONDS), (tmp_path / "log0").read_text()
+    assert code == 128 + signal.SIGTERM, log
+    error = re.search(r"error: SIGTERM asked the run to stop; .* no sign of life .*; step (\d+) is saved, go on", log)
+    assert error, log
+    assert (tmp_path / f"runs/silent/checkpoints/step_{int(error[1]):08d}/MANIFEST.json").exists()
+    assert "Traceback" not in log
+    wait_until(lambda: not left_behind(program.pid), "the clean-up")
 
 
 def test_a_folder_of_ray_that_vanishes_while_it_starts_is_said_in_a_sentence(

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -56,7 +57,8 @@ def prepare(
     """Read the text, split it, train the tokenizer and write the tokens, or find all that in the cache.
 
     A `corpus` replaces the text of `data`. A token's id is its frequency rank in the training part; a `tokenizer`, that
-    of a model to go on from, is used as it is. A cached dataset that is damaged is built anew, with a note.
+    of a model to go on from, is used as it is. A cached dataset that is damaged is built anew, with a note. The default
+    cache folder is closed to other users.
 
     Raises DataError if the text cannot be used, a part is too short for `seq_len` + 1 tokens or there is but one token,
     TokenizerError if the tokenizer cannot encode it, and ResourceError if the cache cannot be written.
@@ -72,6 +74,8 @@ def prepare(
     store, key = open_store(root), _key(data, corpus, mode, seed, tokenizer)
     notes = list(corpus.notes)
     with disk_errors(root, "; name another folder with cache_dir"):
+        if data.cache_dir is None:
+            _make_private(root)
         if cached := key in store.folders():
             try:
                 dataset = open_dataset(root / key, contents=True)
@@ -122,6 +126,13 @@ def default_cache_dir() -> Path:
         return Path.home() / ".cache" / "crystalline_ray"
     except RuntimeError as error:
         raise ResourceError("there is no home folder for the cache; name a folder with cache_dir") from error
+
+
+def _make_private(folder: Path) -> None:
+    """Close a folder of this user to others: versions before this one made it as the umask allowed."""
+    if folder.is_dir() and (status := folder.stat()).st_uid == os.getuid() and status.st_mode & 0o077:
+        with suppress(OSError):  # some file systems have no modes
+            folder.chmod(0o700)
 
 
 def _key(data: DataConfig, corpus: Corpus, mode: Mode, seed: int, tokenizer: Tokenizer | None) -> str:

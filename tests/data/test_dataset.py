@@ -360,6 +360,33 @@ def test_cache_is_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp
         assert default_cache_dir() == tmp_path / ".cache" / "crystalline_ray"
 
 
+def test_the_users_cache_folder_is_closed_to_others_but_a_named_one_keeps_its_mode(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    named = tmp_path / "named"
+    for open_to_all in (default_cache_dir(), named):
+        open_to_all.mkdir(parents=True)
+        open_to_all.chmod(0o755)
+    (tmp_path / "xdg").chmod(0o755)
+    make(folder, cache_dir=None)
+    make(folder, cache_dir=named)
+    modes = [path.stat().st_mode & 0o777 for path in (default_cache_dir(), named, tmp_path / "xdg")]
+    assert modes == [0o700, 0o755, 0o755]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_cache_folder_of_another_user_keeps_its_mode(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    default_cache_dir().mkdir()
+    default_cache_dir().chmod(0o755)
+    os.chown(default_cache_dir(), 65534, 65534)
+    make(folder, cache_dir=None)
+    assert default_cache_dir().stat().st_mode & 0o777 == 0o755
+
+
 @pytest.mark.parametrize("kind", ["bpe", "char"])
 def test_chunks_do_not_change_the_tokens(monkeypatch: pytest.MonkeyPatch, kind: Literal["bpe", "char"]) -> None:
     texts = ["".join(DOCUMENTS), *DOCUMENTS, "x"]

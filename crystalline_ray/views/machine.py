@@ -66,6 +66,7 @@ def diagnose(config: Config, progress: Progress) -> dict[str, Any]:
         "cpu_quota": cpu_quota(),
         "memory": {"total": memory.total, "free": memory.available},
         "shared_memory": {"total": shared.total, "free": shared.free} if shared else None,
+        "ray_address": os.environ.get("RAY_ADDRESS") or None,
         "train": {
             "engine": config.engine,
             "cores": config.threads or len(allowed),
@@ -96,6 +97,10 @@ def describe(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "", f"{found['physical_cores']} physical, NUMA nodes {ranges(found['numa_nodes'])}, {quota}"
     for name, size in (("memory", found["memory"]), ("/dev/shm", found["shared_memory"])):
         yield name, f"{decimal(size['free'])} free of {decimal(size['total'])}" if size else "does not exist"
+    joins = "not set: training starts a Ray of its own on this machine"
+    if (address := found["ray_address"]) is not None:
+        joins = f"{address}: training with the engine ray is refused, as it joins no cluster yet; unset it"
+    yield "RAY_ADDRESS", joins
     pinned = "pinned" if train["pinned"] else "not pinned"
     spheres = f"{numbered(train['controls'], 'control')} + {numbered(train['leaves'], 'leaf')}"
     tree = f"1 root + {spheres}, coordinators {train['coordinators']}"

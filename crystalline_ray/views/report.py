@@ -73,14 +73,17 @@ def summarise(folder: Path) -> dict[str, Any]:
         for record in read_metrics(folder / METRICS) if (folder / METRICS).exists() else ():
             known |= {key: record[name] for name, key in _RECORDED.items() if record.get(name) is not None}
     except InputError as error:
-        return known | {"stopped": str(error)}
+        return known | {"stopped": "unreadable", "error": str(error)}
     return known | {"stopped": "no report yet"}
 
 
 def render_list(runs: Sequence[dict[str, Any]]) -> RenderableType:
-    """Return a table of what `summarise` found, a run in each row."""
+    """Return a table of what `summarise` found, a run in each row, and below it what could not be read."""
     rows = [[run["run"], *(_cell(run, name) for name in _LISTED)] for run in runs]
-    return figures("run", [name.replace("_", " ") for name in _LISTED], rows) if runs else Text("there are no runs")
+    if not runs:
+        return Text("there are no runs")
+    table = figures("run", [name.replace("_", " ") for name in _LISTED], rows)
+    return Group(table, *(Text(run["error"]) for run in runs if "error" in run))
 
 
 def render_comparison(reports: Sequence[RunReport], configs: Sequence[Config]) -> RenderableType:

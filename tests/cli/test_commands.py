@@ -252,6 +252,14 @@ def test_report_lists_all_runs(workplace: Path, corpus_file: Path, capsys: pytes
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [row[0] for row in rows[-2:]] == ["other", "unfinished"]
     assert all(f"{report['validation_loss']:.4f}" in row for row in rows[-2:])
+    Path("listed/other/report.json").write_text("{")
+    damage = run_json(capsys, "report", "--runs-dir", "listed")[0]
+    assert (damage["run"], damage["stopped"]) == ("other", "unreadable")
+    assert damage["error"].startswith("listed/other/report.json is not a report of a run")
+    assert main(["report", "--runs-dir", "listed"]) == 0
+    table, _, below = capsys.readouterr().out.partition("no report yet\n")
+    assert "listed/other" not in table
+    assert " ".join(below.split()) == " ".join(damage["error"].split())
     assert main(["report", "--runs-dir", "nowhere"]) == 0
     assert capsys.readouterr().out == "there are no runs\n"
 
@@ -353,6 +361,19 @@ def test_doctor_finds_what_the_machine_has_and_plan_without_cores_is_for_it(caps
         assert main([command]) == 0
         shown = " ".join(capsys.readouterr().out.split())
         assert all(piece in shown for piece in (decimal(workspace), *pieces))
+
+
+@pytest.mark.usefixtures("short_peak")
+def test_doctor_says_what_ray_address_means(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for address, meaning in (("", "not set: training starts a Ray of its own"), ("10.0.0.1:6379", "is refused")):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert run_json(capsys, "doctor")["ray_address"] == (address or None)
+        assert main(["doctor"]) == 0
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("RAY_ADDRESS"))
+        assert line.split("  ", 1)[1].strip().startswith(address or "not set")
+        assert meaning in line
 
 
 BENCH_FIELDS = {

@@ -17,11 +17,12 @@ def deal_groups(plan: SpherePlan, micro_batches: int) -> dict[int, int]:
     """Return the level-1 sphere that sums each group which has a micro-batch in the step.
 
     In a step of twelve micro-batches or more it is the owner of the group's segment. A smaller step has as many groups
-    as micro-batches; they are dealt to owners as far apart as possible.
+    as micro-batches; they are dealt evenly to all level-1 spheres.
     """
-    owners = [sphere.id for sphere in plan.level1 for _ in sphere.groups]
-    groups = min(SYMMETRY_GROUPS, micro_batches)
-    return {group: owners[group * SYMMETRY_GROUPS // groups] for group in range(groups)}
+    level1 = plan.level1
+    if micro_batches >= SYMMETRY_GROUPS:
+        return {group: sphere.id for sphere in level1 for group in sphere.groups}
+    return {group: level1[group * len(level1) // micro_batches].id for group in range(micro_batches)}
 
 
 def share_work(plan: SpherePlan, micro_batches: int, sum_unit: int) -> dict[int, list[Worker]]:

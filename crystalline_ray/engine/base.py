@@ -65,15 +65,14 @@ class Engine(ABC):
             self._ask(request)
         except SphereError as error:
             failure = error  # raised below, after the results of the steps that were finished
-        ledger, applied = Ledger(self.memory), True
+        ledger = Ledger(self.memory)
         for step in range(request.step, request.step + len(request.rates)):
-            if not applied:
-                return
             if (result := ledger.result(step)) is None:
                 failure = failure or SphereError("level-1 spheres have not finished it")
                 raise type(failure)(f"step {step}: {failure}") from failure
-            applied = result.applied
             yield result
+            if not result.applied:
+                return
 
     def evaluate(self, request: EvaluationRequest) -> EvaluationResult:
         """Return the validation loss. Raises SphereError as `run_steps`."""

@@ -17,6 +17,14 @@ from crystalline_ray.spheres.memory import Floats, Memory
 from crystalline_ray.spheres.messages import Total
 from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 
+_SMALLEST_BRANCH = 3
+
+LONGEST_CHAIN = _SMALLEST_BRANCH + 1
+"""Up to this many groups, the tree adds in the same order as a chain: ((0 + 1) + 2) + 3."""
+
+BRANCH_LEVELS = 3
+"""Levels of the tree over the groups, and so the arrays that `sum_groups` needs."""
+
 Admit = Callable[[int], object | None]
 """Returns the message of job n, or None while something that the job needs is still in use."""
 
@@ -39,15 +47,6 @@ def group_units(group: int, micro_batches: int, sum_unit: int) -> tuple[Unit, ..
         Unit(group, position, tuple(own[start : start + sum_unit]))
         for position, start in enumerate(range(0, len(own), sum_unit))
     )
-
-
-_SMALLEST_BRANCH = 3
-
-LONGEST_CHAIN = _SMALLEST_BRANCH + 1
-"""Up to this many groups, the tree adds in the same order as a chain: ((0 + 1) + 2) + 3."""
-
-BRANCH_LEVELS = 3
-"""Levels of the tree over the groups, and so the arrays that `sum_groups` needs."""
 
 
 def sum_groups(addends: Sequence[Floats], out: Sequence[Floats]) -> Floats:

@@ -169,12 +169,11 @@ def _read_shape(files: Files) -> tuple[ModelShape, str]:
 def _read_buffers(path: Path, layout: ParameterLayout, moments: Collection[str] | None) -> dict[str, Array]:
     """Return a flat buffer per moment; the weights are the moment "" and None stands for all that the file has."""
     buffers: dict[str, Array] = {}
+    least_bytes = layout.num_parameters * np.dtype(np.float32).itemsize
     with safe_open(path, framework="numpy") as file:
         names = set(file.keys())
         for moment in sorted({name.partition(".")[0] for name in names}) if moments is None else moments:
-            if (
-                path.stat().st_size < layout.num_parameters * np.dtype(np.float32).itemsize
-            ):  # before memory is asked for
+            if path.stat().st_size < least_bytes:  # said before memory is asked for
                 raise DamageError(f"{path.name} is too short for the {layout.num_parameters:,} parameters of its shape")
             buffers[moment] = np.zeros(layout.size, np.float32)
             for parameter, view in layout.views(buffers[moment]).items():

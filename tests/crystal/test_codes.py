@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crystalline_ray.crystal.codes import BLOCK, SPAN, Bfloat16Codec, Codec, LatticeCodec, make_codec
-from crystalline_ray.lattice.quantize import VORONOI_CODES, VoronoiCode
+from crystalline_ray.lattice.quantize import VORONOI_CODES
+from tests.helpers.bench_scripts import load_script
 from tests.helpers.examples import examples
 
 # Conway and Sloane, "Sphere Packings, Lattices and Groups", table 2.3.
@@ -123,13 +124,7 @@ def test_bfloat16_is_the_nearest_one_with_ties_to_even() -> None:
 
 def test_at_equal_rate_e8_errs_less_than_d3_and_d3_less_than_the_scalar_quantiser() -> None:
     values = np.random.default_rng(4).standard_normal(SPAN).astype(np.float32)
-    scalar = VoronoiCode(
-        dimension=1,
-        nearest=lambda x, out: np.copyto(out, np.rint(x)),
-        gauge=lambda x, out, scratch: np.copyto(out, 2 * np.abs(x[0])),
-        to_digits=lambda points: None,
-        from_digits=lambda digits: None,
-    )
+    scalar = load_script("codec").SCALAR
     z, d3, e8 = (
         np.square(values - decoded(LatticeCodec(code), encoded(LatticeCodec(code), values), SPAN)).mean()
         for code in (scalar, VORONOI_CODES["d3"], VORONOI_CODES["e8"])

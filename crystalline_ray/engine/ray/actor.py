@@ -16,6 +16,7 @@ from crystalline_ray.engine.process import one_worker_thread, pin_to
 from crystalline_ray.engine.ray.board import Board
 from crystalline_ray.errors import CrystallineError, SphereError
 from crystalline_ray.spheres.ledger import Awaited, Ledger, Mark
+from crystalline_ray.spheres.plan import SYMMETRY_GROUPS
 from crystalline_ray.spheres.run_spec import RunSpec
 from crystalline_ray.spheres.sharing import deal_groups
 from crystalline_ray.spheres.sphere import Sphere
@@ -167,7 +168,7 @@ class Level1Host(SphereHost):
     def __init__(self, run: RunSpec, sphere_id: int, arena: Arena) -> None:
         super().__init__(run, sphere_id, arena)
         self._ledger = Ledger(self._memory)
-        self._owners = {group: sphere.id for sphere in run.plan.level1 for group in sphere.groups}
+        self._owners = deal_groups(run.plan, SYMMETRY_GROUPS)
 
     async def handle(self, message: object) -> Any:
         """Pass a message to the sphere; drive the protocol of steps to its end."""
@@ -184,10 +185,10 @@ class Level1Host(SphereHost):
 
     def _owner(self, group: int, awaited: Awaited) -> int:
         """Return the sphere whose row is missing."""
-        dealt = {}
-        if awaited.mark is Mark.SUMMED:
-            dealt = deal_groups(self._run.plan, self._run.steps.micro_batches(awaited.step))
-        return dealt.get(group, self._owners[group])
+        if awaited.mark is not Mark.SUMMED:
+            return self._owners[group]
+        summing = deal_groups(self._run.plan, self._run.steps.micro_batches(awaited.step))
+        return summing.get(group, self._owners[group])
 
     async def _reach(self, awaited: Awaited) -> None:
         """Wait until all rows are there. Raises DeadlineError as `Board.look`."""

@@ -242,8 +242,10 @@ class Cluster:
         self._switch.ip(f"link set port{number} down")
 
     def mend(self, number: int) -> None:
-        """Restore a link that was cut."""
+        """Restore a link that was cut; drop what the nodes still believe about addresses that did not answer."""
         self._switch.ip(f"link set port{number} up")
+        for node in self.nodes:
+            node.space.ip("neigh flush dev eth0")
 
     def _make_node(self, number: int, opened: ExitStack) -> Node:
         below_tmp = [str(path.relative_to("/tmp")) for path in self._seen() if path.is_relative_to("/tmp")]

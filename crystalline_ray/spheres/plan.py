@@ -8,7 +8,7 @@ controls only where the next level needs them, so that the tree has as many leav
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Literal, NamedTuple
 
 from crystalline_ray.errors import ConfigError
@@ -51,6 +51,11 @@ class SpherePlan:
     def root(self) -> SphereSpec:
         """The sphere that all others descend from."""
         return self.spheres[0]
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes the spheres are on."""
+        return 1 + max(sphere.node for sphere in self.level1)
 
     @cached_property
     def level1(self) -> tuple[SphereSpec, ...]:
@@ -118,52 +123,142 @@ def plan_spheres(
     """Plan the tree for `cores`: for each node the ids of the cores to use, in pinning order (None: do not pin).
 
     `dedicated` gives every sphere a core of its own; `shared` makes every core a leaf's, and the coordinators ride on
-    cores of their leaves; `auto` is dedicated if every node has `DEDICATED_FROM` cores, shared if not. Cores are given
-    out subtree by subtree, so that a level-1 sphere and its leaves share a node wherever the sizes allow.
+    cores of their leaves; `auto` is dedicated if every node has `DEDICATED_FROM` cores, shared if not. A level-1 sphere
+    and all below it are on one node; the root is on the first.
 
-    Raises `ConfigError` if `fan_out` is not in 2..12, or if there is no core or more than the tree has spheres.
+    Raises `ConfigError` if `fan_out` is not in 2..12, if there is no core or more than the tree has spheres, or if
+    there are more nodes than `fan_out` or a node without cores.
     """
     if not 2 <= fan_out <= SYMMETRY_GROUPS:
         raise ConfigError(f"fan_out = {fan_out}: must be 2 to {SYMMETRY_GROUPS}")
-    places = [(node, core) for node, ids in enumerate(cores) for core in ids]
+    total = sum(map(len, cores))
     largest = 1 + fan_out + fan_out**2 + fan_out**3
-    if not 1 <= len(places) <= largest:
-        raise ConfigError(f"{len(places)} cores: a tree of spheres takes 1 to {largest}")
+    if not 1 <= total <= largest:
+        raise ConfigError(f"{total} cores: a tree of spheres takes 1 to {largest}")
+    if len(cores) > fan_out:
+        raise ConfigError(
+            f"{len(cores)} nodes: each needs a level-1 sphere, and there are at most {fan_out}; use --nodes {fan_out}"
+        )
+    if not all(cores):
+        raise ConfigError(f"node {list(map(bool, cores)).index(False)} has no cores: leave it out of the nodes")
     if coordinators == "auto":
         coordinators = "dedicated" if min(map(len, cores)) >= DEDICATED_FROM else "shared"
-    notes: tuple[str, ...] = ()
-    if len(places) == 1 and coordinators == "dedicated":
+    notes: list[str] = []
+    if len(cores[0]) == 1 and coordinators == "dedicated":
         coordinators = "shared"
-        notes = ("one core: root and leaf share it",)
-    is_dedicated = coordinators == "dedicated"
-    size = len(places) if is_dedicated else _tree_size(min(len(places), fan_out**3), fan_out)
-    tree = SpherePlan(_grown(size, fan_out), coordinators)
-    if is_dedicated and len(tree.leaves) < fan_out < len(places) - 1:
-        notes = (
-            f"{len(places)} cores: dedicated coordinators leave {len(tree.leaves)} for leaves, "
-            f"coordinators = shared has {len(places)} leaves",
+        notes.append(
+            "one core: root and leaf share it" if total == 1 else "one core on node 0: coordinators are shared"
         )
-    return SpherePlan(tuple(_placed(tree, places)), coordinators, notes)
+    is_dedicated = coordinators == "dedicated"
+    trees = []
+    for node, level1 in enumerate(_level1_of_nodes(list(map(len, cores)), fan_out, is_dedicated)):
+        places = [(node, core) for core in cores[node]]
+        if is_dedicated:
+            # The root takes a core of node 0; the trees of other nodes have one only until they are merged.
+            size = min(len(places) + (node > 0), 1 + level1 * (1 + fan_out + fan_out**2))
+        else:
+            size = _tree_size(min(len(places), level1 * fan_out**2), level1, fan_out)
+        tree = SpherePlan(_grown(size, level1, fan_out), coordinators)
+        trees.append(list(_placed(tree, places, with_root=node == 0)))
+    plan = SpherePlan(tuple(_grouped(_merged(trees))), coordinators)
+    leaves = len(plan.leaves)
+    if is_dedicated and leaves < fan_out < total - 1:
+        notes.append(
+            f"{total} cores: dedicated coordinators leave {leaves} for leaves, coordinators = shared has {total} leaves"
+        )
+    return replace(plan, notes=tuple(notes))
 
 
-def _tree_size(leaves: int, fan_out: int) -> int:
+def deal_to_nodes(counts: Sequence[int]) -> list[list[int]]:
+    """Return for each node which groups it has, ascending, given how many: whole branches of the sum where it can be.
+
+    A node sends one sum for each branch that it holds whole, so fewer cross the network.
+    """
+    free = list(range(SYMMETRY_GROUPS))
+    nodes: list[list[int]] = [[] for _ in counts]
+    for size in (12, 6, 3):
+        for own, count in zip(nodes, counts, strict=True):
+            for start in range(0, SYMMETRY_GROUPS, size):
+                branch = range(start, start + size)
+                if count - len(own) >= size and set(branch) <= set(free):
+                    own.extend(branch)
+                    free = [group for group in free if group not in branch]
+    for own, count in zip(nodes, counts, strict=True):
+        rest = count - len(own)
+        own.extend(free[:rest])
+        free = free[rest:]
+    return [sorted(own) for own in nodes]
+
+
+def _level1_of_nodes(cores: Sequence[int], fan_out: int, is_dedicated: bool) -> list[int]:
+    """Return the number of level-1 spheres of each node: in proportion to its cores, one at least."""
+    if len(cores) == 1:
+        return [fan_out]
+    room = [count - (is_dedicated and node == 0) for node, count in enumerate(cores)]
+    wanted = min(fan_out, sum(room))
+    shares = [1] * len(cores)
+    while sum(shares) < wanted:
+        open_nodes = [node for node, share in enumerate(shares) if share < room[node]]
+        neediest = max(open_nodes, key=lambda node: wanted * cores[node] - shares[node] * sum(cores))
+        shares[neediest] += 1
+    if is_dedicated:
+        # Controls take cores from leaves: each is to have a leaf at least.
+        shares = [
+            share if share == own else min(share, max(1, own // 2)) for share, own in zip(shares, room, strict=True)
+        ]
+    return shares
+
+
+def _merged(trees: Sequence[Sequence[SphereSpec]]) -> list[SphereSpec]:
+    """Return the trees of the nodes under the root of the first, breadth first: by level, then node, in order."""
+    in_order = sorted((sphere for tree in trees for sphere in tree), key=lambda sphere: (sphere.level, sphere.node))
+    ids = {(sphere.node, sphere.id): number for number, sphere in enumerate(in_order)}
+    return [
+        replace(
+            sphere,
+            id=ids[sphere.node, sphere.id],
+            parent=None if sphere.parent is None else ids.get((sphere.node, sphere.parent), 0),
+        )
+        for sphere in in_order
+    ]
+
+
+def _grouped(spheres: Sequence[SphereSpec]) -> Iterator[SphereSpec]:
+    """Yield the spheres with their groups: level 1 shares them out, and all below inherit."""
+    level1 = [sphere for sphere in spheres if sphere.level == 1]
+    bounds = [position * SYMMETRY_GROUPS // len(level1) for position in range(len(level1) + 1)]
+    counts = [0] * (1 + level1[-1].node)
+    for sphere, (start, end) in zip(level1, pairwise(bounds), strict=True):
+        counts[sphere.node] += end - start
+    dealt = [group for own in deal_to_nodes(counts) for group in own]
+    groups = [spheres[0].groups]
+    for sphere in spheres[1:]:
+        if sphere.level == 1:
+            groups.append(tuple(dealt[bounds[sphere.id - 1] : bounds[sphere.id]]))
+        else:
+            groups.append(groups[sphere.parent or 0])
+    for sphere, own_groups in zip(spheres, groups, strict=True):
+        yield replace(sphere, groups=own_groups)
+
+
+def _tree_size(leaves: int, level1: int, fan_out: int) -> int:
     """Return the number of spheres in the smallest tree with so many leaves."""
-    if leaves <= fan_out:
+    if leaves <= level1:
         return 1 + leaves
     # Each level-2 sphere that becomes a control gives up its own place as a leaf and gains fan_out.
-    controls = -(-max(0, leaves - fan_out**2) // (fan_out - 1))
-    return 1 + fan_out + leaves + controls
+    controls = -(-max(0, leaves - level1 * fan_out) // (fan_out - 1))
+    return 1 + level1 + leaves + controls
 
 
-def _grown(size: int, fan_out: int) -> tuple[SphereSpec, ...]:
-    """Return the tree of `size` spheres with the most leaves, not placed yet.
+def _grown(size: int, level1: int, fan_out: int) -> tuple[SphereSpec, ...]:
+    """Return the tree of `size` spheres with the most leaves, neither placed nor with groups yet.
 
     The numbers of children that siblings have differ by at most one.
     """
     spheres = [SphereSpec(0, 0, "root", None, tuple(range(SYMMETRY_GROUPS)), 0, None)]
     parents, rest = spheres[:1], size - 1
     for level in (1, 2, 3):
-        count = min(rest, fan_out**level)
+        count = min(rest, level1 * fan_out ** (level - 1))
         rest -= count
         # A control has up to fan_out children; on level 1, all are controls if there is a level below.
         controls = -(-rest // fan_out)
@@ -174,23 +269,24 @@ def _grown(size: int, fan_out: int) -> tuple[SphereSpec, ...]:
             children = count // len(parents) + (number < count % len(parents))
             own_controls = controls // len(parents) + (number < controls % len(parents))
             for position in range(children):
-                own = slice(position * SYMMETRY_GROUPS // children, (position + 1) * SYMMETRY_GROUPS // children)
-                groups = parent.groups[own] if level == 1 else parent.groups
                 role: Role = "control" if position < own_controls else "leaf"
-                spheres.append(SphereSpec(len(spheres), level, role, parent.id, groups, 0, None))
+                spheres.append(SphereSpec(len(spheres), level, role, parent.id, (), 0, None))
         parents = [sphere for sphere in spheres[start:] if sphere.role == "control"]
     return tuple(spheres)
 
 
-def _placed(tree: SpherePlan, places: Sequence[Place]) -> Iterator[SphereSpec]:
+def _placed(tree: SpherePlan, places: Sequence[Place], *, with_root: bool) -> Iterator[SphereSpec]:
     """Yield the spheres, each with a core of its own if it is dedicated or a leaf.
 
-    The other ones take the cores that are left, then ride on the cores of their leaves.
+    The other ones take the cores that are left, then ride on the cores of their leaves. Without `with_root` the root
+    is left out.
     """
     in_order = list(tree.subtree(tree.root)) if tree.coordinators == "dedicated" else tree.leaves_below(tree.root)
+    if not with_root:
+        in_order = [sphere for sphere in in_order if sphere.level]
     where = {sphere.id: place for sphere, place in zip(in_order, places, strict=False)}
     spare = iter(places[len(in_order) :])
-    for sphere in tree.spheres:
+    for sphere in tree.spheres[0 if with_root else 1 :]:
         if sphere.id not in where:
             own = tree.leaves_below(sphere)
             # A different leaf on each level, so that a control does not ride with its parent.

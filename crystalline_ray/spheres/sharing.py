@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from crystalline_ray.spheres.canonical_sum import group_units
-from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, SpherePlan
+from crystalline_ray.spheres.plan import SYMMETRY_GROUPS, SpherePlan, SphereSpec
 
 
 class Worker(NamedTuple):
@@ -28,17 +28,27 @@ def deal_groups(plan: SpherePlan, micro_batches: int) -> dict[int, int]:
 def share_work(plan: SpherePlan, micro_batches: int, sum_unit: int) -> dict[int, list[Worker]]:
     """Return the workers each level-1 sphere may use in a step: its own without limit, then borrowed ones with a quota.
 
-    A sphere whose leaves are too few for its groups borrows idle leaves of others. Every leaf gets at most
-    ceil(units / leaves) units. A sphere that lends does not borrow, so no two wait for each other.
+    A sphere whose leaves are too few for its groups borrows idle leaves of its node: a leaf of another writes into
+    another memory. Every leaf gets at most ceil(units / leaves) units, both counted on its node. A sphere that lends
+    does not borrow, so no two wait for each other.
     """
     units = dict.fromkeys((sphere.id for sphere in plan.level1), 0)
     for group, sphere in deal_groups(plan, micro_batches).items():
         units[sphere] += len(group_units(group, micro_batches, sum_unit))
-    rounds = -(-sum(units.values()) // len(plan.leaves))
+    shared: dict[int, list[Worker]] = {}
+    for node in range(plan.nodes):
+        shared |= _shared_on_node(plan, [sphere for sphere in plan.level1 if sphere.node == node], units)
+    return shared
+
+
+def _shared_on_node(plan: SpherePlan, level1: list[SphereSpec], units: dict[int, int]) -> dict[int, list[Worker]]:
+    """Return the workers of the level-1 spheres of a node, which have to compute so many `units`."""
+    leaves = sum(len(plan.leaves_below(sphere)) for sphere in level1)
+    rounds = -(-sum(units[sphere.id] for sphere in level1) // leaves)
     shared: dict[int, list[Worker]] = {}
     spare: dict[int, int] = {}
     offers: list[tuple[int, int]] = []
-    for spec in plan.level1:
+    for spec in level1:
         own = (spec,) if spec.role == "leaf" else plan.children(spec.id)
         shared[spec.id] = [Worker(worker.id) for worker in own]
         rest = spare[spec.id] = rounds * len(plan.leaves_below(spec)) - units[spec.id]
@@ -47,7 +57,7 @@ def share_work(plan: SpherePlan, micro_batches: int, sum_unit: int) -> dict[int,
             if part > 0:
                 offers.append((worker.id, part))
                 rest -= part
-    for borrower in plan.level1:
+    for borrower in level1:
         while spare[borrower.id] < 0:
             lent, part = offers.pop()
             taken = min(-spare[borrower.id], part)

@@ -123,7 +123,7 @@ def test_level_1_shares_out_the_twelve_groups_and_its_descendants_inherit(cores:
 def test_dedicated_uses_each_core_once(nodes: list[int]) -> None:
     cores = [list(range(count)) for count in nodes]
     plan = plan_spheres(cores, coordinators="dedicated")
-    if sum(nodes) > 1:
+    if nodes[0] > 1:  # or else the root has no core of its own
         places = [(sphere.node, sphere.core) for sphere in plan.spheres]
         assert sorted(places) == [(node, core) for node, ids in enumerate(cores) for core in ids]
 
@@ -141,11 +141,43 @@ def test_shared_coordinators_ride_on_their_own_leaves_cores_or_on_spare_ones(cor
     assert len({sphere.core for sphere in plan.spheres}) == cores
 
 
-def test_level_1_subtrees_stay_on_one_node_where_sizes_allow() -> None:
-    root_node, *others = [list(range(14)), *([list(range(13))] * 11)]  # root and a full subtree, then subtrees
-    plan = plan_spheres([root_node, *others], coordinators="dedicated")
-    for control in plan.level1:
-        assert {child.node for child in plan.children(control.id)} == {control.node}
+@given(nodes=st.lists(st.integers(1, 40), min_size=1, max_size=12), mode=MODES)
+@examples(40)
+def test_level_1_subtrees_stay_on_one_node_and_every_node_has_leaves(nodes: list[int], mode: str) -> None:
+    plan = plan_spheres([list(range(count)) for count in nodes], coordinators=mode)  # type: ignore[arg-type]
+    assert plan.nodes == len(nodes)
+    assert plan.root.node == 0
+    assert [sphere.id for sphere in plan.spheres] == list(range(len(plan.spheres)))
+    assert all(before.parent <= after.parent for before, after in pairwise(plan.spheres[1:]))
+    for sphere in plan.level1:
+        assert {below.node for below in plan.subtree(sphere)} == {sphere.node}
+    assert {leaf.node for leaf in plan.leaves} == set(range(len(nodes)))
+    assert sorted(group for sphere in plan.level1 for group in sphere.groups) == list(range(12))
+
+
+def test_more_nodes_than_level_1_spheres_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"13 nodes.*--nodes 12"):
+        plan_spheres([[0]] * 13)
+
+
+@pytest.mark.parametrize(("nodes", "most"), [(1, 1), (2, 1), (3, 2), (4, 1), (6, 2), (12, 1)])
+@pytest.mark.parametrize("mode", ["dedicated", "shared"])
+def test_few_partial_sums_leave_a_node(nodes: int, most: int, mode: str) -> None:
+    plan = plan_spheres([list(range(64))] * nodes, coordinators=mode)  # type: ignore[arg-type]
+    for node in range(nodes):
+        held = {group for sphere in plan.level1 if sphere.node == node for group in sphere.groups}
+        assert maximal_sums(SUM_OF_GROUPS, held)[1] <= most
+
+
+SUM_OF_GROUPS = ((((0, 1), 2), ((3, 4), 5)), (((6, 7), 8), ((9, 10), 11)))
+
+
+def maximal_sums(tree: object, held: set[int]) -> tuple[bool, int]:
+    """Return whether all of the tree is held, and how many partial sums of it are held that no larger one contains."""
+    if not isinstance(tree, tuple):
+        return tree in held, int(tree in held)
+    (left, left_sums), (right, right_sums) = (maximal_sums(branch, held) for branch in tree)
+    return left and right, 1 if left and right else left_sums + right_sums
 
 
 def test_unpinned_cores_stay_unpinned() -> None:

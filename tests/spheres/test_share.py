@@ -72,6 +72,36 @@ def test_a_sphere_that_lends_does_not_borrow(cores: int, micro_batches: int) -> 
     assert not borrowers & lenders
 
 
+@examples(60)
+@given(
+    nodes=st.lists(st.integers(1, 40), min_size=1, max_size=12),
+    coordinators=st.sampled_from(["dedicated", "shared"]),
+    micro_batches=st.integers(1, 300),
+    sum_unit=st.integers(1, 3),
+)
+def test_leaves_are_lent_within_a_node_and_within_its_fewest_rounds(
+    nodes: list[int], coordinators: Coordinators, micro_batches: int, sum_unit: int
+) -> None:
+    plan = plan_spheres([[None] * count for count in nodes], coordinators=coordinators)
+    units = units_of(plan, micro_batches, sum_unit)
+    workers = share_work(plan, micro_batches, sum_unit)
+    assert sorted(workers) == [sphere.id for sphere in plan.level1]
+    lent: dict[int, int] = {}
+    for node in range(len(nodes)):
+        level1 = [sphere for sphere in plan.level1 if sphere.node == node]
+        leaves = [leaf for leaf in plan.leaves if leaf.node == node]
+        rounds = -(-sum(units[sphere.id] for sphere in level1) // len(leaves))
+        for sphere in level1:
+            borrowed = [worker for worker in workers[sphere.id] if worker.quota is not None]
+            quotas = sum(worker.quota or 0 for worker in borrowed)
+            assert rounds * len(plan.leaves_below(sphere)) + quotas >= units[sphere.id]
+            for worker in borrowed:
+                assert plan.spheres[worker.sphere].node == node
+                lent[worker.sphere] = lent.get(worker.sphere, 0) + (worker.quota or 0)
+        for lender in (spec for spec in plan.spheres if spec.node == node and spec.id in lent):
+            assert lent[lender.id] <= rounds * len(plan.leaves_below(lender))
+
+
 def test_51_leaves_share_204_micro_batches_in_four_full_rounds() -> None:
     plan = plan_spheres([list(range(64))])
     helpers = share_work(plan, 204, 1)

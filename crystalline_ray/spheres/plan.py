@@ -54,7 +54,7 @@ class SpherePlan:
 
     @property
     def nodes(self) -> int:
-        """How many nodes the spheres are on."""
+        """Number of nodes that have spheres."""
         return 1 + max(sphere.node for sphere in self.level1)
 
     @cached_property
@@ -106,7 +106,10 @@ class Occupancy(NamedTuple):
 
 
 def occupancy(plan: SpherePlan, units: int) -> Occupancy:
-    """Share out a step's `units` of `sum_unit` micro-batches; controls lend leaves, so only the totals count."""
+    """Share out a step's `units` of `sum_unit` micro-batches in a plan of one node.
+
+    Controls lend leaves there, so only the totals count.
+    """
     leaves = len(plan.leaves)
     rounds = -(-units // leaves)
     idle = rounds * leaves - units
@@ -231,14 +234,13 @@ def _grouped(spheres: Sequence[SphereSpec]) -> Iterator[SphereSpec]:
     for sphere, (start, end) in zip(level1, pairwise(bounds), strict=True):
         counts[sphere.node] += end - start
     dealt = [group for own in deal_to_nodes(counts) for group in own]
-    groups = [spheres[0].groups]
-    for sphere in spheres[1:]:
+    groups: list[tuple[int, ...]] = []
+    for sphere in spheres:
         if sphere.level == 1:
             groups.append(tuple(dealt[bounds[sphere.id - 1] : bounds[sphere.id]]))
         else:
-            groups.append(groups[sphere.parent or 0])
-    for sphere, own_groups in zip(spheres, groups, strict=True):
-        yield replace(sphere, groups=own_groups)
+            groups.append(sphere.groups if sphere.parent is None else groups[sphere.parent])
+        yield replace(sphere, groups=groups[-1])
 
 
 def _tree_size(leaves: int, level1: int, fan_out: int) -> int:

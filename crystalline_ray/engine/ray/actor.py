@@ -131,7 +131,7 @@ class SphereHost:
         self.connect(actors)
         tickets = set()
         for spec in plan.spheres[1:]:
-            # Level-1 spheres may borrow any worker; a deeper control knows its children; a deeper leaf nobody.
+            # Level-1 spheres may borrow workers; a deeper control knows its children; a deeper leaf nobody.
             known = actors if spec.level == 1 else {child.id: actors[child.id] for child in plan.children(spec.id)}
             tickets.add(self._link.call(spec.id, "connect", known))
         while tickets:
